@@ -1,0 +1,40 @@
+# Two commands matter: `make demo` and `make test`. Each sets up what it needs.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: venv demo test lint parity lock clean
+venv: $(VENV)/.done
+
+# The lock is complete, so pip need not resolve anything: --no-deps.
+$(VENV)/.done: deploy/requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; assert sys.version_info[:2] == (3, 11), sys.version'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --no-deps -r deploy/requirements.lock
+	$(BIN)/pip install -q --no-deps --no-build-isolation -e .
+	touch $@
+
+demo: venv
+	$(BIN)/ferry demo
+
+test: venv lint
+	$(BIN)/pytest
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# The real MaxText, in a Python 3.12 environment of its own.
+parity: venv
+	bash tests/parity/run.sh
+
+# Resolves pyproject's dependencies anew. torch is named exactly: any other version brings CUDA along.
+lock:
+	rm -rf build/lock && $(PYTHON) -m venv build/lock
+	build/lock/bin/pip install -q torch==2.13.0 setuptools '.[check,airflow,dev]'
+	build/lock/bin/pip freeze --all --exclude pip --exclude ferry | sed 's/^torch==.*/torch==2.13.0/' > deploy/requirements.lock
+	rm -rf build/lock
+
+clean:
+	rm -rf $(VENV) .parity .demo build

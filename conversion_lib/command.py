@@ -1,0 +1,136 @@
+"""What every command of `ferry` shares: options, exit codes, results as text or as one JSON object.
+
+Results go to standard output; progress, messages and errors to standard error.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+import typer
+from pydantic import BaseModel, ByteSize, TypeAdapter, ValidationError
+from rich.console import Console, RenderableType
+
+import conversion_lib
+from conversion_lib.errors import BadInput, FerryError, OutsideFailure, Terminated
+from conversion_lib.progress import Reporter
+
+
+@dataclass
+class Outcome:
+    """What a command has to say. `failed`: a check ran and failed, exit 1, with `message` on standard error."""
+
+    result: BaseModel | dict[str, Any]
+    text: list[RenderableType] = field(default_factory=list)
+    failed: bool = False
+    message: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        value = self.result.model_dump(mode="json") if isinstance(self.result, BaseModel) else self.result
+        return {str(key): part for key, part in value.items()}
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"ferry {conversion_lib.__version__}")
+        raise typer.Exit
+
+
+VERSION_OPTION = typer.Option("--version", help="Print the version and exit.", callback=_version, is_eager=True)
+LogFormat = Literal["text", "json"]
+_SHARED = {
+    "json_output": Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")],
+    "quiet": Annotated[bool, typer.Option("--quiet", help="No progress and no messages.")],
+    "log_format": Annotated[LogFormat, typer.Option("--log-format", help="How messages look: text or json.")],
+    "version": Annotated[bool, VERSION_OPTION],
+}
+_DEFAULTS: dict[str, Any] = {"json_output": False, "quiet": False, "log_format": "text", "version": False}
+
+
+def command(app: typer.Typer, name: str) -> Callable[[Callable[..., Outcome]], Callable[..., None]]:
+    """Registers a function as `ferry <name>`. It gets a Reporter first, then its own options."""
+
+    def register(body: Callable[..., Outcome]) -> Callable[..., None]:
+        @functools.wraps(body)
+        def run(**options: Any) -> None:
+            shared = {key: options.pop(key) for key in _SHARED}
+            raise SystemExit(_run(functools.partial(body, **options), **shared))
+
+        own = list(inspect.signature(body, eval_str=True).parameters.values())[1:]
+        extra = [
+            inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=_DEFAULTS[key], annotation=annotation)
+            for key, annotation in _SHARED.items()
+        ]
+        keyword = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]
+        run.__signature__ = inspect.Signature([*keyword, *extra])  # type: ignore[attr-defined]
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in [*keyword, *extra]}
+        app.command(name)(run)
+        return run
+
+    return register
+
+
+def _run(
+    body: Callable[[Reporter], Outcome], *, json_output: bool, quiet: bool, log_format: LogFormat, version: bool
+) -> int:
+    """Runs a command and returns its exit code."""
+    signal.signal(signal.SIGTERM, _terminate)
+    reporter = Reporter("quiet" if quiet else "auto", log_format)
+    started = time.monotonic()
+    try:
+        outcome = body(reporter)
+    except KeyboardInterrupt:
+        print("ferry: interrupted; what was finished is kept", file=sys.stderr)
+        return 130
+    except FerryError as error:
+        return _fail(error, json_output)
+    except OSError as error:
+        return _fail(OutsideFailure(str(error)), json_output)
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if json_output:
+        measured = {"seconds": round(time.monotonic() - started, 3), "peak_bytes": peak_bytes()}
+        print(json.dumps({**measured, **outcome.as_json()}))
+    else:
+        console = Console()
+        for part in outcome.text:
+            console.print(part, highlight=False)
+    if outcome.failed:
+        print(f"ferry: {outcome.message}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _fail(error: FerryError, json_output: bool) -> int:
+    """One line on standard error; with --json also an object that says the same."""
+    message = " ".join(str(error).split())
+    if json_output:
+        print(json.dumps({"error": message, "exit_code": error.exit_code}))
+    print(f"ferry: {message}", file=sys.stderr)
+    return error.exit_code
+
+
+def _terminate(number: int, frame: object) -> None:
+    raise Terminated("ended by SIGTERM; what was finished is kept, and the same command goes on from there")
+
+
+def peak_bytes() -> int:
+    """The largest resident memory of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def parse_size(text: str) -> int:
+    """`512MiB`, `2GiB` or a number of bytes. Raises BadInput for anything else."""
+    try:
+        return int(TypeAdapter(ByteSize).validate_python(text))
+    except ValidationError:
+        raise BadInput(f"{text!r} is no size; write it like 512MiB or 2GiB") from None

@@ -1,0 +1,99 @@
+"""Two checkpoints of the same kind, leaf by leaf, bit for bit, in bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel
+
+from conversion_lib.boxes import Box, Shape, size, split, whole
+from conversion_lib.dtypes import itemsize
+from conversion_lib.errors import BadInput
+from conversion_lib.progress import SILENT, Reporter
+from conversion_lib.sources.base import Source, TensorInfo
+from conversion_lib.sources.orbax import METADATA, OrbaxSource
+from conversion_lib.sources.safetensors import INDEX_NAME, SINGLE_NAME, SafetensorsSource
+
+READ_BYTES = 64 << 20
+
+
+class Difference(BaseModel):
+    """What is not the same of one leaf: `only in A`, `only in B`, `shape`, `dtype` or `bits`."""
+
+    path: str
+    what: Literal["only in A", "only in B", "shape", "dtype", "bits"]
+    detail: str = ""
+
+
+class Comparison(BaseModel):
+    same: bool
+    leaves: int
+    bytes_compared: int
+    differences: list[Difference]
+
+
+def open_checkpoint(path: Path) -> tuple[Literal["maxtext", "safetensors"], Source]:
+    """Opens either kind. Raises BadInput where `path` is neither."""
+    if any((path / name).is_file() for name in (INDEX_NAME, SINGLE_NAME)):
+        return "safetensors", SafetensorsSource(path)
+    if any((path / part / METADATA).is_file() for part in ("", "items", "0/items")):
+        return "maxtext", OrbaxSource(path)
+    raise BadInput(f"{path} is neither a Hugging Face checkpoint (safetensors) nor a MaxText one (Orbax)")
+
+
+def compare(a: Path, b: Path, *, reporter: Reporter = SILENT) -> Comparison:
+    """Compares every leaf of the two. NaNs are equal where their bits are.
+
+    Raises BadInput where the two are of different kinds, or one is no checkpoint.
+    """
+    (kind_a, source_a), (kind_b, source_b) = open_checkpoint(a), open_checkpoint(b)
+    if kind_a != kind_b:
+        raise BadInput(f"{a} is a {kind_a} checkpoint and {b} a {kind_b} one: only like can be compared with like")
+    names_a, names_b = set(source_a.tensors), set(source_b.tensors)
+    differences = [Difference(path=name, what="only in A") for name in sorted(names_a - names_b)]
+    differences += [Difference(path=name, what="only in B") for name in sorted(names_b - names_a)]
+    shared = sorted(names_a & names_b)
+    total = sum(source_a.tensors[name].nbytes for name in shared)
+    with reporter.task("compare", total) as task:
+        for name in shared:
+            found = _compare_leaf(source_a, source_b, source_a.tensors[name], source_b.tensors[name])
+            task.advance(source_a.tensors[name].nbytes)
+            if found is not None:
+                differences.append(found)
+    return Comparison(
+        same=not differences, leaves=len(names_a | names_b), bytes_compared=total, differences=differences
+    )
+
+
+def _compare_leaf(a: Source, b: Source, info: TensorInfo, other: TensorInfo) -> Difference | None:
+    if info.shape != other.shape:
+        detail = f"{list(info.shape)} in A, {list(other.shape)} in B"
+        return Difference(path=info.name, what="shape", detail=detail)
+    if info.dtype != other.dtype:
+        return Difference(path=info.name, what="dtype", detail=f"{info.dtype} in A, {other.dtype} in B")
+    count = 0
+    for box in read_boxes(info.shape, itemsize(info.dtype)):
+        left, right = (np.ascontiguousarray(source.read(info.name, box)) for source in (a, b))
+        width = max(itemsize(info.dtype), 1)
+        unequal = left.reshape(-1).view(np.uint8) != right.reshape(-1).view(np.uint8)
+        count += int(unequal.reshape(-1, width).any(axis=1).sum())
+    if count:
+        return Difference(path=info.name, what="bits", detail=f"{count} of {size(whole(info.shape))} elements")
+    return None
+
+
+def read_boxes(shape: Shape, width: int, limit: int = READ_BYTES) -> Iterator[Box]:
+    """Boxes of at most about `limit` bytes that tile `shape`, cut along its leading axes."""
+    pending = [(whole(shape), 0)]
+    while pending:
+        box, axis = pending.pop()
+        nbytes = size(box) * width
+        if nbytes <= limit or axis == len(shape):
+            yield box
+            continue
+        extent = box[axis][1] - box[axis][0]
+        step = max(1, extent * limit // nbytes)
+        pending.extend((part, axis + 1) for part in split(box, axis, step))

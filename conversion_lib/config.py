@@ -1,0 +1,75 @@
+"""config.json of a Hugging Face checkpoint, in either of transformers' spellings."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from conversion_lib.errors import BadInput
+
+CONFIG_NAME = "config.json"
+
+
+class ModelConfig:
+    """A config.json; keys of a nested `text_config` come before those around it.
+
+    Older and newer transformers differ in names (`torch_dtype` and `dtype`, `rope_theta` and `rope_parameters`);
+    the properties here read both.
+    """
+
+    def __init__(self, raw: dict[str, Any], path: Path) -> None:
+        self.raw, self.path = raw, path
+        text = raw.get("text_config")
+        self._flat: dict[str, Any] = {**raw, **text} if isinstance(text, dict) else raw
+
+    @property
+    def architectures(self) -> tuple[str, ...]:
+        value = self.raw.get("architectures") or ()
+        return tuple(str(name) for name in value)
+
+    @property
+    def model_type(self) -> str:
+        return str(self.raw.get("model_type", ""))
+
+    @property
+    def quantization(self) -> dict[str, Any] | None:
+        value = self.raw.get("quantization_config")
+        return value if isinstance(value, dict) else None
+
+    def get(self, key: str, default: Any = None) -> Any:
+        value = self._flat.get(key)
+        return default if value is None else value
+
+    def count(self, *keys: str, default: int | None = None) -> int:
+        """The non-negative integer under the first of `keys` that is there.
+
+        Raises BadInput where there is none and no default, or where it is no such number.
+        """
+        for key in keys:
+            value = self._flat.get(key)
+            if value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+                raise BadInput(f"{self.path}: {key} should be a non-negative integer, not {value!r}")
+            return value
+        if default is None:
+            raise BadInput(f"{self.path} has no {' or '.join(keys)}, which this architecture needs")
+        return default
+
+    def flag(self, key: str, default: bool = False) -> bool:
+        return bool(self.get(key, default))
+
+
+def load_config(directory: Path) -> ModelConfig:
+    """Reads `directory`/config.json. Raises BadInput where it is missing, not JSON, or not an object."""
+    path = directory / CONFIG_NAME
+    try:
+        raw = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise BadInput(f"{directory} has no {CONFIG_NAME}: a Hugging Face checkpoint needs one") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path} is not JSON: {error}") from None
+    if not isinstance(raw, dict):
+        raise BadInput(f"{path} should hold a JSON object, not {type(raw).__name__}")
+    return ModelConfig(raw, path)

@@ -1,0 +1,209 @@
+"""Where a checkpoint is published: the interface, and directories. A third kind of place is one more class.
+
+A destination is one location. Files are put there in any order; nobody takes them for a checkpoint before `commit`.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Protocol
+from urllib.parse import unquote, urlsplit
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from conversion_lib.errors import BadInput, OutsideFailure
+from conversion_lib.files import disk_error, existing_parent, one_at_a_time, sync_directory, write_atomically
+from conversion_lib.manifest import FileEntry, build_manifest, copy_checked, list_files
+from conversion_lib.progress import Reporter, format_bytes
+
+MANIFEST_NAME = "manifest.json"
+MARKER_NAME = "ferry_commit.json"
+"""What a reader looks for: written last, and only there when everything else is."""
+
+
+class Manifest(BaseModel):
+    """`manifest.json`: every file of a location but itself and the marker.
+
+    digest: the checkpoint's own, of the files under `0/`. checked: whether a passing verdict came with it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: int = 1
+    digest: str
+    checked: bool
+    ferry: str
+    files: list[FileEntry]
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A file to publish: its entry, and the file or the bytes it is made from."""
+
+    entry: FileEntry
+    source: Path | bytes
+
+    def open(self) -> IO[bytes]:
+        return io.BytesIO(self.source) if isinstance(self.source, bytes) else self.source.open("rb")
+
+
+class Destination(Protocol):
+    """One location. Paths are relative to it, with `/`. Methods raise BadInput and OutsideFailure, in one line."""
+
+    @property
+    def url(self) -> str: ...
+
+    def exclusive(self, reporter: Reporter) -> AbstractContextManager[None]:
+        """Held while something is published here, where the place has locks."""
+        ...
+
+    def read(self, path: str) -> bytes | None:
+        """A small file of what is committed; None where there is none."""
+        ...
+
+    def begin(self, manifest: Manifest) -> set[str]:
+        """Makes ready, and says which of the manifest's files an earlier try has brought already."""
+        ...
+
+    def put(self, item: Item, advance: Callable[[int], None], stopped: threading.Event) -> None:
+        """Brings one file, checking its CRC32C on the way; safe to call from several threads."""
+        ...
+
+    def commit(self, manifest: bytes, marker: bytes) -> None:
+        """Writes the manifest and then the marker: from here on readers see the checkpoint."""
+        ...
+
+    def entries(self, reporter: Reporter) -> list[FileEntry]:
+        """Every file that lies here, sorted."""
+        ...
+
+    def update(self, path: str, change: Callable[[bytes | None], bytes | None]) -> None:
+        """Replaces a file at `path`, relative to the base, by what `change` makes of it (None: leaves it)."""
+        ...
+
+
+def open_destination(base: str, path: str = "") -> Destination:
+    """The location `path` under `base`: gs://bucket/prefix, a directory, or file:///directory."""
+    scheme, separator, rest = base.partition("://")
+    if not separator:
+        return DirectoryDestination(Path(base), path)
+    if scheme == "gs":
+        # its client takes half a second to import
+        from conversion_lib.cloud_storage import CloudStorageDestination
+
+        return CloudStorageDestination(base, path)
+    if scheme == "file" and rest.startswith("/"):
+        return DirectoryDestination(Path(unquote(urlsplit(base).path)), path)
+    raise BadInput(f"{base}: expected gs://bucket/prefix, a directory or file:///directory")
+
+
+class DirectoryDestination:
+    """A location in a directory: built in a hidden sibling, which is renamed when it is whole."""
+
+    def __init__(self, base: Path, path: str) -> None:
+        self.base = base.expanduser().absolute()
+        self.location = self.base / path
+        name = self.location.name
+        self.staging = self.location.with_name(f".{name}.ferry-partial")
+        self.lock = self.location.with_name(f".{name}.ferry-lock")
+
+    @property
+    def url(self) -> str:
+        return str(self.location)
+
+    @contextmanager
+    def exclusive(self, reporter: Reporter) -> Iterator[None]:
+        def waiting() -> None:
+            reporter.say(f"another run is publishing to {self.url}: waiting for it")
+
+        try:
+            with one_at_a_time(self.lock, waiting):
+                yield
+        except OSError as error:
+            raise disk_error(error, f"cannot write to {self.url}") from error
+
+    def read(self, path: str) -> bytes | None:
+        try:
+            return (self.location / path).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise disk_error(error, f"cannot read {self.location / path}") from error
+
+    def begin(self, manifest: Manifest) -> set[str]:
+        if self.location.exists() and (not self.location.is_dir() or any(self.location.iterdir())):
+            raise BadInput(
+                f"{self.url} holds something that is no published checkpoint (no {MARKER_NAME}): give another"
+                " destination, or remove it"
+            )
+        self.staging.mkdir(parents=True, exist_ok=True)
+        kept = self._sweep(manifest)
+        needed = sum(entry.size for entry in manifest.files if entry.path not in kept)
+        free = shutil.disk_usage(existing_parent(self.staging)).free
+        if needed > free:
+            raise BadInput(
+                f"{self.url} needs {format_bytes(needed)}, and {format_bytes(free)} are free: make room or give"
+                " another destination"
+            )
+        # what the files of this try will be: the next try trusts those that it finds under the same entry
+        write_atomically(self.staging / MANIFEST_NAME, manifest.model_dump_json().encode())
+        return kept
+
+    def _sweep(self, manifest: Manifest) -> set[str]:
+        """Removes from the staging directory what a killed try left of something else or half done."""
+        there = list_files(self.staging)
+        begun: set[FileEntry] = set()
+        if MANIFEST_NAME in there:
+            try:
+                begun = set(Manifest.model_validate_json((self.staging / MANIFEST_NAME).read_bytes()).files)
+            except ValidationError:
+                begun = set()
+        kept = {e.path for e in manifest.files if e in begun and there.get(e.path) == e.size}
+        for path in there.keys() - kept:
+            (self.staging / path).unlink()
+        return kept
+
+    def put(self, item: Item, advance: Callable[[int], None], stopped: threading.Event) -> None:
+        path = self.staging / item.entry.path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f"{path.name}.part")
+        with item.open() as source, part.open("wb") as target:
+            right = copy_checked(source, target, item.entry, advance, stopped)
+            target.flush()
+            os.fsync(target.fileno())
+        if not right:
+            raise OutsideFailure(
+                f"{item.entry.path} changed while it was published (expected {item.entry.size} bytes with crc32c"
+                f" {item.entry.crc32c}): run again when nothing writes to the checkpoint"
+            )
+        part.replace(path)
+
+    def commit(self, manifest: bytes, marker: bytes) -> None:
+        write_atomically(self.staging / MANIFEST_NAME, manifest)
+        write_atomically(self.staging / MARKER_NAME, marker)
+        for directory, _, _ in os.walk(self.staging):
+            sync_directory(Path(directory))
+        self.staging.replace(self.location)
+        sync_directory(self.location.parent)
+
+    def entries(self, reporter: Reporter) -> list[FileEntry]:
+        return build_manifest(self.location, reporter=reporter, task=f"verifying {self.url}")
+
+    def update(self, path: str, change: Callable[[bytes | None], bytes | None]) -> None:
+        target = self.base / path
+        try:
+            if change(target.read_bytes() if target.exists() else None) is None:
+                return  # also where nothing may be written
+            with one_at_a_time(target.with_name(f".{target.name}.ferry-lock"), lambda: None):
+                changed = change(target.read_bytes() if target.exists() else None)
+                if changed is not None:
+                    write_atomically(target, changed)
+        except OSError as error:
+            raise disk_error(error, f"cannot write to {target}") from error

@@ -1,0 +1,48 @@
+"""Names of dtypes: numpy's (with ml_dtypes) and those of safetensors headers."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+
+from conversion_lib.errors import BadInput
+
+SAFETENSORS_DTYPES = {
+    "BOOL": "bool",
+    "U8": "uint8",
+    "I8": "int8",
+    "U16": "uint16",
+    "I16": "int16",
+    "U32": "uint32",
+    "I32": "int32",
+    "U64": "uint64",
+    "I64": "int64",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F32": "float32",
+    "F64": "float64",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "F8_E8M0": "float8_e8m0fnu",
+}
+"""safetensors' spelling -> numpy's (https://huggingface.co/docs/safetensors, "Format")."""
+
+SAFETENSORS_NAMES = {name: code for code, name in SAFETENSORS_DTYPES.items()}
+
+FLOATS = frozenset({"bfloat16", "float16", "float32", "float64"})
+
+
+def numpy_dtype(name: str) -> np.dtype:
+    """`bfloat16` and the float8 kinds come from ml_dtypes, everything else from numpy itself.
+
+    Raises BadInput for a name that neither knows.
+    """
+    try:
+        return np.dtype(getattr(ml_dtypes, name) if hasattr(ml_dtypes, name) else name)
+    except TypeError:
+        raise BadInput(f"no such dtype: {name}") from None
+
+
+def itemsize(name: str) -> int:
+    """Bytes of one element."""
+    return numpy_dtype(name).itemsize

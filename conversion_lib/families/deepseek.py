@@ -1,0 +1,84 @@
+"""What DeepSeek V2, V3 and V3.2 share: latent attention, leading dense layers, shared and routed experts."""
+
+from __future__ import annotations
+
+from conversion_lib.config import ModelConfig
+from conversion_lib.families.common import DROPS, MLP, NORMS, base_dims, from_heads, linear, to_heads
+from conversion_lib.rules import Block, Dims, Drop, Rule
+
+
+def dims(config: ModelConfig) -> Dims:
+    sizes = base_dims(config)
+    nope, rope, value = (config.count(f"{name}_head_dim") for name in ("qk_nope", "qk_rope", "v"))
+    heads, moe = sizes["heads"], config.count("moe_intermediate_size")
+    layers = sizes["layers"]
+    return sizes | {
+        "dense": min(config.count("first_k_dense_replace"), layers),
+        "q_lora": config.count("q_lora_rank", default=0),
+        "kv_lora": config.count("kv_lora_rank"),
+        "qk": nope + rope,
+        "q": heads * (nope + rope),
+        "kv_a": config.count("kv_lora_rank") + rope,
+        "nope_v": nope + value,
+        "kv_b": heads * (nope + value),
+        "v": value,
+        "attn": heads * value,
+        "moe": moe,
+        "shared": moe * config.count("n_shared_experts", default=0),
+        "experts": config.count("n_routed_experts", default=0),
+        "after_mtp": layers + config.count("num_nextn_predict_layers", default=1),
+    }
+
+
+ATTENTION = (
+    *NORMS,
+    Rule("self_attn.q_proj.weight", "self_attention/query/kernel", ("q", "hidden"), to_heads("heads", "qk"), "!q_lora"),
+    Rule("self_attn.q_a_proj.weight", "self_attention/wq_a/kernel", ("q_lora", "hidden"), linear, "q_lora"),
+    Rule("self_attn.q_a_layernorm.weight", "self_attention/q_norm/scale", ("q_lora",), when="q_lora"),
+    Rule("self_attn.q_b_proj.weight", "self_attention/wq_b/kernel", ("q", "q_lora"), to_heads("heads", "qk"), "q_lora"),
+    Rule("self_attn.kv_a_proj_with_mqa.weight", "self_attention/wkv_a/kernel", ("kv_a", "hidden"), linear),
+    Rule("self_attn.kv_a_layernorm.weight", "self_attention/kv_norm/scale", ("kv_lora",)),
+    Rule("self_attn.kv_b_proj.weight", "self_attention/wkv_b/kernel", ("kv_b", "kv_lora"), to_heads("heads", "nope_v")),
+    Rule("self_attn.o_proj.weight", "self_attention/out/kernel", ("hidden", "attn"), from_heads("heads", "v")),
+)
+
+SHARED, ROUTED = "DeepSeekMoeBlock_0/shared_experts", "DeepSeekMoeBlock_0/MoeBlock_0"
+
+EXPERTS = (
+    Rule("mlp.shared_experts.gate_proj.weight", f"{SHARED}/wi_0/kernel", ("shared", "hidden"), linear, "shared"),
+    Rule("mlp.shared_experts.up_proj.weight", f"{SHARED}/wi_1/kernel", ("shared", "hidden"), linear, "shared"),
+    Rule("mlp.shared_experts.down_proj.weight", f"{SHARED}/wo/kernel", ("hidden", "shared"), linear, "shared"),
+    Rule("mlp.gate.weight", f"{ROUTED}/gate/kernel", ("experts", "hidden"), linear),
+    Rule("mlp.experts.{expert}.gate_proj.weight", f"{ROUTED}/wi_0", ("moe", "hidden"), linear),
+    Rule("mlp.experts.{expert}.up_proj.weight", f"{ROUTED}/wi_1", ("moe", "hidden"), linear),
+    Rule("mlp.experts.{expert}.down_proj.weight", f"{ROUTED}/wo", ("hidden", "moe"), linear),
+)
+
+# Where the scanned bias lies depends on the MaxText that loads it: 0.2.5 takes (layers, experts) in both of its
+# loaders, main takes (experts, layers). Rounding it to bfloat16 changes which experts a token goes to.
+CORRECTION_BIAS = Rule(
+    "mlp.gate.e_score_correction_bias",
+    f"{ROUTED}/gate/bias",
+    ("experts",),
+    keep_float32=True,
+    scan_axis={"0.2.5": 0, "main": 1},
+)
+
+MTP = Drop(
+    "multi-token prediction",
+    r"model\.layers\.(?P<layer>\d+)\..*",
+    "layers from num_hidden_layers on predict further tokens; MaxText's model has none",
+    layers=("layers", "after_mtp"),
+)
+
+
+def blocks(attention: tuple[Rule, ...], experts: tuple[Rule, ...]) -> tuple[Block, ...]:
+    """The leading dense layers and the mixture-of-experts layers after them."""
+    line = "first_k_dense_replace"
+    return (
+        Block("dense_layers", (*attention, *MLP), "zero", "dense", because=line),
+        Block("moe_layers", (*attention, *experts), "dense", "layers", because=line),
+    )
+
+
+DEEPSEEK_DROPS = (*DROPS, MTP)

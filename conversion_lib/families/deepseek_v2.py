@@ -1,0 +1,16 @@
+"""DeepSeek V2 and V2 Lite."""
+
+from __future__ import annotations
+
+from conversion_lib.families.common import TOP
+from conversion_lib.families.deepseek import ATTENTION, DEEPSEEK_DROPS, EXPERTS, blocks, dims
+from conversion_lib.rules import Family
+
+FAMILY = Family(
+    name="deepseek_v2",
+    architectures=("DeepseekV2ForCausalLM",),
+    dims=dims,
+    rules=TOP,
+    blocks=blocks(ATTENTION, EXPERTS),
+    drops=DEEPSEEK_DROPS,
+)

@@ -1,0 +1,16 @@
+"""DeepSeek V3, V3.1 and R1: a correction bias in the router."""
+
+from __future__ import annotations
+
+from conversion_lib.families.common import TOP
+from conversion_lib.families.deepseek import ATTENTION, CORRECTION_BIAS, DEEPSEEK_DROPS, EXPERTS, blocks, dims
+from conversion_lib.rules import Family
+
+FAMILY = Family(
+    name="deepseek_v3",
+    architectures=("DeepseekV3ForCausalLM",),
+    dims=dims,
+    rules=TOP,
+    blocks=blocks(ATTENTION, (*EXPERTS, CORRECTION_BIAS)),
+    drops=DEEPSEEK_DROPS,
+)

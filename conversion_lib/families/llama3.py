@@ -1,0 +1,32 @@
+"""Llama 3.1, 3.2 and 3.3: the query is stored divided by sqrt(head_dim), query and key are interleaved for RoPE."""
+
+from __future__ import annotations
+
+from conversion_lib.families.common import DROPS, MLP, NORMS, TOP, VALUE_AND_OUT, grouped_query_dims, one_block
+from conversion_lib.ops import Interleave, Op, Scale, Split, Transpose
+from conversion_lib.rules import Dims, Family, Rule
+
+
+def query(dims: Dims) -> tuple[Op, ...]:
+    heads = Split(1, (dims["heads"], dims["head_dim"]))
+    return Transpose(), heads, Interleave(2), Scale(dims["head_dim"])
+
+
+def key(dims: Dims) -> tuple[Op, ...]:
+    return Transpose(), Split(1, (dims["kv_heads"], dims["head_dim"])), Interleave(2)
+
+
+FAMILY = Family(
+    name="llama3.1",
+    architectures=("LlamaForCausalLM",),
+    dims=grouped_query_dims,
+    rules=TOP,
+    blocks=one_block(
+        *NORMS,
+        Rule("self_attn.q_proj.weight", "self_attention/query/kernel", ("q", "hidden"), query),
+        Rule("self_attn.k_proj.weight", "self_attention/key/kernel", ("kv", "hidden"), key),
+        *VALUE_AND_OUT,
+        *MLP,
+    ),
+    drops=DROPS,
+)

@@ -1,0 +1,363 @@
+"""In from the Hub: the files a job needs, at one commit, each checked against what the Hub says of it.
+
+A file is fetched into `DESTINATION/.ferry`, checked, synced, and renamed to its place: whatever has its name has been
+checked, so that a retry goes on from there. `provenance.json` is written last and marks a whole download.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import shutil
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+import huggingface_hub
+from huggingface_hub import constants
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from conversion_lib import __version__
+from conversion_lib.errors import BadInput, OutsideFailure
+from conversion_lib.files import (
+    disk_error,
+    in_parallel,
+    one_at_a_time,
+    write_atomically,
+)
+from conversion_lib.hub_errors import explain, shown_endpoint
+from conversion_lib.hub_files import Fetcher, Mismatch, RemoteFile, mismatch
+from conversion_lib.progress import SILENT, Reporter, format_bytes
+from conversion_lib.retry import Backoff
+
+PROVENANCE_NAME = "provenance.json"
+WORK_NAME = ".ferry"
+"""Work in progress inside the destination; gone when the download is whole."""
+THREADS = 4
+
+NEEDED = (
+    "*.safetensors",
+    "*.json",
+    "*.jinja",
+    "*.model",
+    "*.tiktoken",
+    "merges.txt",
+    "vocab.txt",
+    "LICENSE*",
+    "NOTICE*",
+    "README.md",
+)
+"""Files at the top of a repository that a job may need. Pickled weights are none of them, ever."""
+NOT_NEEDED = ("consolidated*", "*.bin.index.json", "*.h5.index.json", "*.msgpack.index.json")
+"""A second copy of the weights in another layout, and the indexes of weights that are not fetched."""
+OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.gguf", "*.onnx")
+"""Named in the error where a repository has no safetensors."""
+
+
+class Resolved(BaseModel):
+    """A repository at one commit, with every file it has."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    repo: str
+    commit: str
+    files: list[RemoteFile]
+
+
+class Provenance(BaseModel):
+    """`provenance.json`: where the files of a directory came from. Times are UTC in ISO 8601."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    repo: str
+    revision: str
+    commit: str
+    endpoint: str
+    files: list[RemoteFile]
+    started: str
+    finished: str
+    huggingface_hub: str
+    ferry: str
+
+
+class _Unfinished(BaseModel):
+    """`.ferry/download.json`: what an unfinished download is of."""
+
+    repo: str
+    commit: str
+
+
+@dataclass(frozen=True, slots=True)
+class DownloadResult:
+    """`bytes` is the size of all files; `bytes_downloaded` of those that this call fetched."""
+
+    repo: str
+    revision: str
+    commit: str
+    path: Path
+    files: int
+    bytes: int
+    bytes_downloaded: int
+    seconds: float
+
+
+def resolve(
+    repo: str, revision: str = "main", *, backoff: Backoff | None = None, reporter: Reporter = SILENT
+) -> Resolved:
+    """The commit that `revision` names now, and the files it has.
+
+    Asks the Hub at HF_ENDPOINT (else the public one), with the token in HF_TOKEN or the client's token file. Raises
+    BadInput for an unknown repository or revision, for one that the token does not open, and offline; OutsideFailure
+    where the Hub cannot be reached.
+    """
+    endpoint = _endpoint()
+    where = f"{repo} at {revision}"
+
+    def ask() -> Resolved:
+        try:
+            api = huggingface_hub.HfApi(endpoint)
+            info = api.model_info(repo, revision=revision, files_metadata=True, timeout=30)
+        except Exception as error:
+            raise explain(error, where, repo, endpoint) from error
+        files = []
+        for sibling in info.siblings or []:
+            if sibling.size is None or sibling.blob_id is None:
+                raise BadInput(
+                    f"{shown_endpoint(endpoint)} gives no size and git id for {sibling.rfilename} of {where}:"
+                    " a download could not be checked; use the Hub itself or a mirror that keeps them"
+                )
+            sha256 = sibling.lfs.sha256 if sibling.lfs else None
+            size = sibling.lfs.size if sibling.lfs else sibling.size
+            files.append(RemoteFile(path=sibling.rfilename, size=size, sha256=sha256, blob_id=sibling.blob_id))
+        if info.sha is None:
+            raise BadInput(f"{shown_endpoint(endpoint)} names no commit for {where}")
+        return Resolved(repo=repo, commit=info.sha, files=sorted(files, key=lambda file: file.path))
+
+    return (backoff or Backoff()).run(ask, reporter=reporter)
+
+
+def needed_files(resolved: Resolved) -> list[RemoteFile]:
+    """The files of the repository that a job needs. Raises BadInput where none of them is safetensors."""
+    needed = [
+        file
+        for file in resolved.files
+        if "/" not in file.path and _matches(file.path, NEEDED) and not _matches(file.path, NOT_NEEDED)
+    ]
+    if not any(file.path.endswith(".safetensors") for file in needed):
+        weights = [f"{f.path} ({format_bytes(f.size)})" for f in resolved.files if _matches(f.path, OTHER_WEIGHTS)]
+        shown = ", ".join(weights[:4] or [file.path for file in resolved.files[:4]]) or "nothing"
+        more = ", ..." if len(weights or resolved.files) > 4 else ""
+        raise BadInput(
+            f"{resolved.repo} at {resolved.commit} has no safetensors at its top level; it has {shown}{more}. Pickled"
+            " weights are never loaded: take a revision or a repository with safetensors"
+        )
+    return needed
+
+
+def _matches(path: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatch(path, pattern) for pattern in patterns)
+
+
+def download(
+    repo: str,
+    destination: Path,
+    *,
+    revision: str = "main",
+    reporter: Reporter = SILENT,
+    threads: int = THREADS,
+    backoff: Backoff | None = None,
+) -> DownloadResult:
+    """Fetches what a job needs of `repo` at `revision` into the directory `destination`, which is made.
+
+    Every file is checked against its SHA-256 or git id. Where an earlier try stopped, this one goes on; where the
+    same commit lies there whole, nothing is fetched. Two downloads into one destination take turns.
+
+    Raises BadInput for what `resolve` calls so, a repository without safetensors, a disk that is too small, and a
+    destination that holds something else; OutsideFailure where the Hub fails for longer than `backoff` tries, or
+    serves other bytes than it announced.
+    """
+    started, began = time.monotonic(), _now()
+    destination = destination.expanduser().absolute()
+    fetched: list[RemoteFile] = []
+    # a full commit id that lies there whole needs no Hub
+    if (kept := _whole(destination, repo, revision)) is None:
+        job = _Download(resolve(repo, revision, backoff=backoff, reporter=reporter), destination, reporter)
+        if (kept := _whole(destination, repo, job.resolved.commit)) is None:
+            kept, fetched = job.run(revision, began, threads, backoff or Backoff())
+    if not fetched:
+        reporter.say(f"{repo} at {kept.commit} is already in {destination}")
+    return DownloadResult(
+        repo=repo,
+        revision=revision,
+        commit=kept.commit,
+        path=destination,
+        files=len(kept.files),
+        bytes=sum(file.size for file in kept.files),
+        bytes_downloaded=sum(file.size for file in fetched),
+        seconds=time.monotonic() - started,
+    )
+
+
+def read_provenance(directory: Path) -> Provenance | None:
+    """What `download` left in `directory`; None where it left nothing. Raises BadInput for another kind of file."""
+    path = directory / PROVENANCE_NAME
+    try:
+        return Provenance.model_validate_json(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValidationError as error:
+        raise BadInput(f"{path} is no provenance of this version: {error.errors()[0]['msg']}") from error
+
+
+def _whole(destination: Path, repo: str, commit: str) -> Provenance | None:
+    """The provenance, where the destination holds this commit with every file at its size."""
+    kept = read_provenance(destination)
+    if kept is None or (kept.repo, kept.commit) != (repo, commit):
+        return None
+    return kept if all(_size(destination / file.path) == file.size for file in kept.files) else None
+
+
+class _Download:
+    """One download into one destination."""
+
+    def __init__(self, resolved: Resolved, destination: Path, reporter: Reporter) -> None:
+        self.resolved, self.destination, self.reporter = resolved, destination, reporter
+        self.files = needed_files(resolved)
+        self.endpoint = _endpoint()
+        self.name = f"{resolved.repo} at {resolved.commit}"
+        self.work = destination / WORK_NAME
+        self.staging = self.work / "hub"
+        self.unfinished = self.work / "download.json"
+
+    def run(self, revision: str, began: str, threads: int, backoff: Backoff) -> tuple[Provenance, list[RemoteFile]]:
+        """Fetches what is missing and records it all: the provenance, and the files that were fetched."""
+        waiting = f"another download into {self.destination} is running: waiting for it"
+        try:
+            with one_at_a_time(self.work / "lock", lambda: self.reporter.say(waiting)):
+                kept = _whole(self.destination, self.resolved.repo, self.resolved.commit)
+                if kept is not None:  # the other one brought it all
+                    return kept, []
+                missing = self._begin(threads)
+                try:
+                    self._fetch_all(missing, threads, backoff)
+                finally:
+                    shutil.rmtree(self.staging, ignore_errors=True)
+                return self._record(revision, began), missing
+        except OSError as error:
+            raise disk_error(error, f"cannot write to {self.destination}") from error
+        finally:
+            with suppress(OSError):  # not empty where a later try is to go on
+                self.work.rmdir()
+
+    def _begin(self, threads: int) -> list[RemoteFile]:
+        """The files to fetch. Says in the destination what is under way, or raises BadInput if it is not ours."""
+        resolved = self.resolved
+        shutil.rmtree(self.staging, ignore_errors=True)  # left by a killed try
+        there: Provenance | _Unfinished | None = read_provenance(self.destination)
+        if there is None and self.unfinished.exists():
+            there = _Unfinished.model_validate_json(self.unfinished.read_bytes())
+        if there is None:
+            present = self._adopt(threads)
+        elif (there.repo, there.commit) != (resolved.repo, resolved.commit):
+            raise BadInput(
+                f"{self.destination} holds {there.repo} at {there.commit}, not {self.name}: give another directory,"
+                " or remove that one"
+            )
+        else:
+            present = {f.path for f in self.files if _size(self.destination / f.path) == f.size}
+        missing = [file for file in self.files if file.path not in present]
+        needed, free = sum(f.size for f in missing), shutil.disk_usage(self.destination).free
+        if needed > free:
+            raise BadInput(
+                f"{self.name} needs {format_bytes(needed)} in {self.destination}, where {format_bytes(free)} are free:"
+                " make room or give another disk"
+            )
+        unfinished = _Unfinished(repo=resolved.repo, commit=resolved.commit)
+        write_atomically(self.unfinished, unfinished.model_dump_json().encode())
+        (self.destination / PROVENANCE_NAME).unlink(missing_ok=True)  # it marks a whole download
+        return missing
+
+    def _adopt(self, threads: int) -> set[str]:
+        """The files that lie there already, from another tool, with the Hub's content."""
+        present = [file for file in self.files if (self.destination / file.path).exists()]
+        expected = {file.path for file in self.files}
+        strangers = [p.name for p in self.destination.glob("*.safetensors*") if p.name not in expected]
+
+        def check(file: RemoteFile, stopped: threading.Event) -> str | None:
+            return mismatch(self.destination / file.path, file)
+
+        for file, problem in zip(present, in_parallel(check, present, threads=threads), strict=True):
+            if problem:
+                strangers.append(f"{file.path} ({problem})")
+        if strangers:
+            raise BadInput(
+                f"{self.destination} holds files that are not of {self.name}: {', '.join(sorted(strangers)[:4])};"
+                " give another directory, or remove them"
+            )
+        return {file.path for file in present}
+
+    def _fetch_all(self, missing: list[RemoteFile], threads: int, backoff: Backoff) -> None:
+        resolved = self.resolved
+        fetcher = Fetcher(resolved.repo, resolved.commit, self.endpoint, self.staging, self.destination)
+        with self.reporter.task(f"downloading {self.resolved.repo}", sum(f.size for f in missing)) as progress:
+
+            def fetch(file: RemoteFile, stopped: threading.Event) -> None:
+                counted, afresh = 0, False
+
+                def advance(nbytes: int) -> None:
+                    nonlocal counted
+                    if stopped.is_set():  # the one way to end the client's own loop
+                        raise OutsideFailure(f"{file.path}: stopped, since another file failed")
+                    counted += nbytes
+                    progress.advance(nbytes)
+
+                def attempt() -> None:
+                    nonlocal counted, afresh
+                    progress.advance(-counted)
+                    counted = 0
+                    try:
+                        fetcher.fetch(file, advance, afresh=afresh)
+                    except Mismatch:
+                        afresh = True
+                        raise
+                    progress.advance(file.size - counted)  # where the client had it in its cache
+
+                backoff.run(attempt, stopped=stopped, reporter=self.reporter)
+
+            in_parallel(fetch, missing, threads=threads)
+
+    def _record(self, revision: str, began: str) -> Provenance:
+        provenance = Provenance(
+            repo=self.resolved.repo,
+            revision=revision,
+            commit=self.resolved.commit,
+            endpoint=shown_endpoint(self.endpoint),
+            files=self.files,
+            started=began,
+            finished=_now(),
+            huggingface_hub=huggingface_hub.__version__,
+            ferry=__version__,
+        )
+        content = provenance.model_dump_json(indent=2).encode() + b"\n"
+        write_atomically(self.destination / PROVENANCE_NAME, content)
+        self.unfinished.unlink()
+        return provenance
+
+
+def _endpoint() -> str:
+    """The Hub to ask: HF_ENDPOINT as it is now (the client reads it once, when it is imported)."""
+    endpoint = (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
+    if not endpoint.startswith(("http://", "https://")):
+        raise BadInput(f"HF_ENDPOINT is {shown_endpoint(endpoint)!r}: expected http://... or https://...")
+    return endpoint
+
+
+def _size(path: Path) -> int | None:
+    return path.stat().st_size if path.is_file() else None
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -1,0 +1,83 @@
+"""What the Hub client raises, as one line for a person. No line carries a token or a signed address."""
+
+from __future__ import annotations
+
+import errno
+import re
+from urllib.parse import urlsplit
+
+import httpx2
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from conversion_lib.errors import BadInput, FerryError, OutsideFailure
+from conversion_lib.files import disk_error
+from conversion_lib.retry import Passing
+
+
+def explain(error: Exception, what: str, repo: str, endpoint: str) -> FerryError:
+    """The error to raise in place of the client's: Passing where trying again may help.
+
+    what: what was asked for, as the message is to name it.
+    """
+    # the client wraps what went wrong with a HEAD request in one of these two
+    wrapped = isinstance(error, LocalEntryNotFoundError | ValueError) and not isinstance(error, HfHubHTTPError)
+    if wrapped and isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    if isinstance(error, FerryError):
+        return error
+    if isinstance(error, HfHubHTTPError):
+        return _explain_answer(error, what, repo, endpoint)
+    if isinstance(error, HFValidationError):
+        return BadInput(f"{repo!r} is no name of a repository: expected NAME or OWNER/NAME")
+    if isinstance(error, OfflineModeIsEnabled):
+        return BadInput(f"{what} is to be fetched, but HF_HUB_OFFLINE is set: unset it, or give a local directory")
+    if isinstance(error, httpx2.LocalProtocolError | UnicodeEncodeError):  # its text may quote the token
+        return BadInput(f"{what}: the request cannot be sent; is there a stray character in HF_TOKEN?")
+    if isinstance(error, OSError) and (error.errno in (errno.ENOSPC, errno.EDQUOT) or error.filename is not None):
+        return disk_error(error, what)
+    if isinstance(error, httpx2.HTTPError | OSError | RuntimeError):  # RuntimeError: what Xet's client raises
+        return Passing(f"{what} from {shown_endpoint(endpoint)}: {_one_line(error)}")
+    if isinstance(error, ValueError | TypeError | KeyError):
+        return BadInput(f"{what}: {shown_endpoint(endpoint)} does not answer as a Hub does ({_one_line(error)})")
+    return OutsideFailure(f"{what} from {shown_endpoint(endpoint)}: {_one_line(error)}")
+
+
+def shown_endpoint(endpoint: str) -> str:
+    """The endpoint without the user and password that it may carry."""
+    parts = urlsplit(endpoint)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
+def _explain_answer(error: HfHubHTTPError, what: str, repo: str, endpoint: str) -> FerryError:
+    hub, status = shown_endpoint(endpoint), error.response.status_code
+    if isinstance(error, GatedRepoError):
+        return BadInput(
+            f"{repo} is gated: accept its terms at {hub}/{repo}, and put a token of that account in HF_TOKEN"
+        )
+    if isinstance(error, RevisionNotFoundError):
+        return BadInput(f"{what}: no such revision at {hub}; give a branch, a tag or a full commit id")
+    if isinstance(error, RepositoryNotFoundError):
+        return BadInput(
+            f"{repo}: no such repository at {hub}, or a private one; check the name, and put a token that may read it"
+            " in HF_TOKEN"
+        )
+    # a file server refuses a signed address that has run out: the next try gets a new one
+    elsewhere = urlsplit(str(error.response.url)).hostname != urlsplit(endpoint).hostname
+    if status in (408, 429) or status >= 500 or elsewhere:
+        return Passing(f"{what} from {hub}: HTTP {status}")
+    if status in (401, 403):
+        return BadInput(f"{what}: {hub} refuses access (HTTP {status}); put a token that may read it in HF_TOKEN")
+    return BadInput(f"{what}: {hub} answers HTTP {status}; check HF_ENDPOINT and the name")
+
+
+def _one_line(error: Exception) -> str:
+    first = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__} {re.sub(r'[a-z]+://[^ ]+', '...', first)[:200]}".strip()

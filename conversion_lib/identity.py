@@ -1,0 +1,54 @@
+"""What makes two runs the same run: where the weights came from and what they are, without reading them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from conversion_lib.errors import BadInput
+from conversion_lib.record import Origin
+from conversion_lib.sources.safetensors import SafetensorsSource
+
+PROVENANCE_NAME = "provenance.json"
+HF_RECORD_NAME = "ferry.json"
+"""In a Hugging Face directory that Ferry wrote: the fingerprint of the run that did."""
+
+
+def origin_of(directory: Path) -> Origin:
+    """Where the checkpoint in `directory` came from, as the download's provenance says; else the path alone."""
+    provenance = _load(directory / PROVENANCE_NAME)
+    return Origin(path=str(directory.absolute()), repo=provenance.get("repo"), commit=provenance.get("commit"))
+
+
+def source_identity(source: SafetensorsSource) -> str:
+    """Hex sha256 of the source: its headers, and of its files what is known of their content.
+
+    That is the fingerprint of the run that wrote them, or the hashes that the download verified. Where there is
+    neither, size and time of modification stand in, so a file that was changed or copied counts as another.
+    """
+    written = _load(source.directory / HF_RECORD_NAME).get("fingerprint")
+    hashes = _verified_hashes(_load(source.directory / PROVENANCE_NAME))
+    content: list[Any] = [source.header_digest, written]
+    for file in source.files:
+        stat = file.stat()
+        known = written or hashes.get((file.name, stat.st_size))
+        content.append([file.name, stat.st_size, known or stat.st_mtime_ns])
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _verified_hashes(provenance: dict[str, Any]) -> dict[tuple[str, int], str]:
+    files = provenance.get("files")
+    entries = [entry for entry in files if isinstance(entry, dict)] if isinstance(files, list) else []
+    return {(e["path"], e["size"]): e["sha256"] for e in entries if e.get("sha256") and "path" in e and "size" in e}
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise BadInput(f"{path} is not JSON: {error}") from None
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,128 @@
+"""Cutting a plan into pieces, the units of work, and a piece into bands, the units of a read.
+
+A piece is a box of one array made of whole chunks, so that writing it twice is harmless. It is one chunk, or as many
+as it takes for its sources to be read in long runs: a transposed array's chunk needs some columns of every row of
+its source. A band is the part of one source that is read and transformed at once; it fits the processor's cache.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from conversion_lib.boxes import Box, Shape, box_shape, intersect, relative_to, shift, size
+from conversion_lib.dtypes import itemsize
+from conversion_lib.ops import pull_chain
+from conversion_lib.plan import ArrayPlan, Plan, SourceSlice
+
+BAND_BYTES = 2 << 20
+LONG_RUN = 256 << 10
+"""Bytes that lie one after the other in a source; longer runs read no faster."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A chunk-aligned box of the array `plan.arrays[array]`."""
+
+    array: int
+    box: Box
+
+
+@dataclass(frozen=True, slots=True)
+class Band:
+    """Read `read` of `source`'s tensor; after the ops it is `write`, a box of the array."""
+
+    source: SourceSlice
+    read: Box
+    result: Box
+    """The band in the coordinates of the ops' output: what the ops are asked for."""
+    write: Box
+
+
+def cut(plan: Plan, limit: int) -> list[Piece]:
+    """The pieces of a plan, `limit` bytes each at most where one chunk is no larger, in the order of the sources."""
+    pieces = []
+    for number, array in enumerate(plan.arrays):
+        shape = piece_shape(array, limit)
+        steps = [range(0, extent, step) for extent, step in zip(array.shape, shape, strict=True)]
+        for corner in itertools.product(*steps):
+            stops = (min(start + step, extent) for start, step, extent in zip(corner, shape, array.shape, strict=True))
+            pieces.append(Piece(number, tuple(zip(corner, stops, strict=True))))
+    return pieces
+
+
+def piece_shape(array: ArrayPlan, limit: int) -> Shape:
+    """Whole chunks, doubled along the axis that lengthens the runs of the source most, while `limit` allows."""
+    shape, best = array.chunk_shape, _run_bytes(array, array.chunk_shape)
+    width = itemsize(array.dtype)
+    while best < LONG_RUN:
+        grown = []
+        for axis, (step, extent) in enumerate(zip(shape, array.shape, strict=True)):
+            wider = (*shape[:axis], min(step * 2, extent), *shape[axis + 1 :])
+            if step < extent and math.prod(wider) * width <= limit:
+                grown.append((_run_bytes(array, wider), wider))
+        run, wider = max(grown, default=(0, shape))
+        if run <= best:
+            break
+        shape, best = wider, run
+    return shape
+
+
+def _run_bytes(array: ArrayPlan, shape: Shape) -> int:
+    """Bytes of the first source that lie one after the other in what a piece of `shape` reads of it."""
+    source = array.sources[0]
+    box = intersect(tuple((0, extent) for extent in shape), array.region(source))
+    if box is None or not array.shape:
+        return LONG_RUN
+    read = box_shape(pull_chain(array.ops, relative_to(box, array.region(source)), source.shape))
+    run = 1
+    for wanted, extent in zip(reversed(read), reversed(source.shape), strict=True):
+        run *= wanted
+        if wanted < extent:
+            break
+    else:
+        return LONG_RUN  # the whole tensor
+    return run * itemsize(array.dtype)
+
+
+def bands(array: ArrayPlan, piece: Piece) -> Iterator[Band]:
+    """What to read and where it goes, for one piece."""
+    for source in array.sources_in(piece.box):
+        region = array.region(source)
+        shared = intersect(piece.box, region)
+        if shared is None:
+            continue
+        for result in _cut_bands(array, source, relative_to(shared, region)):
+            read = pull_chain(array.ops, result, source.shape)
+            yield Band(source, read, result, shift(result, source.at))
+
+
+def _cut_bands(array: ArrayPlan, source: SourceSlice, result: Box) -> Iterator[Box]:
+    """Cuts a box of the ops' output so that each part reads some rows of the source, about BAND_BYTES of them."""
+    read = pull_chain(array.ops, result, source.shape)
+    nbytes = size(read) * itemsize(array.dtype)
+    axis = _row_axis(array, source, result, read) if nbytes > BAND_BYTES else None
+    if axis is None:
+        yield result
+        return
+    start, stop = result[axis]
+    parts = -(-nbytes // BAND_BYTES)
+    step = max(1, (stop - start) // parts)
+    if step > 128:
+        step -= step % 128  # quantization blocks and cache lines
+    for begin in range(start, stop, step):
+        yield (*result[:axis], (begin, min(begin + step, stop)), *result[axis + 1 :])
+
+
+def _row_axis(array: ArrayPlan, source: SourceSlice, result: Box, read: Box) -> int | None:
+    """The axis of the output that the rows of the source become, None where the ops mix them."""
+    for axis, (start, stop) in enumerate(result):
+        if stop - start < 2:
+            continue
+        first = (*result[:axis], (start, start + 1), *result[axis + 1 :])
+        part = pull_chain(array.ops, first, source.shape)
+        if part[1:] == read[1:] and part[0][1] - part[0][0] <= (read[0][1] - read[0][0]) // 2:
+            return axis
+    return None

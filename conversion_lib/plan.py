@@ -1,0 +1,107 @@
+"""A plan: every array to write and the tensors it is made of. Pure data, JSON both ways.
+
+A plan is worked out from headers and a config alone (`mapping.py`), so it can be looked at before a byte moves, and
+the same plan is what the engine executes, what a retry compares with, and what is split among workers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import field
+from functools import cached_property
+
+from pydantic import TypeAdapter
+from pydantic.dataclasses import dataclass
+
+from conversion_lib.boxes import Box, Shape, shift, whole
+from conversion_lib.dtypes import itemsize
+from conversion_lib.ops import Ops, chain_shape
+
+FORMAT_VERSION = 1
+"""Rises when the same input would be written otherwise than before: a retry across versions starts anew."""
+
+
+@dataclass(frozen=True, slots=True)
+class SourceSlice:
+    """A tensor's place in an array: after the array's ops it fills the region whose lowest corner is `at`."""
+
+    tensor: str
+    shape: Shape
+    at: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ArrayPlan:
+    """One array to write: `sources`, each through `ops`, tile it without gaps or overlaps."""
+
+    path: str
+    shape: Shape
+    dtype: str
+    chunk_shape: Shape
+    ops: Ops
+    sources: tuple[SourceSlice, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * itemsize(self.dtype)
+
+    @cached_property
+    def slice_shape(self) -> Shape:
+        """The shape of one source's region: the same for all, since they share shape and ops."""
+        return chain_shape(self.ops, self.sources[0].shape)
+
+    @cached_property
+    def _by_corner(self) -> dict[tuple[int, ...], SourceSlice]:
+        return {source.at: source for source in self.sources}
+
+    def region(self, source: SourceSlice) -> Box:
+        """Where `source` lies in the array."""
+        return shift(whole(self.slice_shape), source.at)
+
+    def sources_in(self, box: Box) -> Iterator[SourceSlice]:
+        """The sources whose regions meet `box`. Regions are tiles of one shape, so corners are multiples of it."""
+        spans = zip(box, self.slice_shape, strict=True)
+        corners = itertools.product(*(range(start // step * step, stop, step) for (start, stop), step in spans))
+        return (self._by_corner[corner] for corner in corners)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run writes. `identity` is what makes two runs the same run, part by part."""
+
+    kind: str
+    arrays: tuple[ArrayPlan, ...]
+    identity: dict[str, str]
+    exact: bool = True
+    family: str = ""
+    model_name: str = ""
+    dropped: tuple[str, ...] = field(default_factory=tuple)
+    warnings: tuple[str, ...] = field(default_factory=tuple)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex sha256 over `full_identity`."""
+        return hashlib.sha256(json.dumps(self.full_identity, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def full_identity(self) -> dict[str, str]:
+        """`identity` and the version of what would be written."""
+        return {**self.identity, "format": str(FORMAT_VERSION)}
+
+    @cached_property
+    def bytes_out(self) -> int:
+        return sum(array.nbytes for array in self.arrays)
+
+    def to_json(self) -> bytes:
+        return _PLAN.dump_json(self)
+
+    @staticmethod
+    def from_json(data: bytes) -> Plan:
+        return _PLAN.validate_json(data)
+
+
+_PLAN = TypeAdapter(Plan)

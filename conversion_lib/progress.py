@@ -1,0 +1,110 @@
+"""Progress of long work: a bar with bytes, rate and time left on a terminal, plain lines elsewhere.
+
+Everything goes to standard error: standard output belongs to results.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+LINE_SECONDS = 10.0
+"""Without a terminal, one line at most every so many seconds."""
+
+
+class Task:
+    """One piece of long work, measured in bytes. Safe to advance from several threads."""
+
+    def __init__(self, reporter: Reporter, name: str, total: int) -> None:
+        self._reporter, self._name, self._total = reporter, name, total
+        self._done, self._started = 0, time.monotonic()
+        self._last_line = self._started
+        self._lock = threading.Lock()
+        self._bar: tuple[Progress, int] | None = None
+
+    def advance(self, nbytes: int) -> None:
+        with self._lock:
+            self._done += nbytes
+            if self._bar is not None:
+                progress, task_id = self._bar
+                progress.update(task_id, completed=self._done)  # type: ignore[arg-type]
+            elif time.monotonic() - self._last_line >= LINE_SECONDS:
+                self._line()
+
+    def _line(self) -> None:
+        self._last_line = time.monotonic()
+        rate = self._done / max(self._last_line - self._started, 1e-9)
+        left = (self._total - self._done) / rate if rate else 0.0
+        self._reporter.say(
+            f"{self._name}: {format_bytes(self._done)} of {format_bytes(self._total)}, "
+            f"{format_bytes(rate)}/s, {left:.0f} s left"
+        )
+
+
+class Reporter:
+    """Where progress and messages go.
+
+    mode: "auto" draws bars on a terminal and writes lines elsewhere; "quiet" is silent.
+    log_format: "text", or "json" for one JSON object a line with `time` (Unix seconds) and `message`.
+    """
+
+    def __init__(self, mode: Literal["auto", "quiet"] = "auto", log_format: Literal["text", "json"] = "text") -> None:
+        self._quiet, self._json = mode == "quiet", log_format == "json"
+        self._console = Console(stderr=True)
+
+    def say(self, message: str) -> None:
+        if self._quiet:
+            return
+        if self._json:
+            print(json.dumps({"time": round(time.time(), 3), "message": message}), file=sys.stderr, flush=True)
+        elif self._console.is_terminal:
+            self._console.print(message, markup=False, highlight=False)
+        else:
+            print(message, file=sys.stderr, flush=True)
+
+    @contextmanager
+    def task(self, name: str, total_bytes: int) -> Iterator[Task]:
+        task = Task(self, name, total_bytes)
+        if self._quiet or self._json or not self._console.is_terminal:
+            yield task
+            return
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self._console) as progress:
+            task._bar = (progress, progress.add_task(name, total=total_bytes))
+            yield task
+
+
+SILENT = Reporter("quiet")
+
+
+def format_bytes(count: float) -> str:
+    """1536 -> '1.5 kB', in powers of ten, as disks and networks count."""
+    size = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.2f} TB"

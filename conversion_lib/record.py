@@ -1,0 +1,107 @@
+"""What Ferry writes beside the arrays of a checkpoint, so that later steps know what it is.
+
+Layout of a converted checkpoint at `DST`::
+
+    DST/0/items/...            the MaxText checkpoint, as Orbax writes it
+    DST/0/_CHECKPOINT_METADATA
+    DST/0/commit_success.txt
+    DST/ferry.json             the CheckpointRecord below
+    DST/hf/                    config, tokenizer and generation files of the source
+    DST/report/                what `ferry check` writes: check.json, report.html
+    DST/.ferry/                work in progress: only while a conversion is unfinished
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from conversion_lib.errors import BadInput
+
+RECORD_NAME = "ferry.json"
+HF_DIR_NAME = "hf"
+REPORT_DIR_NAME = "report"
+
+
+class Target(BaseModel):
+    """What to write: the layout, the storage and the MaxText that will load it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    scan_layers: bool = True
+    save_dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    ocdbt: bool = True
+    zarr3: bool = True
+    maxtext: Literal["0.2.5", "main"] = "0.2.5"
+    compression: Literal["zstd", "none"] = "zstd"
+    chunk_bytes: int = 64 << 20
+
+    @property
+    def slug(self) -> str:
+        """The name of this target in a published path, such as `scanned-bf16-ocdbt-zarr3-maxtext0.2.5`."""
+        words = ["scanned" if self.scan_layers else "unscanned"]
+        words.append({"bfloat16": "bf16", "float32": "f32"}[self.save_dtype])
+        words += [word for word, on in (("ocdbt", self.ocdbt), ("zarr3", self.zarr3)) if on]
+        if not (self.ocdbt or self.zarr3):
+            words.append("pathways")
+        if self.compression == "none":
+            words.append("uncompressed")
+        return "-".join([*words, f"maxtext{self.maxtext}"])
+
+
+class Origin(BaseModel):
+    """Where the weights came from: a Hub repository at a commit, or a local directory."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: str
+    repo: str | None = None
+    commit: str | None = None
+
+
+class CheckpointRecord(BaseModel):
+    """`ferry.json` of a converted checkpoint."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    ferry_version: str
+    fingerprint: str
+    identity: dict[str, str]
+    """What the fingerprint is made of; a later run is compared with it part by part."""
+    family: str
+    model_name: str
+    origin: Origin
+    target: Target
+    arrays: int
+    bytes_in: int
+    bytes_out: int
+    exact: bool
+    """True where every op is exact at this save dtype: a round trip gives back the source's bits."""
+    dropped: list[str] = []
+    """Source tensors that a named rule left out, one line for each rule."""
+
+
+def read_record(checkpoint: Path) -> CheckpointRecord | None:
+    """The record of the checkpoint at `checkpoint` (DST, DST/0 or DST/0/items), None where there is none.
+
+    Raises BadInput where the file is there but is not a record.
+    """
+    path = checkpoint_root(checkpoint) / RECORD_NAME
+    if not path.exists():
+        return None
+    try:
+        return CheckpointRecord.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise BadInput(f"{path} is not a checkpoint record of this version: {error.errors()[0]['msg']}") from error
+
+
+def checkpoint_root(checkpoint: Path) -> Path:
+    """DST, for any of DST, DST/0 and DST/0/items."""
+    path = checkpoint.absolute()
+    if path.name == "items":
+        path = path.parent
+    if path.name == "0":
+        path = path.parent
+    return path

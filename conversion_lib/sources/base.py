@@ -1,0 +1,44 @@
+"""What every source is: tensors listed from headers alone, and slices of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from conversion_lib.boxes import Box, Shape
+from conversion_lib.dtypes import itemsize
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """A tensor as its header describes it. `file` says where it lies, for messages."""
+
+    name: str
+    shape: Shape
+    dtype: str
+    file: str = ""
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * itemsize(self.dtype)
+
+
+class Source(Protocol):
+    """Lists tensors from headers and reads slices of them; safe to read from several threads."""
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]: ...
+
+    def read(self, name: str, box: Box | None = None) -> Array:
+        """The elements of `box` (everything where None), in the dtype that `tensors` gives."""
+        ...
+
+    def stored_bytes(self, name: str, box: Box) -> int:
+        """Bytes that reading `box` takes from storage."""
+        ...

@@ -1,0 +1,218 @@
+"""safetensors files as a source: headers parsed once, slices read by offset and length.
+
+A file is an 8-byte little-endian length, a JSON header of that length, and the tensors' bytes, row-major
+(https://huggingface.co/docs/safetensors, "Format"). Plain positional reads are used: a memory map over a network
+mount is many times slower, and the safetensors package reads no fp8 as numpy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import struct
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from conversion_lib.boxes import Box, box_shape, size, whole
+from conversion_lib.dtypes import SAFETENSORS_DTYPES, itemsize, numpy_dtype
+from conversion_lib.errors import BadInput, OutsideFailure
+from conversion_lib.sources.base import Array, TensorInfo
+
+INDEX_NAME = "model.safetensors.index.json"
+SINGLE_NAME = "model.safetensors"
+MAX_HEADER = 100 << 20  # the format's own limit
+OPEN_FILES = 64
+COVER_BYTES = 8 << 20
+"""Rows that are read whole, to keep some of their columns, come in pieces of about this size."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a tensor lies: its file and the offset of its first byte there."""
+
+    file: Path
+    offset: int
+
+
+class SafetensorsSource:
+    """The tensors of a directory with `model.safetensors.index.json`, or with a single `model.safetensors`.
+
+    Raises BadInput on opening where a shard is missing, truncated or malformed, or the index names a tensor that
+    its shard does not have.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory.absolute()
+        self.files = shard_files(self.directory)
+        self.tensors: Mapping[str, TensorInfo]
+        tensors: dict[str, TensorInfo] = {}
+        self._places: dict[str, Place] = {}
+        self._header_hash = hashlib.sha256()
+        index = _index(self.directory)
+        for file in self.files:
+            for name, info, offset in self._read_header(file):
+                if name in tensors and index.get(name) != file.name:
+                    continue
+                tensors[name] = info
+                self._places[name] = Place(file, offset)
+        for name, shard in index.items():
+            if name not in tensors or self._places[name].file.name != shard:
+                raise BadInput(f"{self.directory / INDEX_NAME} names tensor {name} in {shard}, which does not have it")
+        self.tensors = tensors
+        self._handles = _Handles()
+
+    @property
+    def header_digest(self) -> str:
+        """Hex sha256 over the names and headers of all shards: names, shapes, dtypes and offsets."""
+        return self._header_hash.hexdigest()
+
+    def place(self, name: str) -> Place:
+        return self._places[name]
+
+    def _read_header(self, file: Path) -> list[tuple[str, TensorInfo, int]]:
+        actual = file.stat().st_size
+        with file.open("rb") as handle:
+            prefix = handle.read(8)
+            length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+            if not 0 < length <= min(MAX_HEADER, max(actual - 8, 0)):
+                raise BadInput(
+                    f"{file} is truncated or no safetensors file: {actual} bytes, no whole header. Download it again"
+                )
+            raw = handle.read(length)
+        self._header_hash.update(file.name.encode() + prefix + raw)
+        try:
+            header = json.loads(raw)
+            found = [_entry(file, name, entry, 8 + length) for name, entry in header.items() if name != "__metadata__"]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise BadInput(f"{file} has a header that is not safetensors': {error}") from None
+        end = max((offset + info.nbytes for _, info, offset in found), default=8 + length)
+        if end != actual:
+            state = "truncated" if actual < end else "longer than its header says"
+            raise BadInput(f"{file} is {state}: {actual} bytes, expected {end}. Download it again")
+        return found
+
+    def read(self, name: str, box: Box | None = None) -> Array:
+        info = self.tensors.get(name)
+        if info is None:
+            raise BadInput(f"{self.directory} has no tensor {name}")
+        place, box = self._places[name], box or whole(info.shape)
+        dtype = numpy_dtype(info.dtype)
+        try:
+            handle = self._handles.get(place.file)
+            return _read_box(handle.fileno(), place.offset, info.shape, dtype, box)
+        except (OSError, EOFError) as error:
+            raise OutsideFailure(f"{place.file}: reading tensor {name} failed: {error}") from error
+
+    def stored_bytes(self, name: str, box: Box) -> int:
+        return size(box) * itemsize(self.tensors[name].dtype)
+
+
+class _Handles:
+    """Open files, the least recently used closed beyond OPEN_FILES. A file in use stays open until let go."""
+
+    def __init__(self) -> None:
+        self._open: OrderedDict[Path, Any] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, file: Path) -> Any:
+        with self._lock:
+            handle = self._open.pop(file, None) or file.open("rb", buffering=0)
+            self._open[file] = handle
+            # a handle that falls out is closed when the last reader that holds it is done
+            while len(self._open) > OPEN_FILES:
+                self._open.popitem(last=False)
+            return handle
+
+
+def shard_files(directory: Path) -> list[Path]:
+    """The safetensors files of a checkpoint, in name order.
+
+    Raises BadInput where there are none, or where the index names one that is not there.
+    """
+    index = _index(directory)
+    if index:
+        files = [directory / name for name in sorted(set(index.values()))]
+        missing = [file.name for file in files if not file.is_file()]
+        if missing:
+            raise BadInput(
+                f"{directory}: shard {missing[0]} is missing ({len(missing)} of {len(files)}). Download it again"
+            )
+        return files
+    if (directory / SINGLE_NAME).is_file():
+        return [directory / SINGLE_NAME]
+    raise BadInput(f"{directory} has neither {INDEX_NAME} nor {SINGLE_NAME}: only safetensors weights are read")
+
+
+def _index(directory: Path) -> dict[str, str]:
+    """The index's weight_map, empty where there is no index file."""
+    path = directory / INDEX_NAME
+    try:
+        weight_map = json.loads(path.read_bytes())["weight_map"]
+    except FileNotFoundError:
+        return {}
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadInput(f"{path} is no safetensors index: {error}") from None
+    bad = next((name for name in weight_map.values() if not isinstance(name, str) or Path(name).name != name), None)
+    if bad is not None or not weight_map:
+        raise BadInput(f"{path}: weight_map should name files beside it, not {bad!r}")
+    return dict(weight_map)
+
+
+def _entry(file: Path, name: str, entry: dict[str, Any], base: int) -> tuple[str, TensorInfo, int]:
+    start, stop = entry["data_offsets"]
+    code = entry["dtype"]
+    if code not in SAFETENSORS_DTYPES:
+        raise BadInput(f"{file}: tensor {name} has dtype {code}, which is not known")
+    info = TensorInfo(name, tuple(entry["shape"]), SAFETENSORS_DTYPES[code], str(file))
+    if stop - start != info.nbytes or start < 0:
+        raise BadInput(f"{file}: tensor {name} takes {stop - start} bytes, but its shape and dtype say {info.nbytes}")
+    return name, info, base + start
+
+
+def _read_box(fd: int, offset: int, shape: tuple[int, ...], dtype: np.dtype[Any], box: Box) -> Array:
+    """The elements of `box` of a row-major array that begins at `offset`."""
+    if len(shape) == 0:
+        return _read_run(fd, offset, 1, dtype).reshape(())
+    wanted = box_shape(box)
+    inner = math.prod(shape[1:])
+    rows = slice_rows(box)
+    if wanted[1:] == shape[1:]:
+        return _read_run(fd, offset + rows.start * inner * dtype.itemsize, wanted[0] * inner, dtype).reshape(wanted)
+    result = np.empty(wanted, dtype)
+    # some of each row: whole rows are read in pieces and cut, unless only a small part of them is wanted
+    if len(shape) == 2 and wanted[1] * 4 < shape[1] and wanted[1] * dtype.itemsize >= 512:
+        for place, row in enumerate(range(rows.start, rows.stop)):
+            result[place] = _read_run(fd, offset + (row * inner + box[1][0]) * dtype.itemsize, wanted[1], dtype)
+        return result
+    columns = tuple(slice(start, stop) for start, stop in box[1:])
+    step = max(1, COVER_BYTES // max(inner * dtype.itemsize, 1))
+    for start in range(rows.start, rows.stop, step):
+        stop = min(start + step, rows.stop)
+        block = _read_run(fd, offset + start * inner * dtype.itemsize, (stop - start) * inner, dtype)
+        kept = block.reshape(stop - start, *shape[1:])[(slice(None), *columns)]
+        result[start - rows.start : stop - rows.start] = kept
+    return result
+
+
+def slice_rows(box: Box) -> slice:
+    return slice(*box[0])
+
+
+def _read_run(fd: int, offset: int, count: int, dtype: np.dtype[Any]) -> Array:
+    """`count` elements that lie one after the other from `offset`. Raises EOFError where the file ends before."""
+    result = np.empty(count, dtype)
+    view, done = result.view(np.uint8).data, 0
+    while done < len(view):
+        got = os.preadv(fd, [view[done:]], offset + done)
+        if got == 0:
+            raise EOFError(f"the file ends at byte {offset + done}, expected {offset + len(view)}")
+        done += got
+    return result
