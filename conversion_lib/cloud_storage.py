@@ -1,14 +1,18 @@
 """A location in Cloud Storage: objects are written in place, each under a precondition, and the marker last.
 
-Every write names the generation it replaces (0: none). Two publishers of different things therefore cannot mix: the
-second one's write is refused. CRC32C is compared with what the service stored.
+Every write names the generation it replaces (0: none), and CRC32C is compared with what the service stored. One run
+at a time writes to a location: it holds a claim, an object that it rewrites every few seconds. A claim that stands
+still is a dead run's, and is taken over; no clock is compared with another.
 """
 
 from __future__ import annotations
 
+import json
 import threading
+import time
+import uuid
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -26,6 +30,12 @@ UPLOAD_CHUNK_BYTES = 16 << 20
 """Held in memory for each upload of a large file; a multiple of 256 KiB, as the service wants."""
 ORBAX_COMMIT = f"0/{COMMIT_NAME}"
 UPDATE_TRIES = 5
+CLAIM_NAME = ".ferry_claim.json"
+BEAT_SECONDS = 10.0
+"""A claim is rewritten that often (an object takes one write a second)."""
+DEAD_SECONDS = 60.0
+"""A claim that has not changed for so long is nobody's."""
+POLL_SECONDS = 1.0
 
 
 class CloudStorageDestination:
@@ -41,13 +51,18 @@ class CloudStorageDestination:
         with self._explained("open"):
             self._bucket = storage.Client(project=None).bucket(self.bucket_name)
         self._there: dict[str, Any] = {}
+        self._claim = Claim(self._blob(CLAIM_NAME))
 
     @property
     def url(self) -> str:
         return f"gs://{self.bucket_name}/{self.prefix}"
 
-    def exclusive(self, reporter: Reporter) -> AbstractContextManager[None]:
-        return nullcontext()  # the preconditions do it
+    @contextmanager
+    def exclusive(self, reporter: Reporter) -> Iterator[None]:
+        with self._explained("claim the place"):
+            self._claim.take(lambda: reporter.say(f"another run is publishing to {self.url}: waiting for it"))
+        with self._claim.kept_alive():
+            yield
 
     def read(self, path: str) -> bytes | None:
         with self._explained("read"):
@@ -58,7 +73,7 @@ class CloudStorageDestination:
             self._there = {self._relative(blob): blob for blob in self._bucket.list_blobs(prefix=self._root)}
             kept = {e.path for e in manifest.files if self._same(e)}
             paths = {entry.path for entry in manifest.files}
-            strays = self._there.keys() - paths - {MANIFEST_NAME, MARKER_NAME}
+            strays = self._there.keys() - paths - {MANIFEST_NAME, MARKER_NAME, CLAIM_NAME}
             if kept != paths:
                 # an Orbax reader takes the checkpoint for whole while this one is there
                 strays |= {ORBAX_COMMIT} & self._there.keys()
@@ -71,6 +86,7 @@ class CloudStorageDestination:
     def put(self, item: Item, advance: Callable[[int], None], stopped: threading.Event) -> None:
         if stopped.is_set():
             return
+        self._require_claim()
         entry, blob = item.entry, self._blob(item.entry.path)
         blob.chunk_size = UPLOAD_CHUNK_BYTES
         with self._explained(f"write {entry.path}"):
@@ -95,7 +111,14 @@ class CloudStorageDestination:
 
     def commit(self, manifest: bytes, marker: bytes) -> None:
         self._write(MANIFEST_NAME, manifest)
+        with self._explained("keep the claim"):
+            self._claim.beat()
+        self._require_claim()
         self._write(MARKER_NAME, marker)
+
+    def _require_claim(self) -> None:
+        if self._claim.lost.is_set():
+            raise OutsideFailure(f"another run took {self.url} over while this one stood still: run again")
 
     def _write(self, path: str, content: bytes) -> None:
         blob = self._blob(path)
@@ -173,6 +196,71 @@ class CloudStorageDestination:
             raise BadInput(f"cannot {doing} in {self.url}: {error.message}") from error
         except (exceptions.GoogleAPIError, google.auth.exceptions.GoogleAuthError, DataCorruption, OSError) as error:
             raise OutsideFailure(f"cannot {doing} in {self.url}: {str(error).splitlines()[0][:300]}") from error
+
+
+class Claim:
+    """The right to write to a location, as the object `blob`; `lost` is set when another run has taken it over."""
+
+    def __init__(self, blob: Any) -> None:
+        self._blob, self._run = blob, uuid.uuid4().hex
+        self._beats, self._generation = 0, 0
+        self._lock = threading.Lock()
+        self.lost = threading.Event()
+
+    def take(self, waiting: Callable[[], None]) -> None:
+        """Returns when this run holds the claim; calls `waiting` once where another one has it."""
+        seen, since = 0, time.monotonic()
+        while True:
+            there = self._blob.bucket.get_blob(self._blob.name)
+            self._generation = int(there.generation) if there else 0
+            if self._generation != seen:
+                if there and not seen:
+                    waiting()
+                seen, since = self._generation, time.monotonic()
+            if there is None or time.monotonic() - since >= DEAD_SECONDS:
+                self.lost.clear()
+                self.beat()
+                if not self.lost.is_set():
+                    return
+            time.sleep(POLL_SECONDS)
+
+    def beat(self) -> None:
+        """Rewrites the claim, unless another run has: then it is lost."""
+        with self._lock:
+            self._beats += 1
+            content = json.dumps({"run": self._run, "beats": self._beats}).encode()
+            try:
+                self._blob.upload_from_string(
+                    content, content_type="application/json", if_generation_match=self._generation
+                )
+            except exceptions.PreconditionFailed:
+                if _read(self._blob) != content:  # else ours, where the answer to a first try was lost
+                    self.lost.set()
+                    return
+                self._blob.reload()
+            self._generation = int(self._blob.generation)
+
+    @contextmanager
+    def kept_alive(self) -> Iterator[None]:
+        """Beats in the background, and gives the claim back at the end."""
+        over = threading.Event()
+
+        def run() -> None:
+            while not over.wait(BEAT_SECONDS):
+                # an outage: the next beat tells whether another run has taken over meanwhile
+                with suppress(exceptions.GoogleAPIError, google.auth.exceptions.GoogleAuthError, OSError):
+                    self.beat()
+
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join(BEAT_SECONDS)
+            # where it cannot be deleted, the next run sees it stand still
+            with suppress(exceptions.GoogleAPIError, google.auth.exceptions.GoogleAuthError, OSError):
+                self._blob.delete(if_generation_match=self._generation)
 
 
 def _read(blob: Any) -> bytes | None:

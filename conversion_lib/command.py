@@ -101,9 +101,9 @@ def _run(
         measured = {"seconds": round(time.monotonic() - started, 3), "peak_bytes": peak_bytes()}
         print(json.dumps({**measured, **outcome.as_json()}))
     else:
-        console = Console()
         for part in outcome.text:
-            console.print(part, highlight=False)
+            # lines are not wrapped: paths in them are for copying
+            print(part) if isinstance(part, str) else Console().print(part, highlight=False)
     if outcome.failed:
         print(f"ferry: {outcome.message}", file=sys.stderr)
         return 1

@@ -143,7 +143,6 @@ class DirectoryDestination:
                 f"{self.url} holds something that is no published checkpoint (no {MARKER_NAME}): give another"
                 " destination, or remove it"
             )
-        self.staging.mkdir(parents=True, exist_ok=True)
         kept = self._sweep(manifest)
         needed = sum(entry.size for entry in manifest.files if entry.path not in kept)
         free = shutil.disk_usage(existing_parent(self.staging)).free
@@ -152,6 +151,7 @@ class DirectoryDestination:
                 f"{self.url} needs {format_bytes(needed)}, and {format_bytes(free)} are free: make room or give"
                 " another destination"
             )
+        self.staging.mkdir(parents=True, exist_ok=True)
         # what the files of this try will be: the next try trusts those that it finds under the same entry
         write_atomically(self.staging / MANIFEST_NAME, manifest.model_dump_json().encode())
         return kept

@@ -201,6 +201,16 @@ def download(
     )
 
 
+def cached_download(repo: str, *, revision: str = "main", reporter: Reporter = SILENT) -> Path:
+    """`download` into FERRY_CACHE (else ~/.cache/ferry), one directory for each commit, which is returned.
+
+    Several runs may use it at the same time. Raises what `download` does.
+    """
+    cache = Path(os.environ.get("FERRY_CACHE") or "~/.cache/ferry").expanduser()
+    commit = resolve(repo, revision, reporter=reporter).commit
+    return download(repo, cache / repo.replace("/", "--") / commit, revision=commit, reporter=reporter).path
+
+
 def read_provenance(directory: Path) -> Provenance | None:
     """What `download` left in `directory`; None where it left nothing. Raises BadInput for another kind of file."""
     path = directory / PROVENANCE_NAME
@@ -267,7 +277,10 @@ class _Download:
                 " or remove that one"
             )
         else:
-            present = {f.path for f in self.files if _size(self.destination / f.path) == f.size}
+            sizes = {file.path: _size(self.destination / file.path) for file in self.files}
+            changed = [file.path for file in self.files if sizes[file.path] not in (None, file.size)]
+            self._refuse(changed)
+            present = {path for path, size in sizes.items() if size is not None}
         missing = [file for file in self.files if file.path not in present]
         needed, free = sum(f.size for f in missing), shutil.disk_usage(self.destination).free
         if needed > free:
@@ -292,12 +305,15 @@ class _Download:
         for file, problem in zip(present, in_parallel(check, present, threads=threads), strict=True):
             if problem:
                 strangers.append(f"{file.path} ({problem})")
+        self._refuse(strangers)
+        return {file.path for file in present}
+
+    def _refuse(self, strangers: list[str]) -> None:
         if strangers:
             raise BadInput(
                 f"{self.destination} holds files that are not of {self.name}: {', '.join(sorted(strangers)[:4])};"
                 " give another directory, or remove them"
             )
-        return {file.path for file in present}
 
     def _fetch_all(self, missing: list[RemoteFile], threads: int, backoff: Backoff) -> None:
         resolved = self.resolved

@@ -149,7 +149,8 @@ def _checked(tensors: Mapping[str, TensorInfo], name: str, leaf: Leaf, dims: Dim
     if info.shape != expected:
         meaning = ", ".join(leaf.rule.shape)
         raise BadInput(
-            f"{info.file}: tensor {name} has shape {list(info.shape)}, but {config.path} makes it {list(expected)} ({meaning})"
+            f"{info.file}: tensor {name} has shape {list(info.shape)}, "
+            f"but {config.path} makes it {list(expected)} ({meaning})"
         )
     if info.dtype not in FLOATS:
         raise BadInput(

@@ -78,10 +78,14 @@ class Drop:
 
 @dataclass(frozen=True)
 class Family:
-    """An architecture: how to recognise it, its sizes, its table."""
+    """An architecture: how to recognise it, its sizes, its table.
+
+    model_type: config.json's, for one that names no architecture.
+    """
 
     name: str
     architectures: tuple[str, ...]
+    model_type: str
     dims: Callable[[ModelConfig], Dims]
     rules: tuple[Rule, ...]
     blocks: tuple[Block, ...]

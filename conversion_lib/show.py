@@ -59,15 +59,22 @@ def plan_summary(job: Job, budget: int, threads: int | None) -> dict[str, Any]:
 def plan_text(job: Job, summary: dict[str, Any]) -> list[RenderableType]:
     table = Table(title=f"{summary['model']} ({summary['family']})")
     for name in ("array", "shape", "dtype", "chunk", "from"):
-        table.add_column(name)
+        table.add_column(name, overflow="fold")
     for array in summary["arrays"][:SHOWN]:
         origin = array["sources"][0] + (f" … ({len(array['sources'])})" if len(array["sources"]) > 1 else "")
-        table.add_row(array["path"], str(array["shape"]), array["dtype"], str(array["chunk_shape"]), origin)
+        table.add_row(
+            array["path"].removeprefix("params/params/"),
+            str(array["shape"]),
+            array["dtype"],
+            str(array["chunk_shape"]),
+            origin,
+        )
     more = len(summary["arrays"]) - SHOWN
     lines = [f"… and {more} more arrays"] if more > 0 else []
     lines.append(
-        f"{len(summary['arrays'])} arrays; {format_bytes(summary['bytes_in'])} in, {format_bytes(summary['bytes_out'])} "
-        f"out; at most {format_bytes(summary['peak_bytes'])} of memory and {format_bytes(summary['disk_bytes'])} of disk"
+        f"{len(summary['arrays'])} arrays; "
+        f"{format_bytes(summary['bytes_in'])} in, {format_bytes(summary['bytes_out'])} out; "
+        f"at most {format_bytes(summary['peak_bytes'])} of memory and {format_bytes(summary['disk_bytes'])} of disk"
     )
     return [table, *lines, *summary["warnings"]]
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from conversion_lib.errors import BadInput, OutsideFailure
 from conversion_lib.files import existing_parent, sync_directory, write_atomically
+from conversion_lib.progress import format_bytes
 
 RUN_NAME = "run.json"
 JOURNAL_NAME = "journal.jsonl"
@@ -142,7 +143,7 @@ def check_disk(destination: Path, needed: int) -> None:
     free = shutil.disk_usage(existing_parent(destination.absolute())).free
     if free < needed:
         raise BadInput(
-            f"{destination}: the disk has {free / 1e9:.2f} GB free and {needed / 1e9:.2f} GB are needed; "
+            f"{destination}: the disk has {format_bytes(free)} free and {format_bytes(needed)} are needed; "
             "free some, choose another destination, or pass --skip-disk-check"
         )
 

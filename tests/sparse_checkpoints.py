@@ -54,42 +54,20 @@ DEEPSEEK_V3_CONFIG = {
 DEEPSEEK_V3_SHARDS = 158
 
 
-def deepseek_v3_tensors(config: dict, *, mtp: bool = True) -> Iterator[Tensor]:
-    """Every tensor of DeepSeek-V3, scales and the multi-token-prediction layer included."""
-    hidden, heads, vocab = config["hidden_size"], config["num_attention_heads"], config["vocab_size"]
-    q_lora, kv_lora = config["q_lora_rank"], config["kv_lora_rank"]
-    nope, rope, value = config["qk_nope_head_dim"], config["qk_rope_head_dim"], config["v_head_dim"]
-    layers, mlp, moe = config["num_hidden_layers"], config["intermediate_size"], config["moe_intermediate_size"]
-
-    def fp8(name: str, rows: int, columns: int) -> Iterator[Tensor]:
-        yield f"{name}.weight", (rows, columns), "F8_E4M3"
-        yield f"{name}.weight_scale_inv", (math.ceil(rows / 128), math.ceil(columns / 128)), "F32"
-
-    def mlp_tensors(name: str, size: int) -> Iterator[Tensor]:
-        yield from fp8(f"{name}.gate_proj", size, hidden)
-        yield from fp8(f"{name}.up_proj", size, hidden)
-        yield from fp8(f"{name}.down_proj", hidden, size)
-
+def deepseek_tensors(config: dict) -> Iterator[Tensor]:
+    """Every tensor of a DeepSeek V2, V3 or V3.2, with the scales, indexers and further layers that it has."""
+    hidden, vocab = config["hidden_size"], config["vocab_size"]
+    layers = config["num_hidden_layers"]
     yield "model.embed_tokens.weight", (vocab, hidden), "BF16"
-    for layer in range(layers + mtp):
+    for layer in range(layers + config.get("num_nextn_predict_layers", 0)):
         at = f"model.layers.{layer}"
         yield f"{at}.input_layernorm.weight", (hidden,), "BF16"
         yield f"{at}.post_attention_layernorm.weight", (hidden,), "BF16"
-        yield from fp8(f"{at}.self_attn.q_a_proj", q_lora, hidden)
-        yield f"{at}.self_attn.q_a_layernorm.weight", (q_lora,), "BF16"
-        yield from fp8(f"{at}.self_attn.q_b_proj", heads * (nope + rope), q_lora)
-        yield from fp8(f"{at}.self_attn.kv_a_proj_with_mqa", kv_lora + rope, hidden)
-        yield f"{at}.self_attn.kv_a_layernorm.weight", (kv_lora,), "BF16"
-        yield from fp8(f"{at}.self_attn.kv_b_proj", heads * (nope + value), kv_lora)
-        yield from fp8(f"{at}.self_attn.o_proj", hidden, heads * value)
+        yield from _latent_attention(f"{at}.self_attn", config)
         if layer < config["first_k_dense_replace"]:
-            yield from mlp_tensors(f"{at}.mlp", mlp)
+            yield from _mlp(f"{at}.mlp", config["intermediate_size"], config)
         else:
-            yield f"{at}.mlp.gate.weight", (config["n_routed_experts"], hidden), "BF16"
-            yield f"{at}.mlp.gate.e_score_correction_bias", (config["n_routed_experts"],), "F32"
-            yield from mlp_tensors(f"{at}.mlp.shared_experts", moe * config["n_shared_experts"])
-            for expert in range(config["n_routed_experts"]):
-                yield from mlp_tensors(f"{at}.mlp.experts.{expert}", moe)
+            yield from _experts(f"{at}.mlp", config)
         if layer >= layers:
             yield f"{at}.embed_tokens.weight", (vocab, hidden), "BF16"
             yield f"{at}.enorm.weight", (hidden,), "BF16"
@@ -99,6 +77,54 @@ def deepseek_v3_tensors(config: dict, *, mtp: bool = True) -> Iterator[Tensor]:
             yield f"{at}.shared_head.head.weight", (vocab, hidden), "BF16"
     yield "model.norm.weight", (hidden,), "BF16"
     yield "lm_head.weight", (vocab, hidden), "BF16"
+
+
+def _linear(name: str, rows: int, columns: int, config: dict) -> Iterator[Tensor]:
+    """fp8 with its scales where the checkpoint is quantized."""
+    if "quantization_config" not in config:
+        yield f"{name}.weight", (rows, columns), "BF16"
+        return
+    yield f"{name}.weight", (rows, columns), "F8_E4M3"
+    yield f"{name}.weight_scale_inv", (math.ceil(rows / 128), math.ceil(columns / 128)), "F32"
+
+
+def _latent_attention(at: str, config: dict) -> Iterator[Tensor]:
+    hidden, heads = config["hidden_size"], config["num_attention_heads"]
+    q_lora, kv_lora = config["q_lora_rank"], config["kv_lora_rank"]
+    nope, rope, value = config["qk_nope_head_dim"], config["qk_rope_head_dim"], config["v_head_dim"]
+    if q_lora is None:
+        yield from _linear(f"{at}.q_proj", heads * (nope + rope), hidden, config)
+    else:
+        yield from _linear(f"{at}.q_a_proj", q_lora, hidden, config)
+        yield f"{at}.q_a_layernorm.weight", (q_lora,), "BF16"
+        yield from _linear(f"{at}.q_b_proj", heads * (nope + rope), q_lora, config)
+    if "index_n_heads" in config:
+        index_heads, size = config["index_n_heads"], config["index_head_dim"]
+        yield from _linear(f"{at}.indexer.wq_b", index_heads * size, q_lora, config)
+        yield from _linear(f"{at}.indexer.wk", size, hidden, config)
+        yield f"{at}.indexer.k_norm.weight", (size,), "F32"
+        yield f"{at}.indexer.k_norm.bias", (size,), "F32"
+        yield f"{at}.indexer.weights_proj.weight", (index_heads, hidden), "BF16"
+    yield from _linear(f"{at}.kv_a_proj_with_mqa", kv_lora + rope, hidden, config)
+    yield f"{at}.kv_a_layernorm.weight", (kv_lora,), "BF16"
+    yield from _linear(f"{at}.kv_b_proj", heads * (nope + value), kv_lora, config)
+    yield from _linear(f"{at}.o_proj", hidden, heads * value, config)
+
+
+def _mlp(at: str, size: int, config: dict) -> Iterator[Tensor]:
+    yield from _linear(f"{at}.gate_proj", size, config["hidden_size"], config)
+    yield from _linear(f"{at}.up_proj", size, config["hidden_size"], config)
+    yield from _linear(f"{at}.down_proj", config["hidden_size"], size, config)
+
+
+def _experts(at: str, config: dict) -> Iterator[Tensor]:
+    moe, experts = config["moe_intermediate_size"], config["n_routed_experts"]
+    yield f"{at}.gate.weight", (experts, config["hidden_size"]), "BF16"
+    if config["model_type"] != "deepseek_v2":
+        yield f"{at}.gate.e_score_correction_bias", (experts,), "F32"
+    yield from _mlp(f"{at}.shared_experts", moe * config["n_shared_experts"], config)
+    for expert in range(experts):
+        yield from _mlp(f"{at}.experts.{expert}", moe, config)
 
 
 def llama_tensors(config: dict) -> Iterator[Tensor]:

@@ -22,6 +22,8 @@ def family_of(config: ModelConfig) -> Family:
     for family in FAMILIES.values():
         if set(family.architectures) & set(config.architectures):
             return family
+        if not config.architectures and family.model_type == config.model_type:
+            return family
     known = [name for family in FAMILIES.values() for name in family.architectures]
     asked = ", ".join(config.architectures) or f"none (model_type {config.model_type or 'missing'})"
     near = difflib.get_close_matches(asked, known, n=3, cutoff=0.3) or known

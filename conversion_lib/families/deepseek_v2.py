@@ -9,6 +9,7 @@ from conversion_lib.rules import Family
 FAMILY = Family(
     name="deepseek_v2",
     architectures=("DeepseekV2ForCausalLM",),
+    model_type="deepseek_v2",
     dims=dims,
     rules=TOP,
     blocks=blocks(ATTENTION, EXPERTS),

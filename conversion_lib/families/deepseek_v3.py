@@ -9,6 +9,7 @@ from conversion_lib.rules import Family
 FAMILY = Family(
     name="deepseek_v3",
     architectures=("DeepseekV3ForCausalLM",),
+    model_type="deepseek_v3",
     dims=dims,
     rules=TOP,
     blocks=blocks(ATTENTION, (*EXPERTS, CORRECTION_BIAS)),

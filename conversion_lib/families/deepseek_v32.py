@@ -27,6 +27,7 @@ INDEXER = (
 FAMILY = Family(
     name="deepseek_v32",
     architectures=("DeepseekV32ForCausalLM",),
+    model_type="deepseek_v32",
     dims=dims,
     rules=TOP,
     blocks=blocks((*ATTENTION, *INDEXER), (*EXPERTS, CORRECTION_BIAS)),

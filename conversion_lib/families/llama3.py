@@ -19,6 +19,7 @@ def key(dims: Dims) -> tuple[Op, ...]:
 FAMILY = Family(
     name="llama3.1",
     architectures=("LlamaForCausalLM",),
+    model_type="llama",
     dims=grouped_query_dims,
     rules=TOP,
     blocks=one_block(

@@ -23,6 +23,7 @@ def dims(config: ModelConfig) -> Dims:
 FAMILY = Family(
     name="qwen3",
     architectures=("Qwen3ForCausalLM",),
+    model_type="qwen3",
     dims=dims,
     rules=TOP,
     blocks=one_block(

@@ -25,6 +25,7 @@ from conversion_lib.errors import OutsideFailure
 from conversion_lib.files import sync_directory, write_atomically
 from conversion_lib.plan import ArrayPlan, Plan
 from conversion_lib.record import Target
+from conversion_lib.sinks import ocdbt
 from conversion_lib.sources.base import Array
 from conversion_lib.sources.orbax import METADATA, STEP_METADATA
 
@@ -64,7 +65,7 @@ class OrbaxSink:
                 "driver": "ocdbt",
                 "base": f"file://{self._part_dir}/",
                 "path": f"{name}/",
-                "config": {"max_inline_value_bytes": 1024},
+                "config": ocdbt.CONFIG,
             }
         return {"driver": "file", "path": f"{self._items}/{name}/"}
 
@@ -93,19 +94,13 @@ class OrbaxSink:
             sync_directory(directory)
 
     def _merge(self) -> None:
-        """Makes `items/manifest.ocdbt` refer to what the parts hold; no data move."""
-        for leftover in (self._items / "manifest.ocdbt", self._items / "d"):
+        for leftover in (self._items / ocdbt.MANIFEST, self._items / "d"):
             # an earlier try may have been killed while merging
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
-
-        def store(directory: Path) -> Any:
-            spec = {"driver": "ocdbt", "base": f"file://{directory}/", "config": {"max_inline_value_bytes": 1024}}
-            return _result(ts.KvStore.open(spec, context=self._context))
-
-        whole = store(self._items)
-        with _outside("merging the parts"), ts.Transaction(atomic=True) as transaction:
-            for part in sorted(self._items.glob("ocdbt.process_*")):
-                store(part).experimental_copy_range_to(whole.with_transaction(transaction)).result()
+        parts = sorted(self._items.glob("ocdbt.process_*"))
+        with _outside("merging what was written"):
+            ocdbt.merge(self._items, parts, self._context)
+            ocdbt.sweep(self._items, parts)
 
     def _tree_metadata(self) -> dict[str, Any]:
         tree = [_leaf([STEP_LEAF], {"value_type": "scalar", "skip_deserialize": False})]
@@ -158,7 +153,10 @@ class _outside:  # noqa: N801 - reads as a word in a with statement
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, (ValueError, OSError, RuntimeError)):
-            raise OutsideFailure(f"{self._doing} failed: {error}") from error
+            # TensorStore adds its whole spec to what it says
+            reason = str(error).partition(" [tensorstore_spec=")[0]
+            hint = "; free some space and run the same command again" if "No space left" in reason else ""
+            raise OutsideFailure(f"{self._doing} failed: {reason}{hint}") from error
 
 
 def _result(future: Any) -> Any:

@@ -1,0 +1,372 @@
+"""A small Hub on this machine: serves directories as model repositories to the real huggingface_hub client.
+
+    with LocalHub({"acme/tiny": directory}) as hub:
+        os.environ["HF_ENDPOINT"] = hub.endpoint
+
+or `python -m conversion_lib.demo.local_hub acme/tiny=DIR --port 8899`. It knows what a download needs: the
+repository's description, its tree, and its files. Weights are answered the way the Hub answers files of Git LFS,
+with a redirect to another host name. It binds 127.0.0.1 only, and reads a directory's names and hashes once, when
+it starts.
+
+Faults for tests: a list of `Fault`, each taken by as many matching requests as its `times` says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import socket
+import struct
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+from urllib.parse import quote, unquote, urlsplit
+
+LFS_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".model")
+LFS_BYTES = 10 << 20
+"""Larger files are in Git LFS whatever their name, as on the Hub."""
+BLOCK = 1 << 20
+
+
+@dataclass
+class Fault:
+    """One thing that goes wrong.
+
+    kind: "truncate" closes the connection cleanly after `after` bytes of the body; "reset" resets it there;
+    "stall" sends nothing more from there until the Hub stops; "corrupt" flips the byte there; "unavailable"
+    answers 503 before anything else.
+    path: pattern (fnmatch) of the file asked for; "api" stands for requests about the repository.
+    times: how many requests it hits. All but "unavailable" hit requests for a file's content only.
+    """
+
+    kind: Literal["truncate", "reset", "stall", "corrupt", "unavailable"]
+    path: str = "*"
+    times: int = 1
+    after: int = 0
+
+
+@dataclass
+class Faults:
+    """What goes wrong, and which repositories want a token (`gated`: repository -> the token that opens it)."""
+
+    planned: list[Fault] = field(default_factory=list)
+    gated: dict[str, str] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def take(self, path: str, *, body: bool) -> Fault | None:
+        """The fault that hits this request, counted as used; None where it goes well."""
+        with self._lock:
+            for fault in self.planned:
+                if fault.times > 0 and fnmatch(path, fault.path) and (body or fault.kind == "unavailable"):
+                    fault.times -= 1
+                    return fault
+        return None
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """A served file: `blob_id` is its git id (of the LFS pointer where `sha256` is set)."""
+
+    path: str
+    source: Path
+    size: int
+    blob_id: str
+    sha256: str | None
+
+
+@dataclass(frozen=True)
+class HubRepo:
+    """A directory as the Hub shows it: `commit` follows from the files' names and contents alone."""
+
+    name: str
+    commit: str
+    files: dict[str, HubFile]
+
+
+def git_blob_id(content_size: int, update: Callable[[Any], None]) -> str:
+    """The id git gives a blob of `content_size` bytes that `update` feeds to the hash it is handed."""
+    digest = hashlib.sha1(f"blob {content_size}\0".encode(), usedforsecurity=False)
+    update(digest)
+    return digest.hexdigest()
+
+
+def _feed(path: Path) -> Callable[[Any], None]:
+    def update(digest: Any) -> None:
+        with path.open("rb") as stream:
+            while block := stream.read(BLOCK):
+                digest.update(block)
+
+    return update
+
+
+def _index_file(root: Path, source: Path) -> HubFile:
+    path, size = source.relative_to(root).as_posix(), source.stat().st_size
+    if not (path.endswith(LFS_SUFFIXES) or size > LFS_BYTES):
+        return HubFile(path, source, size, git_blob_id(size, _feed(source)), None)
+    content = hashlib.sha256()
+    _feed(source)(content)
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{content.hexdigest()}\nsize {size}\n".encode()
+    return HubFile(path, source, size, git_blob_id(len(pointer), lambda d: d.update(pointer)), content.hexdigest())
+
+
+def index_repo(name: str, root: Path) -> HubRepo:
+    """Lists and hashes every file under `root`, hidden ones left out."""
+    sources = sorted(p for p in root.rglob("*") if p.is_file())
+    files = [_index_file(root, p) for p in sources if not any(x.startswith(".") for x in p.relative_to(root).parts)]
+    listing = json.dumps([[f.path, f.blob_id] for f in files]).encode()
+    commit = hashlib.sha1(listing, usedforsecurity=False).hexdigest()
+    return HubRepo(name, commit, {f.path: f for f in files})
+
+
+class LocalHub:
+    """The server, as a context manager; `repos` maps repository names to directories.
+
+    endpoint: what HF_ENDPOINT is to be. repos: what is served. requests: every request so far, as
+    (method, path). faults: may be changed while it runs.
+    """
+
+    def __init__(self, repos: Mapping[str, Path], *, faults: Faults | None = None, port: int = 0) -> None:
+        self.repos = {name: index_repo(name, root) for name, root in repos.items()}
+        self.faults = faults or Faults()
+        self.requests: list[tuple[str, str]] = []
+        self.stopping = threading.Event()
+        handler = type("Handler", (_Handler,), {"hub": self})
+        self._server = ThreadingHTTPServer(("127.0.0.1", port), handler)
+        self._server.daemon_threads = True
+        self.port = int(self._server.server_address[1])
+        self.endpoint = f"http://127.0.0.1:{self.port}"
+
+    def __enter__(self) -> LocalHub:
+        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stopping.set()
+        self._server.shutdown()
+        self._server.server_close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    hub: LocalHub
+    protocol_version = "HTTP/1.1"
+    # headers and body leave in separate writes: without this each answer waits for the client's delayed ACK
+    disable_nagle_algorithm = True
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def do_HEAD(self) -> None:
+        self._answer()
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Silent: `LocalHub.requests` has every request."""
+
+    def _answer(self) -> None:
+        path = urlsplit(self.path).path
+        self.hub.requests.append((self.command, path))
+        parts = [unquote(part) for part in path.strip("/").split("/")]
+        try:
+            if parts[:2] == ["api", "models"]:
+                self._answer_api(parts[2:])
+            elif parts[0] == "lfs" and len(parts) > 2:
+                self._answer_lfs(parts[1], "/".join(parts[2:]))
+            else:
+                self._answer_resolve(parts)
+        except (BrokenPipeError, ConnectionResetError):
+            self.close_connection = True  # the client went away
+
+    def _find_repo(self, parts: list[str]) -> tuple[HubRepo, list[str]] | None:
+        """The repository that `parts` begins with, and the rest; answers 404 where there is none."""
+        for length in (2, 1):
+            if repo := self.hub.repos.get("/".join(parts[:length])):
+                return repo, parts[length:]
+        self._fail(404, "RepoNotFound", "Repository not found")
+        return None
+
+    def _answer_api(self, parts: list[str]) -> None:
+        if self._unavailable("api") or (found := self._find_repo(parts)) is None:
+            return
+        repo, rest = found
+        if rest[1:2] and rest[1] not in ("main", repo.commit):
+            self._fail(404, "RevisionNotFound", f"Invalid rev id: {rest[1]}")
+        elif not rest or rest[0] == "revision":
+            self._send_json(_model_info(repo))
+        elif rest[0] == "tree":
+            self._send_json([_tree_entry(file) for file in repo.files.values()])
+        else:
+            self._fail(404, None, "Not found")
+
+    def _answer_resolve(self, parts: list[str]) -> None:
+        if (found := self._find_repo(parts)) is None:
+            return
+        repo, rest = found
+        if len(rest) < 3 or rest[0] != "resolve":
+            self._fail(404, None, "Not found")
+            return
+        path = "/".join(rest[2:])
+        if self._unavailable(path):
+            return
+        if rest[1] not in ("main", repo.commit):
+            self._fail(404, "RevisionNotFound", f"Invalid rev id: {rest[1]}")
+        elif not self._may_read(repo):
+            pass
+        elif (file := repo.files.get(path)) is None:
+            self._fail(404, "EntryNotFound", "Entry not found", {"X-Repo-Commit": repo.commit})
+        elif file.sha256 is None:
+            headers = {"X-Repo-Commit": repo.commit, "ETag": f'"{file.blob_id}"'}
+            self._send_content(file, headers)
+        else:
+            # another host name than the endpoint's: the client takes that for a file server, as with the Hub's CDN
+            location = f"http://localhost:{self.hub.port}/lfs/{file.sha256}/{quote(file.path)}"
+            linked = {"X-Linked-Etag": f'"{file.sha256}"', "X-Linked-Size": str(file.size)}
+            headers = {"X-Repo-Commit": repo.commit, "ETag": f'"{file.blob_id}"', "Location": location, **linked}
+            self._send(302, b"", headers)
+
+    def _answer_lfs(self, sha256: str, path: str) -> None:
+        if self._unavailable(path):
+            return
+        for repo in self.hub.repos.values():
+            if (file := repo.files.get(path)) is not None and file.sha256 == sha256:
+                self._send_content(file, {"ETag": f'"{sha256}"'})
+                return
+        self._fail(404, None, "Not found")
+
+    def _unavailable(self, path: str) -> bool:
+        fault = self.hub.faults.take(path, body=False)
+        if fault is not None:
+            self._fail(503, None, "Service unavailable")
+        return fault is not None
+
+    def _may_read(self, repo: HubRepo) -> bool:
+        token = self.hub.faults.gated.get(repo.name)
+        given = self.headers.get("Authorization", "").removeprefix("Bearer ")
+        if token is None or given == token:
+            return True
+        self._fail(403 if given else 401, "GatedRepo", f"Access to model {repo.name} is restricted")
+        return False
+
+    def _send(self, status: int, body: bytes, headers: Mapping[str, str]) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(body)), **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def _send_json(self, value: object) -> None:
+        self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
+
+    def _fail(self, status: int, code: str | None, message: str, headers: Mapping[str, str] | None = None) -> None:
+        coded = {"X-Error-Code": code} if code else {}
+        body = json.dumps({"error": message}).encode()
+        self._send(status, body, {"X-Error-Message": message, **coded, **(headers or {})})
+
+    def _send_content(self, file: HubFile, headers: dict[str, str]) -> None:
+        span = _parse_range(self.headers.get("Range"), file.size)
+        if span is None:
+            self._fail(416, None, "Range not satisfiable", {"Content-Range": f"bytes */{file.size}"})
+            return
+        start, stop = span
+        partial = "Range" in self.headers
+        self.send_response(206 if partial else 200)
+        if partial:
+            self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{file.size}")
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Accept-Ranges", "bytes")
+        self.send_header("Content-Type", "application/octet-stream")
+        self.send_header("Content-Length", str(stop - start))
+        self.end_headers()
+        if self.command != "HEAD":
+            self._send_body(file, start, stop, self.hub.faults.take(file.path, body=True))
+
+    def _send_body(self, file: HubFile, start: int, stop: int, fault: Fault | None) -> None:
+        end = stop if fault is None or fault.kind == "corrupt" else min(start + fault.after, stop)
+        position = start
+        with file.source.open("rb") as stream:
+            stream.seek(start)
+            while position < end:
+                block = bytearray(stream.read(min(BLOCK, end - position)))
+                if fault and fault.kind == "corrupt" and position <= start + fault.after < position + len(block):
+                    block[start + fault.after - position] ^= 0xFF
+                self.wfile.write(block)
+                position += len(block)
+        if fault is None or fault.kind == "corrupt":
+            return
+        self.close_connection = True
+        self.wfile.flush()
+        if fault.kind == "stall":
+            self.hub.stopping.wait()
+        elif fault.kind == "reset":
+            # closing with a zero linger time sends RST instead of FIN
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.connection.close()
+
+
+def _parse_range(header: str | None, size: int) -> tuple[int, int] | None:
+    """(start, stop) of `bytes=a-b` or `bytes=a-`; everything without a header; None where it cannot be met."""
+    if header is None:
+        return 0, size
+    first, _, last = header.removeprefix("bytes=").partition("-")
+    start, stop = int(first), min(int(last) + 1, size) if last else size
+    return (start, stop) if start < stop else None
+
+
+def _lfs(file: HubFile, key: str) -> dict[str, object]:
+    return {} if file.sha256 is None else {"lfs": {key: file.sha256, "size": file.size, "pointerSize": 134}}
+
+
+def _model_info(repo: HubRepo) -> dict[str, object]:
+    siblings = [
+        {"rfilename": f.path, "size": f.size, "blobId": f.blob_id, **_lfs(f, "sha256")} for f in repo.files.values()
+    ]
+    return {
+        "_id": repo.commit[:24],
+        "id": repo.name,
+        "modelId": repo.name,
+        "sha": repo.commit,
+        "private": False,
+        "gated": False,
+        "tags": [],
+        "downloads": 0,
+        "likes": 0,
+        "siblings": siblings,
+    }
+
+
+def _tree_entry(file: HubFile) -> dict[str, object]:
+    return {"type": "file", "path": file.path, "size": file.size, "oid": file.blob_id, **_lfs(file, "oid")}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Serves until interrupted; prints the endpoint on standard output."""
+    parser = argparse.ArgumentParser(prog="local_hub", description="Serve directories as Hub repositories.")
+    parser.add_argument("repos", nargs="+", metavar="NAME=DIR", help="repository name and its directory")
+    parser.add_argument("--port", type=int, default=8899, help="0 takes any free port (default: %(default)s)")
+    options = parser.parse_args(arguments)
+    repos = {}
+    for entry in options.repos:
+        name, equals, directory = entry.partition("=")
+        if not (name and equals and Path(directory).is_dir()):
+            parser.error(f"{entry}: expected NAME=DIR with an existing directory")
+        repos[name] = Path(directory)
+    with LocalHub(repos, port=options.port) as hub:
+        print(hub.endpoint, flush=True)
+        try:
+            threading.Event().wait()
+        except KeyboardInterrupt:
+            return 0
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
