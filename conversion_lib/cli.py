@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from pydantic import ValidationError
 
-from conversion_lib.command import VERSION_OPTION, Outcome, command, parse_size
+from conversion_lib.command import VERSION_OPTION, Group, Outcome, command, parse_size
 from conversion_lib.errors import BadInput
 from conversion_lib.progress import Reporter
+from conversion_lib.record import Target
 
 app = typer.Typer(
     name="ferry",
@@ -44,6 +46,39 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is at
 SkipDisk = Annotated[bool, typer.Option("--skip-disk-check", help="Begin even where the disk looks too small.")]
 
 
+def build_target(
+    scan_layers: Scan = True,
+    save_dtype: SaveDtype = "bfloat16",
+    ocdbt: Ocdbt = True,
+    zarr3: Zarr3 = True,
+    pathways: Pathways = False,
+    maxtext: MaxText = "0.2.5",
+    compression: Compression = "zstd",
+    chunk_bytes: ChunkBytes = "64MiB",
+) -> Target:
+    """The Target of the options. Raises BadInput for a value that none has, by name."""
+    if save_dtype.startswith(("float8", "fp8", "int8")):
+        raise BadInput(f"--save-dtype {save_dtype}: MaxText can save it, ferry does not; write bfloat16 or float32")
+    values = {
+        "scan_layers": scan_layers,
+        "save_dtype": save_dtype,
+        "ocdbt": ocdbt and not pathways,
+        "zarr3": zarr3 and not pathways,
+        "maxtext": maxtext,
+        "compression": compression,
+        "chunk_bytes": parse_size(chunk_bytes),
+    }
+    try:
+        return Target.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = "--" + str(first["loc"][0]).replace("_", "-")
+        raise BadInput(f"{option} {first['input']}: {first['msg'].lower()}") from None
+
+
+TARGET = Group("target", build_target)
+
+
 @app.callback()
 def ferry(version: Annotated[bool, VERSION_OPTION] = False) -> None:
     pass
@@ -59,19 +94,12 @@ def models(reporter: Reporter) -> Outcome:
     return Outcome({"models": rows}, [show.models_table()])
 
 
-@command(app, "plan")
+@command(app, "plan", TARGET)
 def plan(
     reporter: Reporter,
     src: Src,
+    target: Target,
     model: Model = None,
-    scan_layers: Scan = True,
-    save_dtype: SaveDtype = "bfloat16",
-    ocdbt: Ocdbt = True,
-    zarr3: Zarr3 = True,
-    pathways: Pathways = False,
-    maxtext: MaxText = "0.2.5",
-    compression: Compression = "zstd",
-    chunk_bytes: ChunkBytes = "64MiB",
     memory_budget: Budget = "2GiB",
     threads: Threads = None,
 ) -> Outcome:
@@ -79,7 +107,6 @@ def plan(
     from conversion_lib import show
     from conversion_lib.convert import prepare
 
-    target = _target(scan_layers, save_dtype, ocdbt, zarr3, pathways, maxtext, compression, chunk_bytes)
     job = prepare(_local(src, reporter), target, model=model, memory_budget=parse_size(memory_budget))
     summary = show.plan_summary(job, parse_size(memory_budget), threads)
     return Outcome(summary, show.plan_text(job, summary))
@@ -121,20 +148,13 @@ def dequantize(
     return Outcome(result, [_done(result)])
 
 
-@command(app, "convert")
+@command(app, "convert", TARGET)
 def convert(
     reporter: Reporter,
     src: Src,
     dst: Dst,
+    target: Target,
     model: Model = None,
-    scan_layers: Scan = True,
-    save_dtype: SaveDtype = "bfloat16",
-    ocdbt: Ocdbt = True,
-    zarr3: Zarr3 = True,
-    pathways: Pathways = False,
-    maxtext: MaxText = "0.2.5",
-    compression: Compression = "zstd",
-    chunk_bytes: ChunkBytes = "64MiB",
     memory_budget: Budget = "2GiB",
     threads: Threads = None,
     overwrite: Overwrite = False,
@@ -143,7 +163,6 @@ def convert(
     """Converts a Hugging Face checkpoint to a MaxText one at DST/0/items."""
     from conversion_lib import convert as conversions
 
-    target = _target(scan_layers, save_dtype, ocdbt, zarr3, pathways, maxtext, compression, chunk_bytes)
     options = conversions.Options(parse_size(memory_budget), threads, overwrite, skip_disk_check)
     result = conversions.convert(_local(src, reporter), dst, target, model=model, options=options, reporter=reporter)
     return Outcome(result, [_done(result)])
@@ -260,42 +279,10 @@ def demo(
     ),
 ) -> Outcome:
     """Runs the whole DAG on a small fp8 DeepSeek-V3, with Airflow as a subprocess."""
-    from conversion_lib.demo import run as demo_run
+    from conversion_lib.demo.run import run_demo, summary
 
-    result = demo_run.run_demo(work_dir, reporter)
-    return Outcome(result, demo_run.summary(result))
-
-
-def _target(
-    scan_layers: bool,
-    save_dtype: str,
-    ocdbt: bool,
-    zarr3: bool,
-    pathways: bool,
-    maxtext: str,
-    compression: str,
-    chunk: str,
-) -> Any:
-    """The Target of the options. Raises BadInput for a value that none has, by name."""
-    from pydantic import ValidationError
-
-    from conversion_lib.record import Target
-
-    if save_dtype.startswith(("float8", "fp8", "int8")):
-        raise BadInput(f"--save-dtype {save_dtype}: MaxText can save it, ferry does not; write bfloat16 or float32")
-    storage = {"ocdbt": ocdbt and not pathways, "zarr3": zarr3 and not pathways}
-    values = {
-        "save_dtype": save_dtype,
-        "maxtext": maxtext,
-        "compression": compression,
-        "chunk_bytes": parse_size(chunk),
-    }
-    try:
-        return Target.model_validate({"scan_layers": scan_layers, **storage, **values})
-    except ValidationError as error:
-        first = error.errors()[0]
-        option = "--" + str(first["loc"][0]).replace("_", "-")
-        raise BadInput(f"{option} {first['input']}: {first['msg'].lower()}") from None
+    result = run_demo(work_dir, reporter)
+    return Outcome(result, summary(result))
 
 
 def _local(src: str, reporter: Reporter) -> Path:

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
@@ -56,16 +57,41 @@ _SHARED = {
 _DEFAULTS: dict[str, Any] = {"json_output": False, "quiet": False, "log_format": "text", "version": False}
 
 
-def command(app: typer.Typer, name: str) -> Callable[[Callable[..., Outcome]], Callable[..., None]]:
-    """Registers a function as `ferry <name>`. It gets a Reporter first, then its own options."""
+@dataclass(frozen=True)
+class Group:
+    """Options that several commands share and that make one value: `build` has them as its parameters."""
+
+    parameter: str
+    build: Callable[..., Any]
+
+    @property
+    def options(self) -> list[inspect.Parameter]:
+        return list(inspect.signature(self.build, eval_str=True).parameters.values())
+
+
+def command(app: typer.Typer, name: str, *groups: Group) -> Callable[[Callable[..., Outcome]], Callable[..., None]]:
+    """Registers a function as `ferry <name>`. It gets a Reporter first, then its own options.
+
+    A parameter that a group names becomes the group's options on the command line.
+    """
 
     def register(body: Callable[..., Outcome]) -> Callable[..., None]:
         @functools.wraps(body)
         def run(**options: Any) -> None:
             shared = {key: options.pop(key) for key in _SHARED}
-            raise SystemExit(_run(functools.partial(body, **options), **shared))
 
-        own = list(inspect.signature(body, eval_str=True).parameters.values())[1:]
+            def call(reporter: Reporter) -> Outcome:
+                for group in groups:
+                    values = {option.name: options.pop(option.name) for option in group.options}
+                    options[group.parameter] = group.build(**values)
+                return body(reporter, **options)
+
+            raise SystemExit(_run(call, **shared))
+
+        own: list[inspect.Parameter] = []
+        for parameter in list(inspect.signature(body, eval_str=True).parameters.values())[1:]:
+            group = next((group for group in groups if group.parameter == parameter.name), None)
+            own += group.options if group else [parameter]
         extra = [
             inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=_DEFAULTS[key], annotation=annotation)
             for key, annotation in _SHARED.items()
@@ -124,8 +150,17 @@ def _terminate(number: int, frame: object) -> None:
 
 
 def peak_bytes() -> int:
-    """The largest resident memory of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    """The largest resident memory of this process so far.
+
+    Linux's own figure for this address space comes first: `ru_maxrss` outlives exec, so that in a subprocess of a
+    large program it tells that program's size.
+    """
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    high_water = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
+    return int(high_water.split()[1]) * 1024
 
 
 def parse_size(text: str) -> int:

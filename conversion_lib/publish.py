@@ -27,7 +27,8 @@ import google_crc32c
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from conversion_lib import __version__
-from conversion_lib.destinations import MANIFEST_NAME, MARKER_NAME, Destination, Item, Manifest, open_destination
+from conversion_lib.destinations import open_destination
+from conversion_lib.destinations.base import MANIFEST_NAME, MARKER_NAME, Destination, Item, Manifest
 from conversion_lib.errors import BadInput
 from conversion_lib.files import in_parallel
 from conversion_lib.manifest import (

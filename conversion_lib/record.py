@@ -16,7 +16,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
 
 from conversion_lib.errors import BadInput
 
@@ -36,7 +36,7 @@ class Target(BaseModel):
     zarr3: bool = True
     maxtext: Literal["0.2.5", "main"] = "0.2.5"
     compression: Literal["zstd", "none"] = "zstd"
-    chunk_bytes: int = 64 << 20
+    chunk_bytes: PositiveInt = 64 << 20
 
     @property
     def slug(self) -> str:

@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from conversion_lib import cloud_storage, destinations
+from conversion_lib import destinations
+from conversion_lib.destinations import base, cloud_storage, directory
 from conversion_lib.errors import BadInput, OutsideFailure
 from conversion_lib.manifest import checkpoint_digest
 from conversion_lib.progress import SILENT, Reporter
@@ -230,20 +231,20 @@ def test_a_read_only_file_system(checkpoint: Path) -> None:
 
 def test_a_disk_too_small(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage("/")
-    monkeypatch.setattr(destinations.shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    monkeypatch.setattr(directory.shutil, "disk_usage", lambda path: usage._replace(free=1000))
     with pytest.raises(BadInput, match=r"needs 10\.2 MB, and 1\.0 kB are free"):
         publish(checkpoint, str(tmp_path / "out"))
 
 
 def test_a_file_that_changes_meanwhile(checkpoint: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = destinations.Item.open
+    original = base.Item.open
 
-    def changed(item: destinations.Item) -> Any:
+    def changed(item: base.Item) -> Any:
         if item.entry.path == "0/items/_METADATA":
             (checkpoint / "0" / "items" / "_METADATA").write_bytes(b"[]")
         return original(item)
 
-    monkeypatch.setattr(destinations.Item, "open", changed)
+    monkeypatch.setattr(base.Item, "open", changed)
     with pytest.raises(OutsideFailure, match="0/items/_METADATA changed while it was published"):
         publish(checkpoint, url)
     assert read(f"{url}/{PLACE}", "ferry_commit.json") is None
@@ -253,13 +254,14 @@ def killed_publisher(checkpoint: Path, url: str, at: str) -> None:
     """A publisher in its own process that kills itself when it comes to the file `at`."""
     code = f"""
 import os, pathlib, signal
-from conversion_lib import destinations, publish
-original = destinations.Item.open
+from conversion_lib import publish
+from conversion_lib.destinations import base
+original = base.Item.open
 def dies(item):
     if item.entry.path == {at!r}:
         os.kill(os.getpid(), signal.SIGKILL)
     return original(item)
-destinations.Item.open = dies
+base.Item.open = dies
 publish.publish(pathlib.Path({str(checkpoint)!r}), {url!r}, threads=1)
 """
     process = subprocess.run([sys.executable, "-c", code], env=os.environ.copy(), capture_output=True)

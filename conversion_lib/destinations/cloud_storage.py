@@ -21,7 +21,7 @@ from google.api_core import exceptions
 from google.cloud import storage
 from google.cloud.storage.exceptions import DataCorruption
 
-from conversion_lib.destinations import MANIFEST_NAME, MARKER_NAME, Item, Manifest
+from conversion_lib.destinations.base import MANIFEST_NAME, MARKER_NAME, Item, Manifest
 from conversion_lib.errors import BadInput, FerryError, OutsideFailure
 from conversion_lib.manifest import COMMIT_NAME, FileEntry
 from conversion_lib.progress import Reporter

@@ -1,107 +1,21 @@
-"""Where a checkpoint is published: the interface, and directories. A third kind of place is one more class.
-
-A destination is one location. Files are put there in any order; nobody takes them for a checkpoint before `commit`.
-"""
+"""Publishing to a directory."""
 
 from __future__ import annotations
 
-import io
 import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Protocol
-from urllib.parse import unquote, urlsplit
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
+from conversion_lib.destinations.base import MANIFEST_NAME, MARKER_NAME, Item, Manifest
 from conversion_lib.errors import BadInput, OutsideFailure
 from conversion_lib.files import disk_error, existing_parent, one_at_a_time, sync_directory, write_atomically
 from conversion_lib.manifest import FileEntry, build_manifest, copy_checked, list_files
 from conversion_lib.progress import Reporter, format_bytes
-
-MANIFEST_NAME = "manifest.json"
-MARKER_NAME = "ferry_commit.json"
-"""What a reader looks for: written last, and only there when everything else is."""
-
-
-class Manifest(BaseModel):
-    """`manifest.json`: every file of a location but itself and the marker.
-
-    digest: the checkpoint's own, of the files under `0/`. checked: whether a passing verdict came with it.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    format: int = 1
-    digest: str
-    checked: bool
-    ferry: str
-    files: list[FileEntry]
-
-
-@dataclass(frozen=True, slots=True)
-class Item:
-    """A file to publish: its entry, and the file or the bytes it is made from."""
-
-    entry: FileEntry
-    source: Path | bytes
-
-    def open(self) -> IO[bytes]:
-        return io.BytesIO(self.source) if isinstance(self.source, bytes) else self.source.open("rb")
-
-
-class Destination(Protocol):
-    """One location. Paths are relative to it, with `/`. Methods raise BadInput and OutsideFailure, in one line."""
-
-    @property
-    def url(self) -> str: ...
-
-    def exclusive(self, reporter: Reporter) -> AbstractContextManager[None]:
-        """Held while something is published here, where the place has locks."""
-        ...
-
-    def read(self, path: str) -> bytes | None:
-        """A small file of what is committed; None where there is none."""
-        ...
-
-    def begin(self, manifest: Manifest) -> set[str]:
-        """Makes ready, and says which of the manifest's files an earlier try has brought already."""
-        ...
-
-    def put(self, item: Item, advance: Callable[[int], None], stopped: threading.Event) -> None:
-        """Brings one file, checking its CRC32C on the way; safe to call from several threads."""
-        ...
-
-    def commit(self, manifest: bytes, marker: bytes) -> None:
-        """Writes the manifest and then the marker: from here on readers see the checkpoint."""
-        ...
-
-    def entries(self, reporter: Reporter) -> list[FileEntry]:
-        """Every file that lies here, sorted."""
-        ...
-
-    def update(self, path: str, change: Callable[[bytes | None], bytes | None]) -> None:
-        """Replaces a file at `path`, relative to the base, by what `change` makes of it (None: leaves it)."""
-        ...
-
-
-def open_destination(base: str, path: str = "") -> Destination:
-    """The location `path` under `base`: gs://bucket/prefix, a directory, or file:///directory."""
-    scheme, separator, rest = base.partition("://")
-    if not separator:
-        return DirectoryDestination(Path(base), path)
-    if scheme == "gs":
-        # its client takes half a second to import
-        from conversion_lib.cloud_storage import CloudStorageDestination
-
-        return CloudStorageDestination(base, path)
-    if scheme == "file" and rest.startswith("/"):
-        return DirectoryDestination(Path(unquote(urlsplit(base).path)), path)
-    raise BadInput(f"{base}: expected gs://bucket/prefix, a directory or file:///directory")
 
 
 class DirectoryDestination:

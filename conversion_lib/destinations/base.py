@@ -1,0 +1,84 @@
+"""Where a checkpoint is published: the interface. A third kind of place is one more module beside this one.
+
+A destination is one location. Files are put there in any order; nobody takes them for a checkpoint before `commit`.
+"""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Protocol
+
+from pydantic import BaseModel, ConfigDict
+
+from conversion_lib.manifest import FileEntry
+from conversion_lib.progress import Reporter
+
+MANIFEST_NAME = "manifest.json"
+MARKER_NAME = "ferry_commit.json"
+"""What a reader looks for: written last, and only there when everything else is."""
+
+
+class Manifest(BaseModel):
+    """`manifest.json`: every file of a location but itself and the marker.
+
+    digest: the checkpoint's own, of the files under `0/`. checked: whether a passing verdict came with it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: int = 1
+    digest: str
+    checked: bool
+    ferry: str
+    files: list[FileEntry]
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A file to publish: its entry, and the file or the bytes it is made from."""
+
+    entry: FileEntry
+    source: Path | bytes
+
+    def open(self) -> IO[bytes]:
+        return io.BytesIO(self.source) if isinstance(self.source, bytes) else self.source.open("rb")
+
+
+class Destination(Protocol):
+    """One location. Paths are relative to it, with `/`. Methods raise BadInput and OutsideFailure, in one line."""
+
+    @property
+    def url(self) -> str: ...
+
+    def exclusive(self, reporter: Reporter) -> AbstractContextManager[None]:
+        """Held while something is published here, where the place has locks."""
+        ...
+
+    def read(self, path: str) -> bytes | None:
+        """A small file of what is committed; None where there is none."""
+        ...
+
+    def begin(self, manifest: Manifest) -> set[str]:
+        """Makes ready, and says which of the manifest's files an earlier try has brought already."""
+        ...
+
+    def put(self, item: Item, advance: Callable[[int], None], stopped: threading.Event) -> None:
+        """Brings one file, checking its CRC32C on the way; safe to call from several threads."""
+        ...
+
+    def commit(self, manifest: bytes, marker: bytes) -> None:
+        """Writes the manifest and then the marker: from here on readers see the checkpoint."""
+        ...
+
+    def entries(self, reporter: Reporter) -> list[FileEntry]:
+        """Every file that lies here, sorted."""
+        ...
+
+    def update(self, path: str, change: Callable[[bytes | None], bytes | None]) -> None:
+        """Replaces a file at `path`, relative to the base, by what `change` makes of it (None: leaves it)."""
+        ...
