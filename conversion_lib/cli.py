@@ -192,10 +192,8 @@ def check(
     result = run_check(
         ckpt, reference, report_dir=report, max_kl=max_kl, tokens=tokens, save_golden=save_golden, reporter=reporter
     )
-    line = (
-        f"{result.verdict}: largest KL {result.max_kl:.3g}, threshold {result.threshold:.3g}; report in {result.report}"
-    )
-    return Outcome(result, [line], failed=result.verdict != "pass", message=f"check failed: {line}")
+    line = f"{result.verdict}: {result.reason} The report is {result.report}"
+    return Outcome(result, [line], failed=result.verdict != "pass", message=f"check failed: {result.reason}")
 
 
 @command(app, "publish")

@@ -1,0 +1,70 @@
+"""config.json as the Hub has it and as transformers writes it."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from conversion_lib.errors import BadInput
+from conversion_lib.logits.config import RopeConfig, parse_config
+from conversion_lib.logits.rope import inverse_frequencies
+
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 100,
+    "max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-5,
+}
+SCALING = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 256}
+
+
+def test_both_spellings_of_rope():
+    old = parse_config({**LLAMA, "rope_theta": 5e5, "rope_scaling": {"type": "llama3", **SCALING}}).rope
+    new = parse_config({**LLAMA, "rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5, **SCALING}}).rope
+    assert (old.kind, old.theta, old.pairs) == (new.kind, new.theta, new.pairs) == ("llama3", 5e5, True)
+    np.testing.assert_array_equal(inverse_frequencies(old)[0], inverse_frequencies(new)[0])
+
+
+def test_defaults_of_a_plain_config():
+    config = parse_config({**LLAMA, "rope_scaling": None})
+    assert (config.head_dim, config.rope.kind, config.rope.theta, config.tied) == (16, "default", 10000.0, False)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_type": "gpt2"}, "no logit check for model_type 'gpt2'.*llama, qwen3, deepseek_v2"),
+        ({"attention_bias": True}, "attention_bias is on"),
+        ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
+        ({"hidden_size": None}, "hidden_size should be a positive integer, not None"),
+        ({"rope_scaling": {"type": "longrope"}}, "RoPE scaling 'longrope'"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
+    ],
+)
+def test_what_it_does_not_have_is_refused(change, message):
+    with pytest.raises(BadInput, match=message):
+        parse_config({**LLAMA, **change})
+
+
+def test_linear_scaling():
+    plain, _ = inverse_frequencies(RopeConfig("default", 8, 100.0, True, {}))
+    linear, factor = inverse_frequencies(RopeConfig("linear", 8, 100.0, True, {"factor": 4.0}))
+    np.testing.assert_allclose(plain, [1, 100**-0.25, 0.1, 100**-0.75], rtol=1e-6)
+    np.testing.assert_array_equal(linear, plain / 4)
+    assert factor == 1.0
+
+
+def test_yarn_keeps_fast_and_stretches_slow_dimensions():
+    values = {"factor": 40.0, "original_max_position_embeddings": 4096, "beta_fast": 32, "beta_slow": 1}
+    plain, _ = inverse_frequencies(RopeConfig("default", 64, 10000.0, True, {}))
+    yarn, factor = inverse_frequencies(RopeConfig("yarn", 64, 10000.0, True, values))
+    assert yarn[0] == plain[0]
+    assert math.isclose(yarn[-1], plain[-1] / 40, rel_tol=1e-6)
+    assert math.isclose(factor, 0.1 * math.log(40) + 1)
