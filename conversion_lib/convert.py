@@ -98,7 +98,7 @@ def prepare(directory: Path, target: Target, *, model: str | None = None, memory
         family,
         target,
         identity=_identity(stored, config, family, target),
-        model_name=named.name if named else catalog.published_name(origin.repo, directory.absolute().name),
+        model_name=named.name if named else catalog.published_name(origin.repo, Path(origin.path).name),
         chunk_limit=target.chunk_bytes,
     )
     return Job(source, directory, config, origin, plan, _bytes_in(plan, source))

@@ -17,9 +17,13 @@ HF_RECORD_NAME = "ferry.json"
 
 
 def origin_of(directory: Path) -> Origin:
-    """Where the checkpoint in `directory` came from, as the download's provenance says; else the path alone."""
-    provenance = _load(directory / PROVENANCE_NAME)
-    return Origin(path=str(directory.absolute()), repo=provenance.get("repo"), commit=provenance.get("commit"))
+    """Where the checkpoint in `directory` came from, as the download's provenance says; else the path alone.
+
+    Of a directory that Ferry dequantized, the path is that of the original.
+    """
+    provenance, written = _load(directory / PROVENANCE_NAME), _load(directory / HF_RECORD_NAME)
+    path = (written.get("origin") or {}).get("path") or str(directory.absolute())
+    return Origin(path=path, repo=provenance.get("repo"), commit=provenance.get("commit"))
 
 
 def source_identity(source: SafetensorsSource) -> str:

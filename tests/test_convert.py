@@ -141,6 +141,8 @@ def test_fused_and_staged_give_the_same_bits(tmp_path, save_dtype):
     dequantize(source, tmp_path / "bf16")
     convert(source, tmp_path / "fused", Target(save_dtype=save_dtype))
     convert(tmp_path / "bf16", tmp_path / "staged", Target(save_dtype=save_dtype))
+    records = [read_record(tmp_path / name) for name in ("fused", "staged")]
+    assert [record and (record.model_name, record.origin.path) for record in records] == [("fp8", str(source))] * 2
     assert_same_bits(leaves_of(tmp_path / "fused"), leaves_of(tmp_path / "staged"))
 
 

@@ -275,6 +275,8 @@ class TestInputs:
 def test_json_has_no_bare_infinity():
     result = CheckResult(
         verdict="fail",
+        reason="",
+        bytes_in=0,
         max_kl=math.inf,
         mean_kl=math.inf,
         max_abs_diff=math.inf,
