@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal
 import typer
 from pydantic import BaseModel, ByteSize, TypeAdapter, ValidationError
 from rich.console import Console, RenderableType
+from rich.text import Text
 
 import conversion_lib
 from conversion_lib.errors import BadInput, FerryError, OutsideFailure, Terminated
@@ -129,7 +130,9 @@ def _run(
     else:
         for part in outcome.text:
             # lines are not wrapped: paths in them are for copying
-            print(part) if isinstance(part, str) else Console().print(part, highlight=False)
+            print(part) if isinstance(part, str) else Console().print(
+                part, highlight=False, soft_wrap=isinstance(part, Text)
+            )
     if outcome.failed:
         print(f"ferry: {outcome.message}", file=sys.stderr)
         return 1

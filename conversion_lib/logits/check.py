@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Sequence
@@ -10,10 +11,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from conversion_lib.config import load_config
 from conversion_lib.errors import BadInput
+from conversion_lib.files import write_atomically
+from conversion_lib.identity import source_identity
 from conversion_lib.logits.compare import (
     Comparison,
     LayerDifference,
@@ -33,7 +36,9 @@ from conversion_lib.progress import SILENT, Reporter
 from conversion_lib.record import HF_DIR_NAME, REPORT_DIR_NAME, CheckpointRecord, checkpoint_root, read_record
 from conversion_lib.sources.base import Array
 from conversion_lib.sources.orbax import open_orbax
+from conversion_lib.sources.safetensors import SafetensorsSource
 
+VERDICT_NAME = "check.json"
 EXACT_KL = 1e-5
 """Where both sides hold the same bits, what is left is the order of float32 sums: on tiny models of all
 families at most 2e-11. Real models are deeper and their sums longer, so there is room above that."""
@@ -75,6 +80,11 @@ class CheckResult(BaseModel):
     notes: list[str]
     """What the check did not look at: experts that no token went to, an indexer that had nothing to choose."""
     report: str
+    reference: str
+    """What it was compared with: hex sha256 of the golden file, or of the directory as `identity.py` has it."""
+    tokens: int
+    already: bool = False
+    """True where an earlier check of the same things passed, and was not done again."""
     bytes_in: int
     """Of the checkpoint's leaves, all of which were read."""
     seconds: float
@@ -97,6 +107,8 @@ def run_check(
     verdict. max_kl: the threshold, by default one that fits what the checkpoint's record says of it. tokens:
     length of the long prompt. save_golden: where to keep the reference's logits.
 
+    Where report_dir has a check that passed, of the same checkpoint, reference, threshold and tokens, that stands.
+
     Raises BadInput for inputs that cannot be compared; a check that fails is a result, not an error.
     """
     started = time.monotonic()
@@ -106,7 +118,13 @@ def run_check(
     threshold, tolerance = _limits(record, max_kl)
     directory = report_dir or checkpoint_root(checkpoint) / REPORT_DIR_NAME
     directory.mkdir(parents=True, exist_ok=True)
-    digest = checkpoint_digest(checkpoint)
+    digest, identity = checkpoint_digest(checkpoint), _reference_identity(reference)
+    earlier = _earlier(directory / VERDICT_NAME)
+    if earlier is not None and save_golden is None:
+        same = (earlier.digest, earlier.reference, earlier.tokens, earlier.threshold)
+        if earlier.verdict == "pass" and same == (digest, identity, tokens, threshold):
+            reporter.say(f"{checkpoint} has passed this very check already: {earlier.report}")
+            return earlier.model_copy(update={"already": True, "bytes_in": 0})
 
     wanted = _reference(reference, tokens, directory, save_golden, reporter)
     config = parse_config(wanted.config)
@@ -136,6 +154,8 @@ def run_check(
         first_departing_layer=None if passed else first_departing(layers, tolerance),
         notes=_notes(config, wanted.prompts, found.idle_experts),
         report=str(directory / "report.html"),
+        reference=identity,
+        tokens=tokens,
         bytes_in=sum(info.nbytes for info in source.tensors.values()),
         seconds=round(time.monotonic() - started, 3),
     )
@@ -155,11 +175,28 @@ def run_check(
         comparison=comparison,
         layers=layers,
     )
-    _write(directory / "report.html", render(data))
-    _write(directory / "check.json", result.model_dump_json(indent=2) + "\n")
+    write_atomically(directory / "report.html", render(data).encode())
+    write_atomically(directory / VERDICT_NAME, result.model_dump_json(indent=2).encode() + b"\n")
     for text in (f"{result.verdict}: {result.reason}", *(f"note: {note}" for note in result.notes)):
         reporter.say(text)
     return result
+
+
+def _reference_identity(path: Path) -> str:
+    if path.is_file():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    if not path.is_dir():
+        raise BadInput(f"{path} is neither a Hugging Face directory nor a golden file")
+    return source_identity(SafetensorsSource(path))
+
+
+def _earlier(path: Path) -> CheckResult | None:
+    """The verdict that an earlier check left, None where there is none of this version."""
+    try:
+        return CheckResult.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError):
+        return None
 
 
 def _limits(record: CheckpointRecord | None, max_kl: float | None) -> tuple[float, float]:
@@ -175,8 +212,6 @@ def _reference(path: Path, tokens: int, scratch: Path, golden: Path | None, repo
             raise BadInput(f"{path} is a golden file already: --save-golden wants a Hugging Face directory")
         reporter.say(f"reference logits from {path}")
         return load_golden(path)
-    if not path.is_dir():
-        raise BadInput(f"{path} is neither a Hugging Face directory nor a golden file")
     config = parse_config(load_config(path).raw)
     prompts = fixed_prompts(config.vocab, tokens, config.max_positions)
     reference = transformers_reference(path, prompts, scratch=scratch, reporter=reporter)
@@ -263,9 +298,3 @@ def _identity(
             continue
     identity["seconds"] = f"{result.seconds:g}"
     return identity
-
-
-def _write(path: Path, text: str) -> None:
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)

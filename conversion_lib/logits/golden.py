@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import zipfile
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from conversion_lib.errors import BadInput
+from conversion_lib.files import write_atomically
 from conversion_lib.logits.reference import Reference
 
 FORMAT = 1
@@ -30,10 +32,9 @@ def save_golden(path: Path, reference: Reference) -> None:
     }
     arrays["identity"] = np.array(json.dumps(identity))
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    with open(unfinished, "wb") as file:
-        np.savez(file, **arrays)
-    unfinished.replace(path)
+    content = io.BytesIO()
+    np.savez(content, **arrays)
+    write_atomically(path, content.getvalue())
 
 
 def load_golden(path: Path) -> Reference:

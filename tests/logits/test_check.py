@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from conversion_lib.errors import BadInput
+from conversion_lib.logits import check
 from conversion_lib.logits.check import EXACT_KL, ROUNDED_KL, CheckResult, run_check
 from conversion_lib.manifest import checkpoint_digest
 from conversion_lib.record import CheckpointRecord, Origin, Target
@@ -260,7 +261,7 @@ class TestInputs:
             run_check(root, tmp_path / "nowhere")
         (tmp_path / "hf").mkdir()
         shutil.copy(model_dir("llama_tied") / "config.json", tmp_path / "hf")
-        with pytest.raises(BadInput, match="transformers cannot load"):
+        with pytest.raises(BadInput, match="only safetensors weights are read"):
             run_check(root, tmp_path / "hf")
         with pytest.raises(BadInput, match="at least one token"):
             run_check(root, model_dir("llama_tied"), tokens=0)
@@ -270,6 +271,21 @@ class TestInputs:
         root = write_orbax(tmp_path / "ckpt", maxtext_leaves(hf, scanned=True), scanned=True)
         assert run_check(root, hf).verdict == "pass"
         assert "40 tokens" in (root / "report" / "report.html").read_text()
+
+
+def test_a_check_that_passed_is_not_done_again(tmp_path, model_dir, monkeypatch):
+    hf = model_dir("llama_tied")
+    root = write_orbax(tmp_path / "ckpt", maxtext_leaves(hf, scanned=True), scanned=True)
+    first = run_check(root, hf, tokens=20)
+    monkeypatch.setattr(check, "forward", lambda *a, **k: pytest.fail("checked again"))
+    again = run_check(root, hf, tokens=20)
+    assert (first.already, again.already) == (False, True)
+    assert again.max_kl == first.max_kl
+    monkeypatch.undo()
+    assert not run_check(root, hf, tokens=21).already
+    assert not run_check(root, hf, tokens=21, max_kl=1e-3).already
+    (root / "0" / "items" / "note").write_text("another checkpoint now")
+    assert not run_check(root, hf, tokens=21, max_kl=1e-3).already
 
 
 def test_json_has_no_bare_infinity():
@@ -288,6 +304,8 @@ def test_json_has_no_bare_infinity():
         first_departing_layer=None,
         notes=[],
         report="report.html",
+        reference="0",
+        tokens=512,
         seconds=1,
     )
     text = result.model_dump_json()

@@ -1,0 +1,35 @@
+"""The stage `download`: the source's files, from the Hub to this worker's disk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from operators.base import Manifest, StageOperator, handed_on, path_in, picked
+
+
+class DownloadOperator(StageOperator):
+    """Downloads a repository at a commit. What is there already and whole is not fetched again.
+
+    :param source: the manifest of `resolve` (templated). Where its commit is None the source is a directory,
+        and its path is passed on.
+    :param hf_conn_id: as in StageOperator
+    :param place: as in StageOperator
+    :returns: manifest with `path` (the Hugging Face checkpoint), `files`, `bytes` and `bytes_downloaded`
+    """
+
+    stage: ClassVar[str] = "download"
+    template_fields: Sequence[str] = ("source",)
+
+    def __init__(self, *, source: Mapping[str, Any], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.source = source
+
+    def work(self) -> Manifest:
+        path = path_in(self.source)
+        self.link_target = path
+        if self.source["commit"] is None:
+            self.log.info("The source is the directory %s: nothing to download", path)
+            return {"path": path, **handed_on(self.source)}
+        result = self.ferry("download", self.source["repo"], path, "--revision", self.source["commit"])
+        return {**picked(result, "path", "files", "bytes", "bytes_downloaded"), **handed_on(self.source)}

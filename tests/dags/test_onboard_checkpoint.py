@@ -1,0 +1,219 @@
+"""The DAG by itself: it loads light, its params are checked, its stages go in order and fail as they should.
+
+A script stands in for ferry; `test_onboarding_for_real.py` runs the real one.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.dags.conftest import Onboarding, airflow_environment, manifests
+
+STAGES = ["resolve", "download", "dequantize", "convert", "check", "publish"]
+FAKE = [sys.executable, str(Path(__file__).parent / "fake_ferry.py")]
+
+
+def run_python(home, program):
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=airflow_environment(home), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout.splitlines()[-1]
+
+
+def test_bundle_loads_without_errors(airflow_home):
+    program = (
+        "from tests.dags.run_onboarding import load_dag\n"
+        "dag = load_dag('onboard_checkpoint')\n"
+        "print(','.join(task.task_id for task in dag.topological_sort()))"
+    )
+    assert run_python(airflow_home, program) == ",".join(STAGES)
+
+
+def test_parsing_is_light(airflow_home):
+    program = (
+        "import sys, dags.onboard_checkpoint\n"
+        "heavy = {'jax', 'torch', 'orbax', 'tensorstore', 'transformers', 'numpy', 'huggingface_hub'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    assert run_python(airflow_home, program) == "[]"
+
+
+def test_library_does_not_know_airflow():
+    sources = (Path(__file__).parents[2] / "conversion_lib").rglob("*.py")
+    importing = [path for path in sources if any(x in path.read_text() for x in ("import airflow", "from airflow"))]
+    assert not importing
+
+
+@pytest.fixture(scope="module")
+def process(airflow_home, tmp_path_factory):
+    onboarding = Onboarding(airflow_home, tmp_path_factory.mktemp("runs"), {})
+    yield onboarding
+    onboarding.close()
+
+
+@pytest.fixture
+def onboarding(process, tmp_path):
+    process.environment = {"FERRY_WORK_DIR": str(tmp_path / "work")}
+    return process
+
+
+@pytest.fixture
+def calls(onboarding, tmp_path):
+    """The calls of the stand-in for ferry so far, after `calls.fault(...)` says which are to fail."""
+
+    class Calls:
+        faults_path, calls_path = tmp_path / "faults.json", tmp_path / "calls"
+
+        def fault(self, **exit_codes):
+            self.faults_path.write_text(json.dumps(exit_codes))
+
+        def commands(self):
+            return [json.loads(line) for line in self.calls_path.read_text().splitlines()]
+
+    calls = Calls()
+    calls.fault()
+    calls.calls_path.touch()
+    onboarding.environment["FAKE_FERRY_FAULTS"] = str(calls.faults_path)
+    onboarding.environment["FAKE_FERRY_CALLS"] = str(calls.calls_path)
+    return calls
+
+
+@pytest.fixture
+def source(tmp_path):
+    """A directory that says it is an fp8 checkpoint."""
+    path = tmp_path / "source"
+    path.mkdir()
+    (path / "config.json").write_text(json.dumps({"quantization_config": {"quant_method": "fp8"}}))
+    return path
+
+
+def test_stages_in_order(onboarding, calls, source):
+    answer = onboarding.run({"repo": str(source), "destination": "/published"}, ferry=FAKE)
+    assert answer["state"] == "success", onboarding.log[-8000:]
+    work = manifests(answer)["resolve"]["work_dir"]
+    target = f"{work}/scanned-bf16-ocdbt-zarr3-maxtext0.2.5"
+    written = ["--scan-layers", "--save-dtype", "bfloat16", "--ocdbt", "--zarr3", "--maxtext", "0.2.5", "--json"]
+    checked = ["--reference", f"{work}/bf16", "--report", f"{target}/report", "--json"]
+    assert calls.commands() == [
+        ["dequantize", str(source), f"{work}/bf16", "--json"],
+        ["convert", f"{work}/bf16", target, *written],
+        ["check", target, *checked],
+        ["publish", target, "/published", "--report", f"{target}/report", "--json"],
+    ]
+    for stage, manifest in manifests(answer).items():
+        assert {"stage", "seconds", "bytes_in", "bytes_out", "peak_bytes"} <= set(manifest)
+        assert manifest["stage"] == stage
+    assert answer["tasks"]["publish"]["xcom"]["_link_OutputLink"] == "file:///published/m/c/t"
+
+
+def test_fused_and_other_params(onboarding, calls, source):
+    conf = {"repo": str(source), "destination": "gs://models/x", "dequantize": "fused", "model_name": "deepseek3-tiny"}
+    conf |= {"scan_layers": False, "save_dtype": "float32", "ocdbt": False, "zarr3": False, "maxtext": "main"}
+    answer = onboarding.run({**conf, "max_kl": 0.5}, ferry=FAKE)
+    assert answer["state"] == "success", onboarding.log[-8000:]
+    convert, check, publish = calls.commands()
+    assert convert[1] == str(source)
+    options = "--model deepseek3-tiny --no-scan-layers --save-dtype float32 --no-ocdbt --no-zarr3 --maxtext main"
+    assert convert[3:] == [*options.split(), "--json"]
+    assert check[3] == str(source)
+    assert check[-2] == "0.5"
+    assert publish[2] == "gs://models/x"
+
+
+@pytest.mark.parametrize("code", [1, 2])
+def test_final_failures_are_not_retried(onboarding, calls, source, code):
+    calls.fault(check=[code])
+    answer = onboarding.run({"repo": str(source), "destination": "/published"}, ferry=FAKE)
+    assert answer["state"] == "failed"
+    assert (answer["tasks"]["check"]["state"], answer["tasks"]["check"]["tries"]) == ("failed", 1)
+    assert answer["tasks"]["publish"]["state"] == "upstream_failed"
+    assert "ferry: check went wrong" in onboarding.log
+
+
+@pytest.mark.parametrize("codes", [[3], [143, 3]])
+def test_outages_are_retried(onboarding, calls, source, codes):
+    calls.fault(convert=codes)
+    answer = onboarding.run({"repo": str(source), "destination": "/published"}, ferry=FAKE)
+    assert answer["state"] == "success"
+    assert answer["tasks"]["convert"]["tries"] == 1 + len(codes)
+
+
+GOOD = {"repo": "acme/tiny", "destination": "/published"}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"repo": "no-slash"},
+        {"repo": "../escape"},
+        {"repo": 7},
+        {"revision": ""},
+        {"model_name": "Not A Name"},
+        {"scan_layers": "yes"},
+        {"save_dtype": "float8_e4m3fn"},
+        {"ocdbt": 1},
+        {"zarr3": None},
+        {"maxtext": "0.1"},
+        {"dequantize": "never"},
+        {"max_kl": 0},
+        {"max_kl": "small"},
+        {"destination": "relative/directory"},
+        {"destination": "gs://"},
+    ],
+    ids=str,
+)
+def test_wrong_params_are_refused(params, wrong):
+    (name,) = wrong
+    assert params(GOOD) is None
+    assert f"Invalid input for param {name}" in params({**GOOD, **wrong})
+
+
+@pytest.fixture(scope="module")
+def params(airflow_home):
+    """Says why the DAG's params refuse a conf, None where they take it; a process that stays, for speed."""
+    program = (
+        "import copy, json, sys\n"
+        "from airflow.sdk.exceptions import ParamValidationError\n"
+        "from dags.onboard_checkpoint import dag\n"
+        "for line in sys.stdin:\n"
+        "    try:\n"
+        "        params = copy.deepcopy(dag.params)\n"
+        "        params.update(json.loads(line))\n"
+        "        params.validate()\n"
+        "        answer = None\n"
+        "    except ParamValidationError as error:\n"
+        "        answer = str(error)\n"
+        "    print(json.dumps(answer), flush=True)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program],
+        env=airflow_environment(airflow_home),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+    def ask(conf):
+        process.stdin.write(json.dumps(conf) + "\n")
+        process.stdin.flush()
+        return json.loads(process.stdout.readline())
+
+    yield ask
+    process.stdin.close()
+    process.wait()
+
+
+def test_wrong_conf_starts_no_run(onboarding):
+    """The same through Airflow's own way in, with a param missing and with one wrong."""
+    assert "repo" in onboarding.run({"destination": "/published"})["refused"]
+    assert "save_dtype" in onboarding.run({**GOOD, "save_dtype": "float8_e4m3fn"})["refused"]
+
+
+def test_destination_has_a_default_in_the_environment(airflow_home):
+    program = "import os; os.environ['FERRY_DESTINATION'] = 'gs://models'\n"
+    program += "from dags.onboard_checkpoint import dag; print(dag.params['destination'])"
+    assert run_python(airflow_home, program) == "gs://models"

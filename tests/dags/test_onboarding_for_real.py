@@ -1,0 +1,158 @@
+"""The whole DAG with the real ferry: a small fp8 DeepSeek-V3 from a Hub to a published MaxText checkpoint.
+
+The repository is gated, so that every run needs the token, and the token can be looked for where it must not be.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from conversion_lib.demo.local_hub import Faults, LocalHub
+from conversion_lib.demo.tiny_checkpoint import make_tiny_deepseek_v3
+from tests.dags.conftest import Onboarding, manifests
+
+REPO, OPEN_REPO = "acme/tiny-deepseek-v3", "acme/open"
+TOKEN = "hf_thisMustNotBeSeenAnywhere"
+STAGES = ["resolve", "download", "dequantize", "convert", "check", "publish"]
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    return tmp_path_factory.mktemp("onboarding")
+
+
+@pytest.fixture(scope="module")
+def hub(directory):
+    path = make_tiny_deepseek_v3(directory / "source")
+    with LocalHub({REPO: path, OPEN_REPO: path}, faults=Faults(gated={REPO: TOKEN})) as hub:
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def onboarding(airflow_home, directory, hub):
+    environment = {"FERRY_WORK_DIR": str(directory / "work"), "HF_ENDPOINT": hub.endpoint}
+    onboarding = Onboarding(airflow_home, directory, {**environment, "HF_HOME": str(directory / "hf-home")})
+    onboarding.environment = {"HF_TOKEN": TOKEN}
+    yield onboarding
+    onboarding.close()
+
+
+@pytest.fixture(scope="module")
+def conf(directory):
+    return {"repo": REPO, "destination": str(directory / "published")}
+
+
+@pytest.fixture(scope="module")
+def first(onboarding, conf):
+    answer = onboarding.run(conf)
+    assert answer["state"] == "success", onboarding.log[-8000:]
+    return answer
+
+
+@pytest.fixture(scope="module")
+def second(onboarding, conf, first, hub):
+    hub.requests.clear()
+    answer = onboarding.run(conf)
+    assert answer["state"] == "success", onboarding.log[-8000:]
+    return answer
+
+
+def test_every_stage_leaves_a_manifest(first, hub):
+    left = manifests(first)
+    assert sorted(left) == sorted(STAGES)
+    for stage, manifest in left.items():
+        assert manifest["stage"] == stage
+        assert manifest["commit"] == hub.repos[REPO].commit
+        assert manifest["seconds"] >= 0
+        assert stage == "resolve" or manifest["peak_bytes"] > 0
+        assert len(json.dumps(manifest)) < 2000
+    for stage in ("download", "dequantize", "convert", "publish"):
+        assert left[stage]["bytes_in"] > 0
+        assert left[stage]["bytes_out"] > 0
+    assert left["check"]["verdict"] == "pass"
+    assert left["check"]["max_kl"] < 1e-5
+    assert left["publish"]["digest"] == left["check"]["digest"]
+
+
+def test_checkpoint_is_published_with_what_belongs_to_it(first, directory, hub):
+    published = Path(manifests(first)["publish"]["url"])
+    expected = directory / "published" / "tiny-deepseek-v3" / hub.repos[REPO].commit
+    assert published == expected / "scanned-bf16-ocdbt-zarr3-maxtext0.2.5"
+    for name in ("0/items/_METADATA", "manifest.json", "provenance.json", "report/report.html"):
+        assert (published / name).is_file(), name
+    for name in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"):
+        assert (published / "hf" / name).is_file(), name
+    assert "quantization_config" not in (published / "hf" / "config.json").read_text()
+
+
+def test_log_has_the_commands_lines(first, onboarding):
+    assert "Running: ferry convert" in onboarding.log
+    assert "convert:" in onboarding.log
+
+
+def test_second_run_does_nothing(second, first, hub):
+    before, after = manifests(first), manifests(second)
+    assert before["dequantize"]["already"] is False
+    assert before["convert"]["already"] is False
+    assert after["download"]["bytes_downloaded"] == 0
+    assert after["dequantize"]["already"] is True
+    assert after["convert"]["already"] is True
+    assert after["publish"]["bytes_copied"] == 0
+    assert after["publish"]["digest"] == before["publish"]["digest"]
+    assert not [path for method, path in hub.requests if method == "GET" and "safetensors" in path]
+
+
+def test_token_is_nowhere_to_be_seen(second, onboarding, directory, airflow_home):
+    """Not in XCom, logs, rendered templates or anything that the run wrote, the database included."""
+    assert TOKEN not in json.dumps(second)
+    for root in (directory, airflow_home):
+        for path in root.rglob("*"):
+            if path.is_file():
+                assert TOKEN.encode() not in path.read_bytes(), path
+
+
+def test_fused_run_of_another_target(onboarding, conf, first):
+    """Uses what is downloaded; reads the fp8 checkpoint itself and checks against it."""
+    answer = onboarding.run({**conf, "dequantize": "fused", "scan_layers": False, "save_dtype": "float32"})
+    assert answer["state"] == "success", onboarding.log[-8000:]
+    left = manifests(answer)
+    assert left["download"]["bytes_downloaded"] == 0
+    assert left["dequantize"]["skipped"] is True
+    assert left["dequantize"]["path"] == left["download"]["path"]
+    assert left["convert"]["target"] == "unscanned-f32-ocdbt-zarr3-maxtext0.2.5"
+    assert left["check"]["verdict"] == "pass"
+    assert Path(left["publish"]["url"]).name == left["convert"]["target"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "stage", "says"),
+    [
+        ({"repo": "acme/missing"}, "resolve", "acme/missing"),
+        ({"revision": "no-such-branch"}, "resolve", "no-such-branch"),
+        ({"model_name": "no-such-model"}, "convert", "no-such-model"),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
+)
+def test_wrong_input_fails_once(onboarding, conf, first, wrong, stage, says):
+    answer = onboarding.run({**conf, **wrong})
+    assert answer["state"] == "failed"
+    assert (answer["tasks"][stage]["state"], answer["tasks"][stage]["tries"]) == ("failed", 1)
+    (line,) = [line for line in onboarding.log.splitlines() if "AirflowFailException" in line and says in line]
+    assert len(line) < 500
+
+
+def test_repository_that_the_token_does_not_open_fails_once(onboarding, conf, hub):
+    hub.faults.gated[OPEN_REPO] = "hf_another"
+    answer = onboarding.run({**conf, "repo": OPEN_REPO})
+    assert (answer["state"], answer["tasks"]["resolve"]["tries"]) == ("failed", 1)
+
+
+def test_failed_check_publishes_nothing(onboarding, conf, directory, first):
+    """A threshold that no float32 comparison meets: one try, a report, and no checkpoint."""
+    elsewhere = directory / "not-published"
+    answer = onboarding.run({**conf, "max_kl": 1e-30, "destination": str(elsewhere)})
+    assert answer["state"] == "failed"
+    assert answer["tasks"]["check"]["tries"] == 1
+    assert answer["tasks"]["check"]["xcom"]["_link_OutputLink"].startswith("file://")
+    assert not elsewhere.exists()
