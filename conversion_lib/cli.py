@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -66,7 +67,7 @@ def build_target(
         "zarr3": zarr3 and not pathways,
         "maxtext": maxtext,
         "compression": compression,
-        "chunk_bytes": parse_size(chunk_bytes),
+        "chunk_bytes": parse_size(chunk_bytes, "--chunk-bytes"),
     }
     try:
         return Target.model_validate(values)
@@ -100,15 +101,19 @@ def plan(
     src: Src,
     target: Target,
     model: Model = None,
+    revision: Annotated[
+        str | None, typer.Option("--revision", help="Of a Hub id: a branch, a tag or a commit; default: main.")
+    ] = None,
     memory_budget: Budget = "2GiB",
     threads: Threads = None,
 ) -> Outcome:
-    """What would be written: arrays, bytes, peak memory, disk, warnings."""
+    """What would be written: arrays, bytes, peak memory, disk, warnings. Of a Hub id it fetches headers only."""
     from conversion_lib import show
     from conversion_lib.convert import prepare
 
-    job = prepare(_local(src, reporter), target, model=model, memory_budget=parse_size(memory_budget))
-    summary = show.plan_summary(job, parse_size(memory_budget), threads)
+    with _headers(src, revision, reporter) as directory:
+        job = prepare(directory, target, model=model, memory_budget=parse_size(memory_budget, "--memory-budget"))
+    summary = show.plan_summary(job, parse_size(memory_budget, "--memory-budget"), threads)
     return Outcome(summary, show.plan_text(job, summary))
 
 
@@ -143,7 +148,7 @@ def dequantize(
 
     if dtype != "bfloat16":
         raise BadInput(f"--dtype {dtype}: dequantized weights are bfloat16, whatever they are converted to later")
-    options = conversions.Options(parse_size(memory_budget), threads, overwrite, skip_disk_check)
+    options = conversions.Options(parse_size(memory_budget, "--memory-budget"), threads, overwrite, skip_disk_check)
     result = conversions.dequantize(_local(src, reporter), dst, options=options, reporter=reporter)
     return Outcome(result, [_done(result)])
 
@@ -163,7 +168,7 @@ def convert(
     """Converts a Hugging Face checkpoint to a MaxText one at DST/0/items."""
     from conversion_lib import convert as conversions
 
-    options = conversions.Options(parse_size(memory_budget), threads, overwrite, skip_disk_check)
+    options = conversions.Options(parse_size(memory_budget, "--memory-budget"), threads, overwrite, skip_disk_check)
     result = conversions.convert(_local(src, reporter), dst, target, model=model, options=options, reporter=reporter)
     return Outcome(result, [_done(result)])
 
@@ -285,6 +290,26 @@ def demo(
 
 def _local(src: str, reporter: Reporter) -> Path:
     """The directory of SRC, downloaded first where it is a Hub id. Raises BadInput where it is neither."""
+    if (path := _directory(src)) is not None:
+        return path
+    from conversion_lib import hub
+
+    return hub.cached_download(src, reporter=reporter)
+
+
+def _headers(src: str, revision: str | None, reporter: Reporter) -> AbstractContextManager[Path]:
+    """A directory to plan from: SRC itself, or a copy without the weights where it is a Hub id."""
+    if (path := _directory(src)) is None:
+        from conversion_lib.hub_headers import headers_of
+
+        return headers_of(src, revision or "main", reporter=reporter)
+    if revision is not None:
+        raise BadInput(f"--revision {revision}: {src} is a directory, which has no revisions")
+    return nullcontext(path)
+
+
+def _directory(src: str) -> Path | None:
+    """The directory of SRC, None where it is a Hub id. Raises BadInput where it is neither."""
     path = Path(src).expanduser()
     if path.is_dir():
         return path
@@ -292,9 +317,7 @@ def _local(src: str, reporter: Reporter) -> Path:
         raise BadInput(f"{src}: reading from gs:// is not supported yet; copy it to a directory")
     if path.exists() or src.count("/") != 1 or src.startswith((".", "/", "~")):
         raise BadInput(f"{src} is no directory")
-    from conversion_lib import hub
-
-    return hub.cached_download(src, reporter=reporter)
+    return None
 
 
 def _done(result: Any) -> str:

@@ -122,6 +122,11 @@ def _run(
         return _fail(error, json_output)
     except OSError as error:
         return _fail(OutsideFailure(str(error)), json_output)
+    except Exception:
+        if not _ended:
+            raise
+        # what the signal interrupted made an error of its own of it: an import that failed, for one
+        return _fail(_ended[0], json_output)
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if json_output:
@@ -130,7 +135,7 @@ def _run(
     else:
         for part in outcome.text:
             # lines are not wrapped: paths in them are for copying
-            print(part) if isinstance(part, str) else Console().print(
+            print(part) if isinstance(part, str) else _console().print(
                 part, highlight=False, soft_wrap=isinstance(part, Text)
             )
     if outcome.failed:
@@ -148,8 +153,18 @@ def _fail(error: FerryError, json_output: bool) -> int:
     return error.exit_code
 
 
+_ended: list[Terminated] = []
+
+
 def _terminate(number: int, frame: object) -> None:
-    raise Terminated("ended by SIGTERM; what was finished is kept, and the same command goes on from there")
+    _ended.append(Terminated("ended by SIGTERM; what was finished is kept, and the same command goes on from there"))
+    raise _ended[0]
+
+
+def _console() -> Console:
+    """Standard output; no line is folded where there is no terminal to fit."""
+    console = Console()
+    return console if console.is_terminal else Console(width=1000)
 
 
 def peak_bytes() -> int:
@@ -166,9 +181,9 @@ def peak_bytes() -> int:
     return int(high_water.split()[1]) * 1024
 
 
-def parse_size(text: str) -> int:
-    """`512MiB`, `2GiB` or a number of bytes. Raises BadInput for anything else."""
+def parse_size(text: str, option: str) -> int:
+    """`512MiB`, `2GiB` or a number of bytes. Raises BadInput for anything else, naming the option."""
     try:
         return int(TypeAdapter(ByteSize).validate_python(text))
     except ValidationError:
-        raise BadInput(f"{text!r} is no size; write it like 512MiB or 2GiB") from None
+        raise BadInput(f"{option} {text}: no size; write it like 512MiB or 2GiB") from None

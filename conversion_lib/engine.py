@@ -13,7 +13,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,7 +21,7 @@ import numpy as np
 from conversion_lib.boxes import box_shape, relative_to, size, slices
 from conversion_lib.copying import cast, copy_into
 from conversion_lib.dtypes import itemsize, numpy_dtype
-from conversion_lib.errors import BadInput
+from conversion_lib.errors import BadInput, FerryError, OutsideFailure
 from conversion_lib.journal import Journal
 from conversion_lib.ops import forward_chain
 from conversion_lib.pieces import Piece, bands, cut
@@ -54,7 +54,12 @@ class Limits:
 
 
 def largest_chunk(budget: int) -> int:
-    """The most bytes of a chunk under `budget`: an eighth, so that a few are in flight at once."""
+    """The most bytes of a chunk under `budget`: an eighth, so that a few are in flight at once.
+
+    Raises BadInput for a budget that is too small to run with.
+    """
+    if budget < SMALLEST_BUDGET:
+        raise BadInput(f"a memory budget of {budget} bytes is too small: the least is {SMALLEST_BUDGET >> 20}MiB")
     return budget // 8
 
 
@@ -232,21 +237,32 @@ def _write_groups(
 ) -> None:
     """Writes pieces as they are made, one group gathering while the group before is committed."""
     gathering, committing = _Group(), _Group()
-    for _ in range(made.count):
-        if gathering.pieces and (gathering.nbytes >= limits.group or gathering.age > GROUP_SECONDS):
-            gathering.start()
+    try:
+        for _ in range(made.count):
+            if gathering.pieces and (gathering.nbytes >= limits.group or gathering.age > GROUP_SECONDS):
+                gathering.start()
+                committing.commit(journal, made.room, task)
+                gathering, committing = _Group(), gathering
+            result = _next(made, committing, gathering, journal, task)
+            if result.error is not None:
+                raise result.error
+            piece, data = result.piece, shaped(plan, result.piece, result.buffer)
+            gathering.add(piece, sink.write(piece.array, piece.box, data), result.buffer)
+            totals.bytes_in += result.bytes_in
+            totals.bytes_out += data.nbytes
+        for group in (committing, gathering):
+            group.start()
+            group.commit(journal, made.room, task)
+    except BadInput:
+        # the work directory is removed next: nothing may still be writing there
+        for group in (committing, gathering):
+            group.settle()
+        raise
+    except FerryError:
+        # the disk is full, or the run is ended: what was begun before is kept where it can be
+        with suppress(FerryError):
             committing.commit(journal, made.room, task)
-            gathering, committing = _Group(), gathering
-        result = _next(made, committing, gathering, journal, task)
-        if result.error is not None:
-            raise result.error
-        piece, data = result.piece, shaped(plan, result.piece, result.buffer)
-        gathering.add(piece, sink.write(piece.array, piece.box, data), result.buffer)
-        totals.bytes_in += result.bytes_in
-        totals.bytes_out += data.nbytes
-    for group in (committing, gathering):
-        group.start()
-        group.commit(journal, made.room, task)
+        raise
 
 
 def _next(made: _Workers, committing: _Group, gathering: _Group, journal: Journal, task: Task) -> _Made:
@@ -298,3 +314,9 @@ class _Group:
         task.advance(self.nbytes)
         self.pieces, self._writes, self.nbytes = [], [], 0
         self._since = time.monotonic()
+
+    def settle(self) -> None:
+        """Returns when no write is under way any more, whatever has become of it."""
+        for write, _ in self._writes:
+            with suppress(OutsideFailure):
+                write.wait()

@@ -113,7 +113,7 @@ def resolve(
     BadInput for an unknown repository or revision, for one that the token does not open, and offline; OutsideFailure
     where the Hub cannot be reached.
     """
-    endpoint = _endpoint()
+    endpoint = hub_endpoint()
     where = f"{repo} at {revision}"
 
     def ask() -> Resolved:
@@ -236,7 +236,7 @@ class _Download:
     def __init__(self, resolved: Resolved, destination: Path, reporter: Reporter) -> None:
         self.resolved, self.destination, self.reporter = resolved, destination, reporter
         self.files = needed_files(resolved)
-        self.endpoint = _endpoint()
+        self.endpoint = hub_endpoint()
         self.name = f"{resolved.repo} at {resolved.commit}"
         self.work = destination / WORK_NAME
         self.staging = self.work / "hub"
@@ -363,7 +363,7 @@ class _Download:
         return provenance
 
 
-def _endpoint() -> str:
+def hub_endpoint() -> str:
     """The Hub to ask: HF_ENDPOINT as it is now (the client reads it once, when it is imported)."""
     endpoint = (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
     if not endpoint.startswith(("http://", "https://")):

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from conversion_lib.errors import BadInput, OutsideFailure
-from conversion_lib.files import existing_parent, sync_directory, write_atomically
+from conversion_lib.files import disk_error, existing_parent, sync_directory, write_atomically
 from conversion_lib.progress import format_bytes
 
 RUN_NAME = "run.json"
@@ -110,11 +110,11 @@ class Workspace:
         shutil.rmtree(self.layout.work, ignore_errors=True)
 
     def _refuse_difference(self, held: dict[str, str], what: str) -> None:
-        ours = self._identity
+        there, here = _flat(held), _flat(self._identity)
         parts = [
-            f"{key}: {held.get(key)} there, {ours.get(key)} here"
-            for key in sorted({*held, *ours})
-            if held.get(key) != ours.get(key)
+            f"{key}: {there.get(key)} there, {here.get(key)} here"
+            for key in sorted({*there, *here})
+            if there.get(key) != here.get(key)
         ]
         if parts:
             raise BadInput(f"{what}; it differs in {'; '.join(parts)}. --overwrite starts anew")
@@ -152,16 +152,29 @@ def _make_directory(work: Path) -> None:
     try:
         work.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise BadInput(f"{work.parent} cannot be written: {error}") from None
+        raise disk_error(error, f"cannot write to {work.parent}") from None
 
 
 def _refuse_strangers(layout: Layout) -> None:
     parent = layout.final.parent
-    if layout.ours is None or not parent.is_dir():
+    if layout.ours is None:
+        if layout.final.exists() and not _is_empty(layout.final) and _identity_in(layout.record) is None:
+            raise BadInput(f"{layout.final} was not written by ferry, and stays. Choose an empty or a new directory")
+        return
+    if not parent.is_dir():
         return
     strangers = sorted(path.name for path in parent.iterdir() if path.name not in layout.ours)
     if strangers:
         raise BadInput(f"{parent} holds something else: {strangers[0]}. Choose an empty or a new directory")
+
+
+def _flat(identity: dict[str, str]) -> dict[str, str]:
+    """An identity with the fields of a value that is a JSON object as entries of their own, for messages."""
+    flat: dict[str, str] = {}
+    for key, value in identity.items():
+        fields = json.loads(value) if value.startswith("{") else None
+        flat |= {f"{key} {name}": str(field) for name, field in fields.items()} if fields else {key: value}
+    return flat
 
 
 def _is_empty(path: Path) -> bool:

@@ -20,8 +20,7 @@ import numpy as np
 
 from conversion_lib.boxes import Box
 from conversion_lib.dtypes import SAFETENSORS_NAMES
-from conversion_lib.errors import OutsideFailure
-from conversion_lib.files import sync_directory, write_atomically
+from conversion_lib.files import disk_error, sync_directory, write_atomically
 from conversion_lib.plan import Plan
 from conversion_lib.sources.base import Array
 from conversion_lib.sources.safetensors import INDEX_NAME
@@ -55,7 +54,7 @@ class SafetensorsSink:
                 os.pwrite(fd, shard.header, 0)
                 os.truncate(fd, shard.nbytes)
             except OSError as error:
-                raise OutsideFailure(f"{self._directory / shard.name}: {error}") from error
+                raise disk_error(error, "opening the destination's files failed") from error
 
     def write(self, array: int, box: Box, data: Array) -> SliceWrite:
         shard, plan = self._place[array], self._plan.arrays[array]
@@ -102,7 +101,7 @@ class SliceWrite:
         try:
             yield
         except OSError as error:
-            raise OutsideFailure(f"{self._what}: writing failed: {error}") from error
+            raise disk_error(error, f"{self._what}: writing failed") from error
 
 
 def _lay_out(plan: Plan, shard_of: dict[str, str]) -> list[Shard]:

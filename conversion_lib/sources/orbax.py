@@ -85,7 +85,7 @@ class OrbaxSource:
         return arrays
 
     def chunk_shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._arrays[name].chunk_layout.write_chunk.shape)
+        return tuple(self._arrays[name].chunk_layout.write_chunk.shape or ())  # a scalar has None
 
     def read(self, name: str, box: Box | None = None) -> Array:
         array = self._arrays.get(name)

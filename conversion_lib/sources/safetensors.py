@@ -155,10 +155,10 @@ def _index(directory: Path) -> dict[str, str]:
     """The index's weight_map, empty where there is no index file."""
     path = directory / INDEX_NAME
     try:
-        weight_map = json.loads(path.read_bytes())["weight_map"]
+        weight_map = dict(json.loads(path.read_bytes())["weight_map"].items())
     except FileNotFoundError:
         return {}
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadInput(f"{path} is no safetensors index: {error}") from None
     bad = next((name for name in weight_map.values() if not isinstance(name, str) or Path(name).name != name), None)
     if bad is not None or not weight_map:
