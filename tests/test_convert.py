@@ -16,10 +16,9 @@ from conversion_lib.convert import Options, convert, dequantize
 from conversion_lib.demo.tiny_checkpoint import make_tiny_deepseek_v3
 from conversion_lib.record import Target, read_record
 from conversion_lib.sources.orbax import open_orbax
-from tests.logits.models import CONFIGS, build_model, maxtext_leaves
+from tests.logits.models import CONFIGS, build_model
+from tests.maxtext_by_hand import BF16, maxtext_leaves
 from tests.orbax_reader import restore
-
-BF16 = ml_dtypes.bfloat16
 
 
 @pytest.fixture(scope="module")

@@ -1,20 +1,11 @@
-"""Tiny models with random weights, one for each family, and their weights in MaxText's layout.
-
-`maxtext_leaves` is written by hand from what MaxText's own converter writes, in plain numpy, and shares
-nothing with the package: it is what keeps the forward pass honest where MaxText itself is not at hand.
-"""
+"""Small models with random weights, one or more for each family that the forward pass has."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
-import numpy as np
-from safetensors import safe_open
-
-BF16 = ml_dtypes.bfloat16
+from tests.tiny_models import make_tiny
 
 YARN = {
     "rope_type": "yarn",
@@ -32,6 +23,7 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 256,
 }
+PLAIN = {"rope_type": "default", "rope_theta": 10000.0}
 COMMON = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "max_position_embeddings": 1024}
 MLA = {
     "num_key_value_heads": 4,
@@ -46,9 +38,10 @@ MLA = {
     "first_k_dense_replace": 1,
 }
 
+# by name: the family, and what is other than in tests/tiny_models.py
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": (
-        "LlamaConfig",
+        "llama3.1",
         {
             "vocab_size": 211,
             "num_hidden_layers": 4,
@@ -58,11 +51,18 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "llama_tied": (
-        "LlamaConfig",
-        {"vocab_size": 128, "num_hidden_layers": 2, "num_key_value_heads": 1, "tie_word_embeddings": True},
+        "llama3.1",
+        {
+            "vocab_size": 128,
+            "num_hidden_layers": 2,
+            "num_key_value_heads": 1,
+            "head_dim": 16,
+            "tie_word_embeddings": True,
+            "rope_parameters": PLAIN,
+        },
     ),
     "qwen3": (
-        "Qwen3Config",
+        "qwen3",
         {
             "vocab_size": 211,
             "num_hidden_layers": 3,
@@ -73,11 +73,11 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "qwen3_one_layer": (
-        "Qwen3Config",
+        "qwen3",
         {"vocab_size": 128, "num_hidden_layers": 1, "num_key_value_heads": 4, "head_dim": 16, "rope_parameters": YARN},
     ),
     "deepseek_v2": (
-        "DeepseekV2Config",
+        "deepseek_v2",
         {
             **MLA,
             "vocab_size": 128,
@@ -90,7 +90,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "deepseek_v2_grouped": (
-        "DeepseekV2Config",
+        "deepseek_v2",
         {
             **MLA,
             "vocab_size": 128,
@@ -105,7 +105,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "deepseek_v3": (
-        "DeepseekV3Config",
+        "deepseek_v3",
         {
             **MLA,
             "vocab_size": 128,
@@ -117,7 +117,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "deepseek_v3_plain": (
-        "DeepseekV3Config",
+        "deepseek_v3",
         {
             **MLA,
             "vocab_size": 128,
@@ -127,10 +127,11 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
             "topk_group": 1,
             "norm_topk_prob": False,
             "first_k_dense_replace": 2,
+            "rope_parameters": PLAIN,
         },
     ),
     "deepseek_v32": (
-        "DeepseekV32Config",
+        "deepseek_v32",
         {
             **MLA,
             "vocab_size": 128,
@@ -148,154 +149,6 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def build_model(name: str, directory: Path, *, seed: int = 0, **overrides: Any) -> Path:
-    """A model of CONFIGS with weights that matter everywhere, saved in bf16 (its correction bias in float32)."""
-    import torch
-    import transformers
-
-    kind, sizes = CONFIGS[name]
-    settings = {**COMMON, **sizes, **overrides, "pad_token_id": None, "dtype": "bfloat16"}
-    config = getattr(transformers, kind)(**settings)
-    torch.manual_seed(seed)
-    model = transformers.AutoModelForCausalLM.from_config(config).float()
-    generator = torch.Generator().manual_seed(seed + 1)
-    done = set()
-    with torch.no_grad():
-        named = [*model.named_parameters(), *((n, b) for n, b in model.named_buffers() if "correction_bias" in n)]
-        for parameter_name, weight in named:
-            if weight.data_ptr() in done:
-                continue
-            done.add(weight.data_ptr())
-            values = torch.randn(weight.shape, generator=generator)
-            if "bias" in parameter_name:
-                values = values * 0.1
-            elif weight.ndim == 1:
-                values = 0.2 * values + 1.0
-            else:
-                values = values * (0.5 if "embed" in parameter_name else weight.shape[-1] ** -0.5)
-            weight.copy_(values)
-    biases = {n: b.clone() for n, b in model.named_buffers() if "correction_bias" in n}
-    model = model.to(torch.bfloat16)
-    for buffer_name, values in biases.items():
-        module, attribute = buffer_name.rsplit(".", 1)
-        getattr(model.get_submodule(module), attribute).data = values
-    model.save_pretrained(directory)
-    return directory
-
-
-def read_weights(directory: Path) -> dict[str, np.ndarray]:
-    """Every tensor of a Hugging Face directory, as stored."""
-    weights = {}
-    for file in sorted(directory.glob("*.safetensors")):
-        with safe_open(file, "np") as tensors:
-            weights |= {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
-    return weights
-
-
-def maxtext_leaves(
-    directory: Path, *, scanned: bool, dtype: Any = np.float32, bias_order: str = "layers_first"
-) -> dict[str, np.ndarray]:
-    """The weights of a Hugging Face directory as MaxText's leaves, by path below params/params."""
-    config = json.loads((directory / "config.json").read_text())
-    weights = read_weights(directory)
-    layers = [_layer(weights, config, index) for index in range(config["num_hidden_layers"])]
-    dense = config["first_k_dense_replace"] if config["model_type"].startswith("deepseek") else None
-    stacks = {"layers": layers} if dense is None else {"dense_layers": layers[:dense], "moe_layers": layers[dense:]}
-    leaves = {
-        "token_embedder/embedding": weights["model.embed_tokens.weight"],
-        "decoder/decoder_norm/scale": weights["model.norm.weight"],
-    }
-    if not config.get("tie_word_embeddings"):
-        leaves["decoder/logits_dense/kernel"] = weights["lm_head.weight"].T
-    for stack, members in stacks.items():
-        if not scanned:
-            leaves |= {f"decoder/{stack}_{i}/{leaf}": a for i, layer in enumerate(members) for leaf, a in layer.items()}
-            continue
-        for leaf in members[0] if members else ():
-            by_layer = leaf.endswith("gate/bias") and bias_order == "layers_first"
-            leaves[f"decoder/{stack}/{leaf}"] = np.stack([m[leaf] for m in members], 0 if by_layer else 1)
-    # the router's correction bias stays float32 whatever the rest is saved as
-    return {
-        leaf: np.ascontiguousarray(array.astype(np.float32 if leaf.endswith("gate/bias") else dtype))
-        for leaf, array in leaves.items()
-    }
-
-
-def _layer(weights: dict[str, np.ndarray], config: dict[str, Any], index: int) -> dict[str, np.ndarray]:
-    def get(name: str) -> np.ndarray:
-        return weights[f"model.layers.{index}.{name}"]
-
-    leaves = {
-        "pre_self_attention_layer_norm/scale": get("input_layernorm.weight"),
-        "post_self_attention_layer_norm/scale": get("post_attention_layernorm.weight"),
-    }
-    deepseek = config["model_type"].startswith("deepseek")
-    leaves |= _latent(get, config) if deepseek else _grouped(get, config)
-    if not deepseek or index < config["first_k_dense_replace"]:
-        return leaves | _mlp(get, "mlp", "mlp")
-    block = "DeepSeekMoeBlock_0"
-    leaves |= _mlp(get, "mlp.shared_experts", f"{block}/shared_experts")
-    leaves[f"{block}/MoeBlock_0/gate/kernel"] = get("mlp.gate.weight").T
-    if config["model_type"] != "deepseek_v2":
-        leaves[f"{block}/MoeBlock_0/gate/bias"] = get("mlp.gate.e_score_correction_bias")
-    for mine, theirs in (("wi_0", "gate_proj"), ("wi_1", "up_proj"), ("wo", "down_proj")):
-        experts = [get(f"mlp.experts.{e}.{theirs}.weight").T for e in range(config["n_routed_experts"])]
-        leaves[f"{block}/MoeBlock_0/{mine}"] = np.stack(experts)
-    return leaves
-
-
-def _mlp(get: Any, theirs: str, mine: str) -> dict[str, np.ndarray]:
-    names = (("wi_0", "gate_proj"), ("wi_1", "up_proj"), ("wo", "down_proj"))
-    return {f"{mine}/{a}/kernel": get(f"{theirs}.{b}.weight").T for a, b in names}
-
-
-def _heads(weight: np.ndarray, heads: int) -> np.ndarray:
-    """(heads * dim, in) -> (in, heads, dim)"""
-    return weight.T.reshape(weight.shape[1], heads, -1)
-
-
-def to_pairs(array: np.ndarray) -> np.ndarray:
-    """The last axis from two halves to neighbours: 0, d/2, 1, d/2 + 1, ..."""
-    half = array.shape[-1] // 2
-    return np.stack([array[..., :half], array[..., half:]], axis=-1).reshape(array.shape)
-
-
-def _grouped(get: Any, config: dict[str, Any]) -> dict[str, np.ndarray]:
-    heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
-    query = _heads(get("self_attn.q_proj.weight"), heads)
-    key = _heads(get("self_attn.k_proj.weight"), kv_heads)
-    dim = query.shape[-1]
-    leaves = {
-        "self_attention/value/kernel": _heads(get("self_attn.v_proj.weight"), kv_heads),
-        "self_attention/out/kernel": get("self_attn.o_proj.weight").T.reshape(heads, dim, -1),
-    }
-    if config["model_type"] == "qwen3":
-        leaves["self_attention/query_norm/scale"] = get("self_attn.q_norm.weight")
-        leaves["self_attention/key_norm/scale"] = get("self_attn.k_norm.weight")
-    else:
-        query = to_pairs(query).astype(np.float32) / np.sqrt(np.float32(dim))
-        key = to_pairs(key)
-    return leaves | {"self_attention/query/kernel": query, "self_attention/key/kernel": key}
-
-
-def _latent(get: Any, config: dict[str, Any]) -> dict[str, np.ndarray]:
-    heads = config["num_attention_heads"]
-    leaves = {
-        "self_attention/wkv_a/kernel": get("self_attn.kv_a_proj_with_mqa.weight").T,
-        "self_attention/kv_norm/scale": get("self_attn.kv_a_layernorm.weight"),
-        "self_attention/wkv_b/kernel": _heads(get("self_attn.kv_b_proj.weight"), heads),
-        "self_attention/out/kernel": get("self_attn.o_proj.weight").T.reshape(heads, config["v_head_dim"], -1),
-    }
-    if config["q_lora_rank"] is None:
-        leaves["self_attention/query/kernel"] = _heads(get("self_attn.q_proj.weight"), heads)
-    else:
-        leaves["self_attention/wq_a/kernel"] = get("self_attn.q_a_proj.weight").T
-        leaves["self_attention/q_norm/scale"] = get("self_attn.q_a_layernorm.weight")
-        leaves["self_attention/wq_b/kernel"] = _heads(get("self_attn.q_b_proj.weight"), heads)
-    if config["model_type"] == "deepseek_v32":
-        prefix = "self_attention/indexer"
-        leaves[f"{prefix}/wq_b/kernel"] = _heads(get("self_attn.indexer.wq_b.weight"), config["index_n_heads"])
-        leaves[f"{prefix}/wk/kernel"] = get("self_attn.indexer.wk.weight").T
-        leaves[f"{prefix}/k_norm/scale"] = get("self_attn.indexer.k_norm.weight")
-        leaves[f"{prefix}/k_norm/bias"] = get("self_attn.indexer.k_norm.bias")
-        leaves[f"{prefix}/weights_proj/kernel"] = get("self_attn.indexer.weights_proj.weight").T
-    return leaves
+    """A model of CONFIGS, saved in bf16 (its correction bias in float32)."""
+    family, sizes = CONFIGS[name]
+    return make_tiny(family, directory, seed=seed, **{**COMMON, **sizes, **overrides})

@@ -15,7 +15,8 @@ from conversion_lib.logits.check import EXACT_KL, ROUNDED_KL, CheckResult, run_c
 from conversion_lib.manifest import checkpoint_digest
 from conversion_lib.record import CheckpointRecord, Origin, Target
 from tests.logits.conftest import write_orbax
-from tests.logits.models import BF16, build_model, maxtext_leaves, to_pairs
+from tests.logits.models import build_model
+from tests.maxtext_by_hand import BF16, maxtext_leaves, to_pairs
 
 ATTENTION, ROUTED = "self_attention", "DeepSeekMoeBlock_0/MoeBlock_0"
 

@@ -11,7 +11,8 @@ from conversion_lib.logits.compare import compare_layer, compare_logits
 from conversion_lib.logits.config import parse_config
 from conversion_lib.logits.forward import EMBEDDING_LAYER, forward
 from tests.logits.conftest import MemoryCheckpoint
-from tests.logits.models import CONFIGS, build_model, maxtext_leaves
+from tests.logits.models import CONFIGS, build_model
+from tests.maxtext_by_hand import maxtext_leaves
 
 MAX_KL = 1e-9
 """float32 on both sides, on the same bits: three or more orders below the check's own threshold."""

@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 from conversion_lib.errors import BadInput
 from conversion_lib.logits.prompts import fixed_prompts
 from conversion_lib.logits.reference import transformers_reference
-from tests.logits.models import read_weights
+from tests.maxtext_by_hand import read_weights
 
 PROMPTS = fixed_prompts(128, 24, 1024)
 
