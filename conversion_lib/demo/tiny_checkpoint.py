@@ -38,7 +38,7 @@ CONFIG: dict[str, Any] = {
     "initializer_range": 0.02,
     "intermediate_size": 320,
     "kv_lora_rank": 128,
-    "max_position_embeddings": 4096,
+    "max_position_embeddings": 163840,
     "model_type": "deepseek_v3",
     "moe_intermediate_size": 160,
     "moe_layer_freq": 1,

@@ -1,0 +1,73 @@
+"""Runs everything once, and ends with a table, which is also written to `.parity/results.json`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import traceback
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.parity.cases import CANNOT_CONVERT, CASES, MAX_KL, Case
+from tests.parity.harness import MAXTEXT_PYTHON, ROOT, Harness
+
+RUN = pytest.StashKey[Harness]()
+WORK = ROOT / ".parity" / "work"
+
+
+@pytest.fixture(scope="session")
+def harness(request: pytest.FixtureRequest) -> Iterator[Harness]:
+    if not MAXTEXT_PYTHON.exists():
+        pytest.exit("the MaxText environment is missing: run tests/parity/run.sh", returncode=2)
+    shutil.rmtree(WORK, ignore_errors=True)
+    WORK.mkdir(parents=True)
+    harness = Harness(WORK)
+    try:
+        harness.run()
+    except Exception:  # once, not at each of the tests
+        pytest.exit(traceback.format_exc(), returncode=1)
+    request.config.stash[RUN] = harness
+    yield harness
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    harness = config.stash.get(RUN, None)
+    if harness is None:
+        return
+    rows = [row(harness, case) for case in CASES]
+    report = {"maxtext": "0.2.5", "max_kl_allowed": MAX_KL, "rows": rows}
+    (ROOT / ".parity" / "results.json").write_text(json.dumps(report, indent=1) + "\n")
+    columns = ("model", "layers", "save_dtype", "storage", "same_bits", "max_kl", "training_loader")
+    table = [columns, *([show(row[column]) for column in columns] for row in rows)]
+    widths = [max(len(line[i]) for line in table) for i in range(len(columns))]
+    terminalreporter.section("Ferry and MaxText 0.2.5")
+    for line in table:
+        terminalreporter.write_line("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)))
+    terminalreporter.write_line("n.a.: what MaxText itself cannot convert:")
+    for (family, scan), (reason, _) in CANNOT_CONVERT.items():
+        terminalreporter.write_line(f"  {family} {'scanned' if scan else 'unscanned'}: {reason}")
+
+
+def row(harness: Harness, case: Case) -> dict[str, Any]:
+    """One line of the table; None where something was not asked for, `error` where it raised."""
+    compared = harness.results.get((case.name, "compare"), {"value": None})
+    loaded = harness.results.get((case.name, "logits"), {"value": None})
+    bits, value = compared.get("value", "error"), loaded.get("value", "error")
+    return {
+        "model": case.model.name,
+        "family": case.model.family,
+        "layers": case.layers,
+        "save_dtype": case.save_dtype,
+        "storage": case.storage,
+        "same_bits": not bits["differences"] if isinstance(bits, dict) else bits,
+        "max_kl": harness.max_kl(case) if isinstance(value, dict) else value,
+        "training_loader": value["training_loader"] if isinstance(value, dict) else value,
+    }
+
+
+def show(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "NO"
+    return f"{value:.1e}" if isinstance(value, float) else "n.a." if value is None else str(value)

@@ -1,0 +1,183 @@
+"""Makes the models, converts them with Ferry and with MaxText, and has MaxText load what Ferry wrote.
+
+All of it happens at once, in few processes, since starting MaxText costs more than what it is then asked to do. The
+tests look at the outcome.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tests.parity.cases import BASES, CANNOT_CONVERT, CASES, CONTROL, Case, Model
+from tests.tiny_models import make_tiny, prompt, reference_logits
+
+ROOT = Path(__file__).parents[2]
+MAXTEXT_PYTHON = ROOT / ".parity" / "maxtext" / "bin" / "python"
+FERRY = Path(sys.executable).with_name("ferry")
+
+Job = dict[str, Any]
+
+
+class Harness:
+    """`results[case or model name, kind of job]` is what the worker said."""
+
+    def __init__(self, work: Path) -> None:
+        self.work = work
+        self.ferry: dict[str, subprocess.CompletedProcess[str]] = {}
+        self.results: dict[tuple[str, str], dict[str, Any]] = {}
+        self._references: dict[str, np.ndarray] = {}
+
+    def run(self) -> None:
+        cases = (*CASES, CONTROL)
+        for model in {case.model.name: case.model for case in cases}.values():
+            self._make(model)
+        conversions = self._start_worker("convert", self._maxtext_conversions(), devices=16)
+        for case in cases:
+            self.ferry[case.name] = self._convert(case)
+        self._finish([conversions])
+        halves = [dict(list(self._looks().items())[half::2]) for half in (0, 1)]
+        self._finish([self._start_worker(f"load{half}", jobs) for half, jobs in enumerate(halves)])
+
+    def source(self, model: Model) -> Path:
+        return self.work / "models" / model.name
+
+    def ours(self, case: Case) -> Path:
+        return self.work / "ferry" / case.name
+
+    def theirs(self, case: Case) -> Path:
+        return self.work / "maxtext" / case.name
+
+    def max_kl(self, case: Case) -> float:
+        """The largest divergence of a token's distribution, transformers' from MaxText's."""
+        reference = log_softmax(self._references[case.model.name])
+        ours = log_softmax(np.load(self.work / f"{case.name}.npy"))
+        return float((np.exp(reference) * (reference - ours)).sum(-1).max())
+
+    def _make(self, model: Model) -> None:
+        source = self.source(model)
+        if model.fp8:
+            from conversion_lib.demo.tiny_checkpoint import make_tiny_deepseek_v3
+
+            make_tiny_deepseek_v3(source)
+            plain = dequantized(source, self.work / "models" / f"{model.name}-dequantized")
+        else:
+            plain = make_tiny(model.family, source, **model.config)
+        vocabulary = json.loads((source / "config.json").read_text())["vocab_size"]
+        tokens = prompt(model.tokens, vocabulary)
+        np.save(source / "tokens.npy", tokens)
+        self._references[model.name] = reference_logits(plain, tokens)
+
+    def _convert(self, case: Case) -> subprocess.CompletedProcess[str]:
+        flags = [
+            "--scan-layers" if case.scan else "--no-scan-layers",
+            "--ocdbt" if case.ocdbt else "--no-ocdbt",
+            "--zarr3" if case.zarr3 else "--no-zarr3",
+            *("--save-dtype", case.save_dtype, "--maxtext", case.maxtext, "--json"),
+        ]
+        command = [FERRY, "convert", self.source(case.model), self.ours(case), *flags]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    def _maxtext_conversions(self) -> dict[tuple[str, str], Job]:
+        """Also what it cannot do, once for each kind: to notice when it can."""
+        impossible = [Case(BASES[family], scan) for family, scan in CANNOT_CONVERT]
+        return {
+            (case.name, "convert"): {
+                "kind": "convert",
+                "source": str(self.source(case.model)),
+                "out": str(self.theirs(case)),
+                "scan": case.scan,
+                "save_dtype": case.save_dtype,
+                "ocdbt": case.ocdbt,
+                "zarr3": case.zarr3,
+            }
+            for case in [*(case for case in CASES if case.maxtext_converts), *impossible]
+        }
+
+    def _looks(self) -> dict[tuple[str, str], Job]:
+        """Everything that is asked of MaxText and Orbax about checkpoints that are written."""
+        jobs: dict[tuple[str, str], Job] = {}
+        for case in (*CASES, CONTROL):
+            ours, source = str(self.ours(case)), str(self.source(case.model))
+            jobs[case.name, "leaves"] = {"kind": "leaves", "checkpoint": ours}
+            jobs[f"{case.model.name}-{case.layers}", "tree"] = {"kind": "tree", "source": source, "scan": case.scan}
+            if case.maxtext_converts:
+                jobs[case.name, "compare"] = {"kind": "compare", "ours": ours, "theirs": str(self.theirs(case))}
+            if case.logits:
+                jobs[case.name, "logits"] = {
+                    "kind": "logits",
+                    "source": source,
+                    "checkpoint": ours,
+                    "scan": case.scan,
+                    "tokens": f"{source}/tokens.npy",
+                    "out": str(self.work / f"{case.name}.npy"),
+                    "ocdbt": case.ocdbt,
+                    "zarr3": case.zarr3,
+                }
+        one, other = (Case(BASES["qwen3"], True, dtype) for dtype in ("bfloat16", "float32"))
+        jobs["control", "compare"] = {
+            "kind": "compare",
+            "ours": str(self.ours(one)),
+            "theirs": str(self.theirs(other)),
+        }
+        return jobs
+
+    def _start_worker(self, name: str, jobs: dict[tuple[str, str], Job], devices: int = 1) -> Worker:
+        asked, answers, log = (self.work / f"{name}.{suffix}" for suffix in ("jobs.json", "results.json", "log"))
+        asked.write_text(json.dumps(list(jobs.values())))
+        script = Path(__file__).with_name("maxtext_worker.py")
+        command = [MAXTEXT_PYTHON, script, asked, answers, "--devices", str(devices)]
+        with log.open("wb") as output:
+            process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+        return Worker(process, list(jobs), answers, log)
+
+    def _finish(self, workers: list[Worker]) -> None:
+        codes = [worker.process.wait() for worker in workers]
+        for worker, code in zip(workers, codes, strict=True):
+            assert code == 0, f"{worker.log} ends with:\n{worker.log.read_text()[-2000:]}"
+            self.results.update(zip(worker.keys, json.loads(worker.answers.read_text()), strict=True))
+
+
+@dataclass
+class Worker:
+    process: subprocess.Popen[bytes]
+    keys: list[tuple[str, str]]
+    answers: Path
+    log: Path
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+
+def dequantized(source: Path, destination: Path) -> Path:
+    """The fp8 checkpoint at `source` in bfloat16, by the formula: value times its block's scale, in float32.
+
+    transformers' own fp8 loader is no reference: it gets blocks at ragged edges wrong.
+    """
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    config = json.loads((source / "config.json").read_text())
+    rows, columns = config.pop("quantization_config")["weight_block_size"]
+    stored = {name: tensor for file in source.glob("*.safetensors") for name, tensor in load_file(file).items()}
+    plain = {}
+    for name, tensor in stored.items():
+        if name.endswith("_scale_inv") or name.startswith(f"model.layers.{config['num_hidden_layers']}."):
+            continue  # a scale, or the layer for multi-token prediction
+        if (scales := stored.get(f"{name}_scale_inv")) is not None:
+            i, j = np.indices(tensor.shape, sparse=True)
+            values = tensor.float().numpy() * scales.numpy()[i // rows, j // columns]
+            tensor = torch.from_numpy(values).bfloat16()
+        plain[name] = tensor
+    destination.mkdir()
+    (destination / "config.json").write_text(json.dumps(config))
+    save_file(plain, destination / "model.safetensors", {"format": "pt"})
+    return destination

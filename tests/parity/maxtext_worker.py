@@ -1,0 +1,311 @@
+"""Runs jobs with the real MaxText, many in one process: starting it takes longer than most of them.
+
+    python maxtext_worker.py JOBS.json RESULTS.json --devices N
+
+JOBS.json is a list of objects, each with a `kind` (a key of `JOBS` below) and that function's keyword arguments;
+RESULTS.json becomes a list of the same length: `{"seconds", "value"}`, or `{"seconds", "error"}` for a job that raised.
+
+This file is run by MaxText's environment and imports nothing of Ferry. MaxText itself is as its package is; only the
+Hugging Face config of the named model is replaced, since the test models are small.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import importlib.util
+import json
+import os
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+
+import numpy as np
+
+CACHE = Path(__file__).resolve().parents[2] / ".parity" / "jax_cache"
+
+# model_type of config.json -> the name of a MaxText model of that architecture, whose sizes are then overridden.
+MODEL_NAMES = {
+    "qwen3": "qwen3-0.6b",
+    "llama": "llama3.1-8b",
+    "deepseek_v2": "deepseek2-16b",
+    "deepseek_v3": "deepseek3-671b",
+    "deepseek_v32": "deepseek3.2-671b",
+}
+
+# MaxText's key -> the key of config.json; those of RoPE come from `rope_parameters`.
+EVERY_MODEL = {
+    "base_emb_dim": "hidden_size",
+    "base_num_query_heads": "num_attention_heads",
+    "base_num_kv_heads": "num_key_value_heads",
+    "base_mlp_dim": "intermediate_size",
+    "base_num_decoder_layers": "num_hidden_layers",
+    "vocab_size": "vocab_size",
+    "normalization_layer_epsilon": "rms_norm_eps",
+    "logits_via_embedding": "tie_word_embeddings",
+    "rope_max_timescale": "rope_theta",
+}
+GROUPED_QUERY = {"head_dim": "head_dim"}
+LATENT = {
+    "base_moe_mlp_dim": "moe_intermediate_size",
+    "first_num_dense_layers": "first_k_dense_replace",
+    "num_experts": "n_routed_experts",
+    "num_experts_per_tok": "num_experts_per_tok",
+    "shared_experts": "n_shared_experts",
+    "routed_scaling_factor": "routed_scaling_factor",
+    "q_lora_rank": "q_lora_rank",
+    "kv_lora_rank": "kv_lora_rank",
+    "qk_nope_head_dim": "qk_nope_head_dim",
+    "qk_rope_head_dim": "qk_rope_head_dim",
+    "v_head_dim": "v_head_dim",
+    "max_position_embeddings": "max_position_embeddings",
+    "original_max_position_embeddings": "original_max_position_embeddings",
+    "rope_factor": "factor",
+    "beta_fast": "beta_fast",
+    "beta_slow": "beta_slow",
+    "mscale": "mscale",
+}
+# Not in the models' own files: whoever runs MaxText has to pass them.
+GROUPED_ROUTER = {"n_routing_groups": "n_group", "topk_routing_group": "topk_group"}
+INDEXER = {
+    "indexer_n_heads": "index_n_heads",
+    "indexer_head_dim": "index_head_dim",
+    "indexer_topk": "index_topk",
+}
+OVERRIDES = {
+    "qwen3": EVERY_MODEL | GROUPED_QUERY,
+    "llama": EVERY_MODEL | GROUPED_QUERY,
+    "deepseek_v2": EVERY_MODEL | LATENT,
+    "deepseek_v3": EVERY_MODEL | LATENT | GROUPED_ROUTER,
+    "deepseek_v32": EVERY_MODEL | LATENT | GROUPED_ROUTER | INDEXER,
+}
+
+# Float32 on both sides and no shortcut: what is left is the order of additions.
+EXACT = (
+    "dtype=float32",
+    "weight_dtype=float32",
+    "matmul_precision=highest",
+    "float32_qk_product=true",
+    "float32_logits=true",
+    "float32_gate_logits=true",
+    "sparse_matmul=false",
+    "megablox=false",
+    "capacity_factor=-1.0",
+)
+
+
+def model_arguments(source: str, scan: bool, ocdbt: bool = True, zarr3: bool = True) -> list[str]:
+    """MaxText's command line for the architecture of `source`, a Hugging Face directory."""
+    config = json.loads((Path(source) / "config.json").read_text())
+    rope = config.get("rope_parameters") or config["rope_scaling"]
+    values = {**config, **rope}
+    if "factor" in rope:  # MaxText scales for YaRN only where the positions are more than the original ones
+        values["max_position_embeddings"] = rope["factor"] * rope["original_max_position_embeddings"]
+    overrides = {key: _plain(values[name]) for key, name in OVERRIDES[config["model_type"]].items()}
+    if config.get("first_k_dense_replace") == 0:  # MaxText insists, though no layer then has this size
+        overrides["base_mlp_dim"] = overrides["base_moe_mlp_dim"]
+    base = Path(importlib.util.find_spec("maxtext").origin).parent / "configs" / "base.yml"
+    return [
+        "maxtext",
+        str(base),
+        f"model_name={MODEL_NAMES[config['model_type']]}",
+        "override_model_config=true",
+        f"scan_layers={scan}",
+        f"checkpoint_storage_use_ocdbt={ocdbt}",
+        f"checkpoint_storage_use_zarr3={zarr3}",
+        "run_name=parity",
+        "hardware=cpu",
+        "skip_jax_distributed_system=true",
+        "attention=dot_product",
+        "log_config=false",
+        f"jax_cache_dir={CACHE}",  # instead of the home directory
+        *(f"{key}={value}" for key, value in overrides.items()),
+    ]
+
+
+def _plain(value):
+    """As MaxText's types want it: whole numbers without a point, and 0 where there is no q_lora_rank."""
+    if value is None:
+        return 0
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def convert(source: str, out: str, scan: bool, save_dtype: str, ocdbt: bool, zarr3: bool) -> None:
+    """MaxText's own conversion, as its command line runs it: lazy, sharded over all simulated devices."""
+    import jax
+    from maxtext.checkpoint_conversion import to_maxtext
+    from transformers import AutoConfig
+
+    arguments = model_arguments(source, scan, ocdbt, zarr3)
+    name = next(value.partition("=")[2] for value in arguments if value.startswith("model_name="))
+    to_maxtext.HF_MODEL_CONFIGS[name] = AutoConfig.from_pretrained(source)
+    to_maxtext.main(
+        [*arguments, f"base_output_directory={out}"],
+        hf_model_path=source,
+        save_dtype=save_dtype,
+        simulated_cpu_devices_count=jax.device_count(),
+    )
+
+
+def tree(source: str, scan: bool) -> dict[str, list[int]]:
+    """The shape of every parameter that MaxText's model expects."""
+    from flax import nnx
+    from maxtext.configs import pyconfig
+
+    params = _abstract_params(pyconfig.initialize(model_arguments(source, scan)))
+    return {"/".join(map(str, path)): list(leaf.get_value().shape) for path, leaf in nnx.to_flat_state(params)}
+
+
+def leaves(checkpoint: str) -> dict[str, list]:
+    """Shape and dtype of every array in `checkpoint`, restored by Orbax."""
+    return {path: [list(array.shape), array.dtype.name] for path, array in _restore(checkpoint).items()}
+
+
+def compare(ours: str, theirs: str) -> dict:
+    """How two checkpoints differ, leaf by leaf and bit by bit; no line where they do not."""
+    a, b = _restore(ours), _restore(theirs)
+    differences = [f"{path}: only in {'ours' if path in a else 'theirs'}" for path in sorted(set(a) ^ set(b))]
+    for path in sorted(set(a) & set(b)):
+        if (a[path].shape, a[path].dtype) != (b[path].shape, b[path].dtype):
+            differences.append(f"{path}: {a[path].shape} {a[path].dtype}, theirs {b[path].shape} {b[path].dtype}")
+        elif a[path].tobytes() != b[path].tobytes():
+            values = np.asarray(a[path], np.float64), np.asarray(b[path], np.float64)
+            count, most = np.count_nonzero(values[0] != values[1]), np.abs(values[0] - values[1]).max()
+            differences.append(f"{path}: {count} of {a[path].size} values differ, by up to {most:.3g}")
+    return {"leaves": len(a), "differences": differences}
+
+
+def logits(source: str, checkpoint: str, scan: bool, tokens: str, out: str, ocdbt: bool, zarr3: bool) -> dict:
+    """What MaxText computes for one prompt from `checkpoint`, and whether both its loaders give the same weights."""
+    import jax.numpy as jnp
+    from flax import nnx
+    from maxtext.common.common_types import DECODING_ACTIVE_SEQUENCE_INDICATOR
+    from maxtext.configs import pyconfig
+    from maxtext.utils import model_creation_utils
+
+    prompt = np.load(tokens)[None]
+    with tempfile.TemporaryDirectory() as scratch:
+        config = pyconfig.initialize(
+            [
+                *model_arguments(source, scan, ocdbt, zarr3),
+                *EXACT,
+                f"load_parameters_path={checkpoint}/0/items",
+                f"base_output_directory={scratch}",
+                "convert_checkpoint_if_possible=false",
+                "per_device_batch_size=1",
+                f"max_target_length={prompt.size}",
+                f"max_prefill_predict_length={prompt.size}",
+            ]
+        )
+        model = model_creation_utils.from_pretrained(config, mesh=_mesh(config))
+    run_model = nnx.jit(lambda model, *inputs: model(*inputs, enable_dropout=False))
+    positions = jnp.arange(prompt.size, dtype=jnp.int32)[None]
+    segments = jnp.full(prompt.shape, DECODING_ACTIVE_SEQUENCE_INDICATOR, jnp.int32)
+    np.save(out, np.asarray(run_model(model, jnp.asarray(prompt), positions, segments)[0], np.float32))
+    return {"training_loader": _training_loader(config, model)}
+
+
+def _training_loader(config, model) -> str:
+    """`same` where the loader of training and decoding gives what `model` has, else what it does."""
+    from flax import nnx
+    from maxtext.common import checkpointing
+
+    try:
+        params = checkpointing.load_params_from_path(
+            config.load_parameters_path,
+            _abstract_params(config),
+            config.checkpoint_storage_concurrent_gb,
+            config.checkpoint_storage_use_ocdbt,
+            config.checkpoint_storage_use_zarr3,
+        )
+    except Exception as error:
+        return _line(error)
+    have = {path: leaf.get_value() for path, leaf in nnx.to_flat_state(nnx.state(model))}
+    loaded = {path: leaf.get_value() for path, leaf in nnx.to_flat_state(params)}
+    wrong = ["/".join(map(str, path)) for path in loaded if not np.array_equal(loaded[path], have[path])]
+    return f"other values in {', '.join(wrong)}" if wrong else "same"
+
+
+def _abstract_params(config):
+    """The parameters of MaxText's model, as shapes."""
+    from flax import nnx
+    from maxtext.layers import moe
+    from maxtext.utils import model_creation_utils
+
+    _, model = model_creation_utils.create_nnx_abstract_model(config, _mesh(config))
+    return nnx.state(model, (nnx.Param, moe.MoEBiasVar))
+
+
+def _mesh(config):
+    import jax
+    from maxtext.utils import maxtext_utils
+
+    return jax.sharding.Mesh(maxtext_utils.create_device_mesh(config), config.mesh_axes)
+
+
+def _restore(checkpoint: str) -> dict[str, np.ndarray]:
+    import jax
+    import orbax.checkpoint as ocp
+
+    items = Path(checkpoint) / "0" / "items"
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        metadata = checkpointer.metadata(items).item_metadata.tree
+        plain = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata)
+        restored = checkpointer.restore(items, args=ocp.args.PyTreeRestore(restore_args=plain))
+    flat, _ = jax.tree_util.tree_flatten_with_path(restored)
+    return {"/".join(str(key.key) for key in path): np.asarray(array) for path, array in flat}
+
+
+def _line(error: Exception) -> str:
+    """MaxText's messages may list every weight: the beginning and the end tell enough."""
+    text = f"{type(error).__name__}: {error}"
+    return text if len(text) <= 800 else f"{text[:400]} ... {text[-400:]}"
+
+
+JOBS = {"convert": convert, "tree": tree, "leaves": leaves, "compare": compare, "logits": logits}
+
+
+def run(job: dict) -> dict:
+    """One job; whatever it raises becomes its result, so that the others still run."""
+    start = time.time()
+    arguments = {key: value for key, value in job.items() if key != "kind"}
+    try:
+        outcome = {"value": JOBS[job["kind"]](**arguments)}
+    except Exception as error:
+        traceback.print_exc()
+        outcome = {"error": _line(error)}
+    return {"seconds": round(time.time() - start, 2), **outcome}
+
+
+def _import_maxtext() -> None:
+    """MaxText collects garbage for every array that it converts; frozen, its many modules are not looked at again."""
+    from maxtext.checkpoint_conversion import to_maxtext
+    from maxtext.utils import model_creation_utils
+
+    assert to_maxtext and model_creation_utils
+    gc.freeze()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("jobs", type=Path)
+    parser.add_argument("results", type=Path)
+    parser.add_argument("--devices", type=int, default=1)
+    args = parser.parse_args()
+    # All this must be set before jax starts.
+    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={args.devices}"
+    os.environ.update(JAX_PLATFORMS="cpu", HF_HUB_OFFLINE="1")
+    # Most of the time goes into compiling, and into random weights that are then overwritten.
+    os.environ.update(JAX_DISABLE_MOST_OPTIMIZATIONS="1", JAX_DEFAULT_PRNG_IMPL="unsafe_rbg")
+    _import_maxtext()
+    results = []
+    for job in json.loads(args.jobs.read_text()):
+        print(f"--- {job}", file=sys.stderr, flush=True)
+        results.append(run(job))
+    args.results.write_text(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()
