@@ -87,12 +87,11 @@ def ferry(version: Annotated[bool, VERSION_OPTION] = False) -> None:
 
 @command(app, "models")
 def models(reporter: Reporter) -> Outcome:
-    """The families and model names."""
+    """The families and model names, with what is verified for each."""
     from conversion_lib import show
-    from conversion_lib.catalog import MODELS
 
-    rows = [{"name": model.name, "family": model.family, "repo": model.repo} for model in MODELS]
-    return Outcome({"models": rows}, [show.models_table()])
+    rows = show.models()
+    return Outcome({"models": rows}, show.models_text(rows))
 
 
 @command(app, "plan", TARGET)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -112,8 +113,32 @@ def inspection_text(data: dict[str, Any]) -> list[RenderableType]:
     return [table, f"{len(data['leaves'])} leaves, {format_bytes(data['bytes'])}", *lines]
 
 
-def models_table() -> Table:
-    table = Table("model", "family", "Hub")
-    for model in MODELS:
-        table.add_row(model.name, model.family, model.repo)
-    return table
+def models() -> list[dict[str, Any]]:
+    """The catalogue, with what `make parity` verified of each model's family against the real MaxText."""
+    seen = json.loads((Path(__file__).parent / "verified.json").read_text())
+    return [
+        {
+            "name": model.name,
+            "family": model.family,
+            "repo": model.repo,
+            "verified": {"maxtext": seen["maxtext"], **seen["families"].get(model.family, {})},
+        }
+        for model in MODELS
+    ]
+
+
+def models_text(rows: list[dict[str, Any]]) -> list[RenderableType]:
+    table = Table("model", "family", "Hub", "scanned", "unscanned")
+    for row in rows:
+        marks = [_marks(row["verified"].get(layout, {})) for layout in ("scanned", "unscanned")]
+        table.add_row(row["name"], row["family"], row["repo"], *marks)
+    return [
+        table,
+        f"Verified on small models of the family against MaxText {rows[0]['verified']['maxtext']}: "
+        "bits, the same as its own conversion; logits, it loads the checkpoint and computes what transformers does.",
+    ]
+
+
+def _marks(seen: dict[str, bool]) -> str:
+    words = [word for key, word in (("same_bits", "bits"), ("logits", "logits")) if seen.get(key)]
+    return ", ".join(words) or "no"

@@ -15,6 +15,8 @@ from tests.parity.harness import MAXTEXT_PYTHON, ROOT, Harness
 
 RUN = pytest.StashKey[Harness]()
 WORK = ROOT / ".parity" / "work"
+VERIFIED = ROOT / "conversion_lib" / "verified.json"
+"""What `ferry models` shows; this run writes its own to .parity, to be copied there where they differ."""
 
 
 @pytest.fixture(scope="session")
@@ -39,6 +41,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     rows = [row(harness, case) for case in CASES]
     report = {"maxtext": "0.2.5", "max_kl_allowed": MAX_KL, "rows": rows}
     (ROOT / ".parity" / "results.json").write_text(json.dumps(report, indent=1) + "\n")
+    (ROOT / ".parity" / VERIFIED.name).write_text(json.dumps(verified(rows), indent=1) + "\n")
     columns = ("model", "layers", "save_dtype", "storage", "same_bits", "max_kl", "training_loader")
     table = [columns, *([show(row[column]) for column in columns] for row in rows)]
     widths = [max(len(line[i]) for line in table) for i in range(len(columns))]
@@ -65,6 +68,20 @@ def row(harness: Harness, case: Case) -> dict[str, Any]:
         "max_kl": harness.max_kl(case) if isinstance(value, dict) else value,
         "training_loader": value["training_loader"] if isinstance(value, dict) else value,
     }
+
+
+def verified(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """What `ferry models` says of each family, by layout: `same_bits` where MaxText converts it too, and `logits`."""
+    said: dict[str, Any] = {}
+    for line in rows:
+        found = said.setdefault(line["family"], {}).setdefault(line["layers"], {"same_bits": [], "logits": []})
+        found["same_bits"] += [] if line["same_bits"] is None else [line["same_bits"]]
+        found["logits"] += [] if line["max_kl"] is None else [line["max_kl"] < MAX_KL]
+    families = {
+        family: {layers: {what: all(seen) for what, seen in found.items() if seen} for layers, found in by.items()}
+        for family, by in said.items()
+    }
+    return {"maxtext": "0.2.5", "max_kl_allowed": MAX_KL, "families": families}
 
 
 def show(value: Any) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.parity.cases import BASES, CANNOT_CONVERT, CASES, CONTROL, MAX_KL, Case
+from tests.parity.conftest import VERIFIED, row, verified
 from tests.parity.harness import Harness
 
 
@@ -73,6 +74,11 @@ def test_maxtext_still_cannot_convert(harness: Harness, case: Case) -> None:
     """Where it learns to, its conversion is to be compared with ours: take the family out of `CANNOT_CONVERT`."""
     _, words = CANNOT_CONVERT[case.model.family, case.scan]
     assert words in harness.results[case.name, "convert"]["error"]
+
+
+def test_ferry_models_says_what_was_seen(harness: Harness) -> None:
+    """Where it differs for a good reason: cp .parity/verified.json conversion_lib/verified.json"""
+    assert json.loads(VERIFIED.read_text()) == verified([row(harness, case) for case in CASES])
 
 
 def test_the_comparison_of_bits_can_fail(harness: Harness) -> None:
