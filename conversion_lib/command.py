@@ -23,7 +23,8 @@ from rich.console import Console, RenderableType
 from rich.text import Text
 
 import conversion_lib
-from conversion_lib.errors import BadInput, FerryError, OutsideFailure, Terminated
+from conversion_lib.errors import BadInput, FerryError, Terminated
+from conversion_lib.files import disk_error
 from conversion_lib.progress import Reporter
 
 
@@ -121,7 +122,7 @@ def _run(
     except FerryError as error:
         return _fail(error, json_output)
     except OSError as error:
-        return _fail(OutsideFailure(str(error)), json_output)
+        return _fail(disk_error(error, "a file could not be read or written"), json_output)
     except Exception:
         if not _ended:
             raise

@@ -260,7 +260,7 @@ def _write_groups(
         raise
     except FerryError:
         # the disk is full, or the run is ended: what was begun before is kept where it can be
-        with suppress(FerryError):
+        with suppress(FerryError, OSError):
             committing.commit(journal, made.room, task)
         raise
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from conversion_lib.errors import BadInput, FerryError, OutsideFailure
 
@@ -28,16 +28,29 @@ def in_parallel(
     begun, waits for the rest and is raised: nothing goes on behind an error.
     """
     stopped = threading.Event()
+    failures: list[BaseException] = []
+
+    def unless_stopped(item: Item) -> Result | None:
+        # the thread that failed says so itself: this one may come too late to drop what has not begun
+        if stopped.is_set():
+            return None
+        try:
+            return work(item, stopped)
+        except BaseException as error:
+            failures.append(error)  # before the others are told: what they raise then is a consequence
+            stopped.set()
+            raise
+
     with ThreadPoolExecutor(threads) as pool:
-        futures = [pool.submit(work, item, stopped) for item in items]
+        futures = [pool.submit(unless_stopped, item) for item in items]
         try:
             for future in as_completed(futures):
                 future.result()
-        except BaseException:
+        except BaseException as error:
             stopped.set()
             pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    return [future.result() for future in futures]
+            raise (failures[0] if failures and isinstance(error, Exception) else error) from None
+    return [cast(Result, future.result()) for future in futures]
 
 
 def write_atomically(path: Path, content: bytes) -> None:

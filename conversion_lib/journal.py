@@ -1,11 +1,13 @@
 """The journal: which pieces are committed. Appended a group at a time, and read first by a retry.
 
 One JSON line a group, `{"pieces": [[path, [[start, stop], ...]], ...]}`, written only after the group's data are
-durable. A line cut short by a kill is left out.
+durable. A line cut short by a kill is left out. Some room is kept aside for it, so that on a disk that runs full what
+was written before can still be noted.
 """
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import os
@@ -14,6 +16,8 @@ from pathlib import Path
 
 from conversion_lib.pieces import Piece
 from conversion_lib.plan import ArrayPlan, Plan
+
+RESERVE_BYTES = 64 << 10
 
 
 class Journal:
@@ -25,7 +29,10 @@ class Journal:
         self._arrays = {array.path: array for array in plan.arrays}
         if path.exists():
             self._read()
-        self._file = path.open("ab")
+        self._reserve = path.with_suffix(".reserve")
+        if not self._reserve.exists():
+            self._reserve.write_bytes(os.urandom(RESERVE_BYTES))  # not zeros: some file systems would not store them
+        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
 
     def _read(self) -> None:
         data = self._path.read_bytes()
@@ -46,12 +53,28 @@ class Journal:
     def add(self, pieces: Iterable[Piece]) -> None:
         """Notes a group whose data are durable."""
         entries = [[self._plan.arrays[piece.array].path, piece.box] for piece in pieces]
-        self._file.write(json.dumps({"pieces": entries}).encode() + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        line = json.dumps({"pieces": entries}).encode() + b"\n"
+        try:
+            self._append(line)
+        except OSError as error:
+            if error.errno != errno.ENOSPC or not self._reserve.exists():
+                raise
+            self._reserve.unlink()
+            self._append(line)
+
+    def _append(self, line: bytes) -> None:
+        """Writes the whole line and syncs it, or nothing."""
+        end = os.fstat(self._fd).st_size
+        try:
+            if os.write(self._fd, line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
+            os.fsync(self._fd)
+        except OSError:
+            os.ftruncate(self._fd, end)
+            raise
 
     def close(self) -> None:
-        self._file.close()
+        os.close(self._fd)
 
 
 def _chunks(array: ArrayPlan, box: Iterable[tuple[int, int]]) -> Iterable[tuple[int, ...]]:

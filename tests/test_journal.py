@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+
 from conversion_lib.journal import Journal
 from conversion_lib.pieces import Piece
 from conversion_lib.plan import ArrayPlan, Plan, SourceSlice
@@ -44,3 +47,23 @@ def test_a_line_cut_short_by_a_kill_does_not_count(tmp_path):
     again.add([Piece(0, ((4, 6), (0, 6)))])
     again.close()
     assert Journal(path, plan()).has(Piece(0, ((4, 6), (0, 6))))
+
+
+def test_on_a_full_disk_the_reserve_makes_room(tmp_path, monkeypatch):
+    journal = Journal(tmp_path / "journal", plan())
+    write, refused = os.write, []
+
+    def full_while_reserved(fd, data):
+        if (tmp_path / "journal.reserve").exists():
+            refused.append(write(fd, data[:5]))  # a part of the line gets in
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(fd, data)
+
+    monkeypatch.setattr(os, "write", full_while_reserved)
+    journal.add([Piece(0, ((0, 2), (0, 6)))])
+    monkeypatch.undo()
+    journal.close()
+    assert refused == [5]
+    again = Journal(tmp_path / "journal", plan())
+    assert again.has(Piece(0, ((0, 2), (0, 6))))
+    assert (tmp_path / "journal.reserve").exists()
