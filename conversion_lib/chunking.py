@@ -8,6 +8,7 @@ restore as fast as MaxText's own, whose chunks span all layers.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 from conversion_lib.boxes import Shape
 
@@ -26,7 +27,8 @@ def chunk_shape(shape: Shape, itemsize: int, limit: int, layer_axis: int | None 
     smallest = min(SMALLEST, limit)
     if layer_axis is not None:
         layer = math.prod(shape) // max(shape[layer_axis], 1) * itemsize
-        chunk[layer_axis] = max(1, min(shape[layer_axis], -(-smallest // max(layer, 1))))
+        fewest = max(1, min(shape[layer_axis], -(-smallest // max(layer, 1))))
+        chunk[layer_axis] = _least_padding(shape[layer_axis], range(fewest, min(2 * fewest, shape[layer_axis]) + 1))
     _cut_to_shards(chunk, itemsize, smallest)
     for axis in range(len(chunk)):
         _cut_to_limit(chunk, axis, itemsize, limit)
@@ -43,10 +45,14 @@ def _cut_to_shards(chunk: list[int], itemsize: int, smallest: int) -> None:
 
 
 def _cut_to_limit(chunk: list[int], axis: int, itemsize: int, limit: int) -> None:
-    """Cuts `axis` into equal parts, or nearly so, until a chunk fits `limit`; divisors first."""
+    """Cuts `axis` into equal parts, or nearly so, until a chunk fits `limit`."""
     total, extent = math.prod(chunk) * itemsize, chunk[axis]
     if total <= limit or extent <= 1:
         return
     parts = min(-(-total // limit), extent)
-    even = next((n for n in range(parts, min(2 * parts, extent) + 1) if extent % n == 0), None)
-    chunk[axis] = extent // even if even else -(-extent // parts)
+    chunk[axis] = _least_padding(extent, [-(-extent // n) for n in range(parts, min(4 * parts, extent) + 1)])
+
+
+def _least_padding(extent: int, steps: Iterable[int]) -> int:
+    """Of `steps`, the first that divides `extent` with the least left over: a chunk at the edge is stored whole."""
+    return min(steps, key=lambda step: -extent % step)

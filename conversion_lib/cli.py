@@ -266,9 +266,10 @@ def compare(
 @command(app, "clean")
 def clean(reporter: Reporter, dst: Dst) -> Outcome:
     """Removes what an unfinished run left at DST; a finished checkpoint is not touched."""
-    from conversion_lib.workspace import clean as clean_workspace
+    from conversion_lib.convert import hf_layout, maxtext_layout
+    from conversion_lib.workspace import clean as clean_workspaces
 
-    removed = clean_workspace(dst)
+    removed = clean_workspaces([maxtext_layout(dst), hf_layout(dst)])
     lines = [f"removed {path}" for path in removed] or [f"nothing unfinished at {dst}"]
     return Outcome({"removed": [str(path) for path in removed]}, list(lines))
 

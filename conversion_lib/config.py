@@ -25,8 +25,10 @@ class ModelConfig:
 
     @property
     def architectures(self) -> tuple[str, ...]:
-        value = self.raw.get("architectures") or ()
-        return tuple(str(name) for name in value)
+        value = self.raw.get("architectures") or []
+        if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+            raise BadInput(f"{self.path}: architectures should be a list of names, not {value!r}")
+        return tuple(value)
 
     @property
     def model_type(self) -> str:
@@ -41,17 +43,17 @@ class ModelConfig:
         value = self._flat.get(key)
         return default if value is None else value
 
-    def count(self, *keys: str, default: int | None = None) -> int:
-        """The non-negative integer under the first of `keys` that is there.
+    def count(self, *keys: str, default: int | None = None, least: int = 1) -> int:
+        """The integer under the first of `keys` that is there.
 
-        Raises BadInput where there is none and no default, or where it is no such number.
+        Raises BadInput where there is none and no default, or where it is no integer of at least `least`.
         """
         for key in keys:
             value = self._flat.get(key)
             if value is None:
                 continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-                raise BadInput(f"{self.path}: {key} should be a non-negative integer, not {value!r}")
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise BadInput(f"{self.path}: {key} should be an integer of at least {least}, not {value!r}")
             return value
         if default is None:
             raise BadInput(f"{self.path} has no {' or '.join(keys)}, which this architecture needs")

@@ -35,7 +35,7 @@ from conversion_lib.sinks.safetensors import SafetensorsSink
 from conversion_lib.sources.base import Source
 from conversion_lib.sources.quantization import dequantized
 from conversion_lib.sources.safetensors import SafetensorsSource
-from conversion_lib.workspace import Layout, Workspace, check_disk
+from conversion_lib.workspace import Layout, Workspace, noted_chunk_limit
 
 DISK_MARGIN = 1.05
 """On disk, at most so many bytes for each byte of payload."""
@@ -77,11 +77,36 @@ class Job:
     origin: Origin
     plan: Plan
     bytes_in: int
+    chunk_limit: int = 0
 
 
-def prepare(directory: Path, target: Target, *, model: str | None = None, memory_budget: int) -> Job:
+def maxtext_layout(destination: Path) -> Layout:
+    """The paths of a MaxText checkpoint at `destination`."""
+    work = destination.absolute() / ".ferry"
+    return Layout(
+        final=destination.absolute() / "0",
+        work=work,
+        build=work / "0",
+        record=destination.absolute() / RECORD_NAME,
+        beside=(HF_DIR_NAME, RECORD_NAME),
+        dropped=(REPORT_DIR_NAME,),
+        alone=True,
+    )
+
+
+def hf_layout(destination: Path) -> Layout:
+    """The paths of a Hugging Face checkpoint that is `destination` itself."""
+    final = destination.absolute()
+    work = final.with_name(f".{final.name}.ferry")
+    return Layout(final=final, work=work, build=work / "build", record=final / HF_RECORD_NAME)
+
+
+def prepare(
+    directory: Path, target: Target, *, model: str | None = None, memory_budget: int, chunk_limit: int | None = None
+) -> Job:
     """Opens the checkpoint in `directory` and plans its conversion to MaxText.
 
+    chunk_limit: bytes of a chunk at most; None: the target's, or an eighth of the memory budget where that is less.
     model: a name of the catalogue, which then says the family; None: config.json's architecture does.
     Raises BadInput for everything that headers and config can tell is wrong.
     """
@@ -91,7 +116,7 @@ def prepare(directory: Path, target: Target, *, model: str | None = None, memory
     stored = SafetensorsSource(directory)
     source = dequantized(stored, config)
     origin = origin_of(directory)
-    target = target.model_copy(update={"chunk_bytes": min(target.chunk_bytes, engine.largest_chunk(memory_budget))})
+    largest = min(target.chunk_bytes, engine.largest_chunk(memory_budget))
     plan = plan_to_maxtext(
         source.tensors,
         config,
@@ -99,9 +124,9 @@ def prepare(directory: Path, target: Target, *, model: str | None = None, memory
         target,
         identity=_identity(stored, config, family, target),
         model_name=named.name if named else catalog.published_name(origin.repo, Path(origin.path).name),
-        chunk_limit=target.chunk_bytes,
+        chunk_limit=chunk_limit or largest,
     )
-    return Job(source, directory, config, origin, plan, _bytes_in(plan, source))
+    return Job(source, directory, config, origin, plan, _bytes_in(plan, source), chunk_limit or largest)
 
 
 def convert(
@@ -118,16 +143,13 @@ def convert(
     Resumes an unfinished run of the same fingerprint; does nothing where it is finished. Raises BadInput where the
     source or the destination is not as it must be, OutsideFailure where writing failed.
     """
-    job = prepare(directory, target, model=model, memory_budget=options.memory_budget)
-    plan, destination = job.plan, destination.absolute()
-    target = Target.model_validate_json(plan.identity["target"])
-    work = destination / ".ferry"
-    ours = frozenset({".ferry", "0", HF_DIR_NAME, RECORD_NAME, REPORT_DIR_NAME})
-    layout = Layout(destination / "0", work, work / "0", destination / RECORD_NAME, ours)
+    layout = maxtext_layout(destination)
+    limit = None if options.overwrite else noted_chunk_limit(layout)
+    job = prepare(directory, target, model=model, memory_budget=options.memory_budget, chunk_limit=limit)
+    plan = job.plan
 
     def finish() -> None:
-        shutil.rmtree(destination / REPORT_DIR_NAME, ignore_errors=True)  # of what is being replaced
-        carry_files(job, destination / HF_DIR_NAME)
+        carry_files(job, layout.work / HF_DIR_NAME)
         record = CheckpointRecord(
             ferry_version=conversion_lib.__version__,
             fingerprint=plan.fingerprint,
@@ -142,7 +164,7 @@ def convert(
             exact=plan.exact,
             dropped=list(plan.dropped),
         )
-        write_atomically(destination / RECORD_NAME, record.model_dump_json(indent=2).encode())
+        write_atomically(layout.work / RECORD_NAME, record.model_dump_json(indent=2).encode())
 
     sink = OrbaxSink(layout.build, plan, target, threads=options.threads or engine.default_threads())
     return _run(job, sink, layout, finish, options, reporter, "convert")
@@ -175,9 +197,7 @@ def dequantize(
     )
     plan = Plan(kind="safetensors", arrays=arrays, identity=_identity(stored, config, None, None), exact=True)
     job = Job(source, directory, config, origin_of(directory), plan, _bytes_in(plan, source))
-    destination = destination.absolute()
-    work = destination.with_name(f".{destination.name}.ferry")
-    layout = Layout(destination, work, work / "build", destination / HF_RECORD_NAME)
+    layout = hf_layout(destination)
 
     def finish() -> None:
         carry_files(job, layout.build)
@@ -205,35 +225,20 @@ def _run(
     """Executes a plan in a workspace: the part that every conversion shares."""
     started, plan = time.monotonic(), job.plan
     path = str(layout.record.parent)
-    workspace = Workspace(layout, plan.full_identity, overwrite=options.overwrite)
-    if workspace.finished():
-        reporter.say(f"{path} is already done: fingerprint {plan.fingerprint[:12]}")
-        return ConvertResult(path=path, fingerprint=plan.fingerprint, already=True)
-    if not options.skip_disk_check:
-        check_disk(layout.final, disk_bytes(plan))
-    for line in (*plan.dropped, *plan.warnings):
-        reporter.say(line)
+    needed = 0 if options.skip_disk_check else disk_bytes(plan)
+    workspace = Workspace(
+        layout, plan.full_identity, overwrite=options.overwrite, needed_bytes=needed, chunk_limit=job.chunk_limit
+    )
     with workspace:
-        journal = Journal(workspace.journal, plan)
-        try:
-            sink.open()
-            totals = engine.run(
-                plan,
-                job.source,
-                sink,
-                journal,
-                budget=options.memory_budget,
-                threads=options.threads,
-                reporter=reporter,
-                name=name,
-            )
-            sink.finish()
-        except BadInput:
-            workspace.abandon()
-            raise
-        finally:
-            journal.close()
-        workspace.commit(finish)
+        if workspace.already:
+            reporter.say(f"{path} is already done: fingerprint {plan.fingerprint[:12]}")
+            return ConvertResult(path=path, fingerprint=plan.fingerprint, already=True)
+        for line in (*plan.dropped, *plan.warnings):
+            reporter.say(line)
+        totals = _execute(job, sink, workspace, options, reporter, name)
+        sink.finish()
+        finish()
+        workspace.commit()
     seconds = time.monotonic() - started
     reporter.say(f"{name}: {format_bytes(totals.bytes_out)} in {seconds:.1f} s")
     return ConvertResult(
@@ -248,9 +253,33 @@ def _run(
     )
 
 
+def _execute(
+    job: Job, sink: Sink, workspace: Workspace, options: Options, reporter: Reporter, name: str
+) -> engine.Totals:
+    sink.open()
+    journal = Journal(workspace.journal, job.plan)
+    try:
+        return engine.run(
+            job.plan,
+            job.source,
+            sink,
+            journal,
+            budget=options.memory_budget,
+            threads=options.threads,
+            reporter=reporter,
+            name=name,
+        )
+    except BadInput:
+        # found in the data: what was written of it is of no use
+        workspace.abandon()
+        raise
+    finally:
+        journal.close()
+
+
 def disk_bytes(plan: Plan) -> int:
     """What the result takes on disk at most: compression may make it less."""
-    return int(plan.bytes_out * DISK_MARGIN) + (1 << 20)
+    return int(sum(array.stored_bytes for array in plan.arrays) * DISK_MARGIN) + (1 << 20)
 
 
 def carry_files(job: Job, destination: Path) -> None:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -227,7 +228,9 @@ def make(plan: Plan, source: Source, piece: Piece, out: Array) -> int:
         # rounded first and transformed after, as MaxText does
         block = cast(source.read(band.source.tensor, band.read), array.dtype)
         block = forward_chain(array.ops, block, band.result, band.source.shape)
-        copy_into(out[slices(relative_to(band.write, piece.box))], block)
+        # the ellipsis makes a view of a scalar too
+        place: tuple[Any, ...] = (*slices(relative_to(band.write, piece.box)), ...)
+        copy_into(out[place], block)
         read += source.stored_bytes(band.source.tensor, band.read)
     return read
 

@@ -30,10 +30,10 @@ from conversion_lib.files import (
 )
 from conversion_lib.hub_errors import explain, shown_endpoint
 from conversion_lib.hub_files import Fetcher, Mismatch, RemoteFile, mismatch
+from conversion_lib.identity import PROVENANCE_NAME
 from conversion_lib.progress import SILENT, Reporter, format_bytes
 from conversion_lib.retry import Backoff
 
-PROVENANCE_NAME = "provenance.json"
 WORK_NAME = ".ferry"
 """Work in progress inside the destination; gone when the download is whole."""
 THREADS = 4

@@ -78,10 +78,10 @@ def _fill(directory: Path, resolved: hub.Resolved, backoff: Backoff, reporter: R
                 with (directory / file.path).open("wb") as stream:
                     stream.truncate(file.size)
         in_parallel(fetch, [file for file in resolved.files if file.path in FETCHED_WHOLE], threads=THREADS)
-        # the part of a download's provenance by which a source is identified
-        (directory / PROVENANCE_NAME).write_text(resolved.model_dump_json())
         wanted = {path.name for path in shard_files(directory)}
         in_parallel(fetch, [file for file in resolved.files if file.path in wanted], threads=THREADS)
+        # the part of a download's provenance by which a source is identified; what is newer counts as changed
+        (directory / PROVENANCE_NAME).write_text(resolved.model_dump_json())
     except OSError as error:
         raise disk_error(error, "cannot write the headers") from error
 

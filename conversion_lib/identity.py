@@ -30,16 +30,24 @@ def source_identity(source: SafetensorsSource) -> str:
     """Hex sha256 of the source: its headers, and of its files what is known of their content.
 
     That is the fingerprint of the run that wrote them, or the hashes that the download verified. Where there is
-    neither, size and time of modification stand in, so a file that was changed or copied counts as another.
+    neither, or a file was changed after it was written or verified, size and time of modification stand in, so that
+    a file that was changed or copied counts as another.
     """
     written = _load(source.directory / HF_RECORD_NAME).get("fingerprint")
     hashes = _verified_hashes(_load(source.directory / PROVENANCE_NAME))
+    # both are written last, by the run and by the download
+    sealed = max(_modified(source.directory / name) for name in (HF_RECORD_NAME, PROVENANCE_NAME))
     content: list[Any] = [source.header_digest, written]
     for file in source.files:
         stat = file.stat()
         known = written or hashes.get((file.name, stat.st_size))
-        content.append([file.name, stat.st_size, known or stat.st_mtime_ns])
+        content.append([file.name, stat.st_size, known if known and stat.st_mtime_ns <= sealed else stat.st_mtime_ns])
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _modified(path: Path) -> int:
+    """When a file was written last; 0 where there is none."""
+    return path.stat().st_mtime_ns if path.exists() else 0
 
 
 def _verified_hashes(provenance: dict[str, Any]) -> dict[tuple[str, int], str]:

@@ -35,12 +35,18 @@ class Journal:
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
 
     def _read(self) -> None:
-        data = self._path.read_bytes()
-        kept = data.rfind(b"\n") + 1
-        for line in data[:kept].splitlines():
-            for path, box in json.loads(line)["pieces"]:
-                array = self._arrays[path]
-                self._done.setdefault(path, set()).update(_chunks(array, box))
+        data, kept = self._path.read_bytes(), 0
+        for line in data.splitlines(keepends=True):
+            try:
+                entries = [(self._arrays[path], box) for path, box in json.loads(line)["pieces"]]
+                chunks = [(array.path, [*_chunks(array, box)]) for array, box in entries]
+            except (ValueError, KeyError, TypeError):
+                break  # damaged, or cut short by a kill: what follows is done again
+            if not line.endswith(b"\n"):
+                break
+            for path, found in chunks:
+                self._done.setdefault(path, set()).update(found)
+            kept += len(line)
         if kept < len(data):
             os.truncate(self._path, kept)
 
@@ -57,7 +63,7 @@ class Journal:
         try:
             self._append(line)
         except OSError as error:
-            if error.errno != errno.ENOSPC or not self._reserve.exists():
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not self._reserve.exists():
                 raise
             self._reserve.unlink()
             self._append(line)

@@ -99,8 +99,12 @@ def plan_to_maxtext(
 
 
 def _array(leaf: Leaf, found: list[TensorInfo], dims: Dims, target: Target, chunk_limit: int) -> ArrayPlan:
-    ops: Ops = leaf.rule.ops(dims)
-    unit_shape = tuple(dims[name] for name in leaf.rule.shape)
+    try:
+        ops: Ops = leaf.rule.ops(dims)
+        unit_shape = tuple(dims[name] for name in leaf.rule.shape)
+        chain_shape(ops, unit_shape)
+    except BadInput as error:
+        raise BadInput(f"{found[0].file}: tensor {found[0].name} cannot become {leaf.path}: {error}") from None
     layer_axis = leaf.rule.scan_axis[target.maxtext] if leaf.stacked else None
     if leaf.experts is not None:
         ops = (*ops, Expand(0))
@@ -174,29 +178,38 @@ def _drop_or_refuse(
     for name in tensors:
         if name in taken:
             continue
-        drop = _drop_for(name, family, dims)
+        drop = _drop_for(name, tensors, family, dims)
         if drop is None:
             unknown.append(name)
         else:
             counts[drop] = counts.get(drop, 0) + 1
     if unknown:
         more = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
-        block = next(
-            (block for block in family.blocks if block.because and unknown[0].startswith("model.layers.")), None
-        )
         raise BadInput(
             f"{tensors[unknown[0]].file}: tensor {unknown[0]}{more} is taken by no rule of family "
-            f"{family.name}{_because(block, config)}"
+            f"{family.name}{_why_left_over(unknown[0], family, dims, config)}"
         )
     reasons = {drop.name: drop.reason for drop in family.drops}
     return [f"{name}: {count} tensors left out; {reasons[name]}" for name, count in counts.items()]
 
 
-def _drop_for(name: str, family: Family, dims: Dims) -> str | None:
+def _why_left_over(name: str, family: Family, dims: Dims, config: ModelConfig) -> str:
+    """The config key that may not fit the names, for a layer's tensor."""
+    match = re.match(r"model\.layers\.(\d+)\.", name)
+    if match is None:
+        return ""
+    if int(match[1]) >= dims["layers"]:
+        return f"; {config.path} says num_hidden_layers = {dims['layers']}, which may not fit the names found"
+    return _because(next((block for block in family.blocks if block.because), None), config)
+
+
+def _drop_for(name: str, tensors: Mapping[str, TensorInfo], family: Family, dims: Dims) -> str | None:
     for drop in family.drops:
         match = re.fullmatch(drop.pattern, name) if drop.holds(dims) else None
         if match is None:
             continue
-        if drop.layers is None or dims[drop.layers[0]] <= int(match["layer"]) < dims[drop.layers[1]]:
+        if drop.layers is not None and not dims[drop.layers[0]] <= int(match["layer"]) < dims[drop.layers[1]]:
+            continue
+        if drop.marker is None or drop.marker.format(**match.groupdict()) in tensors:
             return drop.name
     return None

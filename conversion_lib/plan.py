@@ -49,6 +49,12 @@ class ArrayPlan:
     def nbytes(self) -> int:
         return math.prod(self.shape) * itemsize(self.dtype)
 
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of all chunks before compression; those at the edges are stored whole."""
+        padded = (-(-extent // max(step, 1)) * step for extent, step in zip(self.shape, self.chunk_shape, strict=True))
+        return math.prod(padded) * itemsize(self.dtype)
+
     @cached_property
     def slice_shape(self) -> Shape:
         """The shape of one source's region: the same for all, since they share shape and ops."""

@@ -1,6 +1,6 @@
 """What a family's table is made of: rules, blocks of layers, and named drops.
 
-A family is data. `plan.py` gives it meaning; a file in `families/` only lists.
+A family is data. `mapping.py` gives it meaning; a file in `families/` only lists.
 """
 
 from __future__ import annotations
@@ -64,6 +64,8 @@ class Drop:
 
     pattern: a regular expression for the whole name.
     layers: where given, two dims: the pattern's group `layer` must lie from the first up to before the second.
+    marker: where given, a tensor, with `{layer}` for that group, that must be there for the layer to be what it is
+        taken for: an ordinary layer too many is not dropped.
     """
 
     name: str
@@ -71,6 +73,7 @@ class Drop:
     reason: str
     when: str | None = None
     layers: tuple[str, str] | None = None
+    marker: str | None = None
 
     def holds(self, dims: Dims) -> bool:
         return _holds(self.when, dims)

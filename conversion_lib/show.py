@@ -21,13 +21,16 @@ from conversion_lib.sources.orbax import OrbaxSource
 PROCESS_BYTES = 150 << 20
 """Resident memory of the interpreter with numpy and TensorStore, before any work."""
 
+WORKER_BYTES = 8 * BAND_BYTES
+"""A worker's bands: read, dequantized, cast, mixed, and what the allocator keeps of them."""
+
 SHOWN = 40
 
 
 def peak_estimate(plan: Plan, budget: int, threads: int | None) -> int:
     """Bytes of resident memory that a conversion takes at most, by what the engine allows itself."""
     workers = threads or default_threads()
-    return PROCESS_BYTES + min(budget, 2 * plan.bytes_out + workers * 4 * BAND_BYTES)
+    return PROCESS_BYTES + min(budget, 2 * plan.bytes_out) + workers * WORKER_BYTES
 
 
 def plan_summary(job: Job, budget: int, threads: int | None) -> dict[str, Any]:

@@ -248,9 +248,9 @@ def too_few_dense_layers(source: Path) -> tuple[str, ...]:
 
 
 def too_few_layers(source: Path) -> tuple[str, ...]:
-    """One layer more than num_hidden_layers counts is taken for the MTP layer, two are not."""
+    """An ordinary layer more than num_hidden_layers counts is not taken for the MTP layer."""
     write(source, config=DEEPSEEK_V3 | {"num_hidden_layers": 2})
-    return ("model.layers.3.",)
+    return ("model.layers.2.", "num_hidden_layers = 2")
 
 
 def fewer_experts_than_found(source: Path) -> tuple[str, ...]:

@@ -20,9 +20,9 @@ def test_a_missing_size_is_named(tmp_path):
         ModelConfig({}, tmp_path).count("num_experts", "num_local_experts")
 
 
-@pytest.mark.parametrize("value", [-1, 1.5, "8", True, [8]])
+@pytest.mark.parametrize("value", [-1, 0, 1.5, "8", True, [8]])
 def test_a_size_that_is_none_is_refused(tmp_path, value):
-    with pytest.raises(BadInput, match="hidden_size should be a non-negative integer"):
+    with pytest.raises(BadInput, match="hidden_size should be an integer of at least 1"):
         ModelConfig({"hidden_size": value}, tmp_path).count("hidden_size")
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 import safetensors
+import safetensors.numpy
 
 from conversion_lib import engine
 from conversion_lib.convert import Options, convert, dequantize
@@ -157,6 +158,47 @@ def test_files_that_a_user_needs_are_beside_the_checkpoint(tmp_path):
     convert(source, tmp_path / "out", Target())
     carried = {path.name for path in (tmp_path / "out/hf").iterdir()}
     assert carried == {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
+
+
+@pytest.mark.parametrize("ocdbt", [True, False])
+@pytest.mark.parametrize("name", ["pct%41x", "hash#x", "que?x", "a space and ümlaut"])
+def test_a_destination_of_any_name(model, tmp_path, name, ocdbt):
+    convert(model("qwen3"), tmp_path / name / "out", Target(ocdbt=ocdbt))
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert_same_bits(leaves_of(tmp_path / name / "out"), maxtext_leaves(model("qwen3"), scanned=True, dtype=BF16))
+
+
+def test_less_memory_on_the_next_try_goes_on(model, tmp_path, monkeypatch):
+    """Chunks are cut as the first try cut them; a finished run is finished under any budget."""
+    whole, made = engine.make, []
+
+    def fails_late(plan, source, piece, out):
+        made.append(piece)
+        if len(made) > 5:
+            raise OSError("out of memory, say")
+        return whole(plan, source, piece, out)
+
+    monkeypatch.setattr(engine, "make", fails_late)
+    monkeypatch.setattr(engine, "GROUP_SECONDS", 0.0)
+    with pytest.raises(OSError, match="out of memory"):
+        convert(model("qwen3"), tmp_path / "out", Target(), options=Options(threads=1))
+    monkeypatch.setattr(engine, "make", whole)
+    small = Options(memory_budget=64 << 20, threads=1)
+    assert convert(model("qwen3"), tmp_path / "out", Target(), options=small).pieces_skipped > 0
+    assert convert(model("qwen3"), tmp_path / "out", Target(), options=small).already
+
+
+def test_a_tensor_without_dimensions_and_an_empty_one_are_carried_along(tmp_path):
+    source = make_tiny_deepseek_v3(tmp_path / "fp8")
+    index = json.loads((source / "model.safetensors.index.json").read_text())
+    extra = {"odd.scalar": np.array(3.5, np.float32), "odd.empty": np.zeros((4, 0), np.float32)}
+    safetensors.numpy.save_file(extra, source / "extra.safetensors")
+    index["weight_map"] |= dict.fromkeys(extra, "extra.safetensors")
+    (source / "model.safetensors.index.json").write_text(json.dumps(index))
+    dequantize(source, tmp_path / "bf16")
+    found = safetensors.numpy.load_file(tmp_path / "bf16/extra.safetensors")
+    assert found["odd.scalar"] == np.float32(3.5)
+    assert found["odd.empty"].shape == (4, 0)
 
 
 def test_a_finished_run_is_not_done_again(model, tmp_path, monkeypatch):

@@ -51,6 +51,19 @@ def test_with_verified_hashes_the_time_does_not_matter(source):
     assert origin_of(source).commit == "c"
 
 
+def test_a_file_changed_after_it_was_verified_is_another_source(source):
+    size = (source / "model.safetensors").stat().st_size
+    files = [{"path": "model.safetensors", "size": size, "sha256": "abc"}]
+    (source / "provenance.json").write_text(json.dumps({"files": files}))
+    before = identity(source)
+    with (source / "model.safetensors").open("r+b") as file:
+        file.seek(size - 1)
+        file.write(b"x")
+    later = (source / "provenance.json").stat().st_mtime_ns + 1_000_000
+    os.utime(source / "model.safetensors", ns=(later, later))
+    assert identity(source) != before
+
+
 def test_other_hashes_make_another_source(source):
     size = (source / "model.safetensors").stat().st_size
     found = set()

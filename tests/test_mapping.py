@@ -181,6 +181,15 @@ def test_a_layer_beyond_multi_token_prediction_is_not_dropped():
         plan_of(config, tensors)
 
 
+@pytest.mark.parametrize("model", ["deepseek3-671b", "deepseek2-16b"])
+def test_an_ordinary_layer_too_many_is_not_taken_for_multi_token_prediction(model):
+    config = {**MODELS[model][0], "num_hidden_layers": 5, "n_routed_experts": 4, "num_nextn_predict_layers": 0}
+    config.pop("quantization_config", None)
+    tensors = tensors_of(config)
+    with pytest.raises(BadInput, match="num_hidden_layers = 4"):
+        plan_of({**config, "num_hidden_layers": 4, "num_nextn_predict_layers": 1}, tensors)
+
+
 @pytest.mark.parametrize("dense", [2, 4])
 def test_first_k_dense_replace_that_disagrees_with_the_names(dense):
     config, tensors = small()

@@ -1,128 +1,205 @@
-"""What a run finds at its destination: nothing, itself, or something else."""
+"""What a run finds at its destination: nothing, itself, or something else; and what a kill in a commit leaves."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+from pathlib import Path
 
 import pytest
 
+from conversion_lib import workspace as module
 from conversion_lib.errors import BadInput, OutsideFailure
-from conversion_lib.workspace import Layout, Workspace, check_disk, clean
+from conversion_lib.workspace import Layout, Workspace, check_disk, clean, noted_chunk_limit
 
 IDENTITY = {"source": "a", "target": "t", "format": "1"}
+OTHER = IDENTITY | {"source": "b"}
 
 
-def layout_at(root) -> Layout:
-    return Layout(
-        root / "0",
-        root / ".ferry",
-        root / ".ferry" / "0",
-        root / "ferry.json",
-        frozenset({"0", ".ferry", "ferry.json"}),
-    )
+def layout_at(root: Path) -> Layout:
+    work = root / ".ferry"
+    return Layout(root / "0", work, work / "0", root / "ferry.json", ("hf", "ferry.json"), ("report",), alone=True)
 
 
-def build(layout: Layout, text: str = "data") -> None:
-    layout.build.mkdir()
-    (layout.build / "file").write_text(text)
+def build(layout: Layout, text: str, identity: dict = IDENTITY) -> None:
+    for directory in (layout.build, layout.work / "hf"):
+        directory.mkdir()
+        (directory / "file").write_text(text)
+    (layout.work / "ferry.json").write_text(json.dumps({"identity": identity}))
 
 
-def record(layout: Layout, identity=None) -> None:
-    layout.record.write_text(json.dumps({"identity": identity or IDENTITY}))
+def finish(root: Path, text: str = "data", *, overwrite: bool = False, identity: dict = IDENTITY) -> None:
+    with Workspace(layout_at(root), identity, overwrite=overwrite) as workspace:
+        assert not workspace.already
+        build(workspace.layout, text, identity)
+        workspace.commit()
 
 
-def finish(root, text: str = "data", overwrite: bool = False) -> None:
-    workspace = Workspace(layout_at(root), IDENTITY, overwrite=overwrite)
-    with workspace:
-        build(workspace.layout, text)
-        workspace.commit(lambda: record(workspace.layout))
+def held(root: Path) -> tuple[str, str, dict]:
+    identity = json.loads((root / "ferry.json").read_text())["identity"]
+    return (root / "0/file").read_text(), (root / "hf/file").read_text(), identity
+
+
+def begun(root: Path, identity: dict = IDENTITY, **options) -> Workspace:
+    """An unfinished run with something in its journal."""
+    with Workspace(layout_at(root), identity, **options) as workspace:
+        workspace.journal.write_text("lines")
+    return workspace
 
 
 def test_a_commit_shows_the_whole_and_leaves_nothing(tmp_path):
-    finish(tmp_path / "out")
-    assert (tmp_path / "out/0/file").read_text() == "data"
-    assert not (tmp_path / "out/.ferry").exists()
-    assert Workspace(layout_at(tmp_path / "out"), IDENTITY).finished()
+    finish(tmp_path)
+    assert held(tmp_path) == ("data", "data", IDENTITY)
+    assert not (tmp_path / ".ferry").exists()
+    with Workspace(layout_at(tmp_path), IDENTITY) as again:
+        assert again.already
+    assert not (tmp_path / ".ferry").exists()
 
 
 def test_an_unfinished_run_is_gone_on_with(tmp_path):
-    with Workspace(layout_at(tmp_path / "out"), IDENTITY) as workspace:
-        workspace.journal.write_text("lines")
-    workspace = Workspace(layout_at(tmp_path / "out"), IDENTITY)
-    assert not workspace.finished()
-    with workspace:
+    begun(tmp_path, chunk_limit=77)
+    assert noted_chunk_limit(layout_at(tmp_path)) == 77
+    with Workspace(layout_at(tmp_path), IDENTITY) as workspace:
+        assert not workspace.already
         assert workspace.journal.read_text() == "lines"
 
 
 def test_an_unfinished_run_of_another_source_is_refused_by_name(tmp_path):
-    with Workspace(layout_at(tmp_path / "out"), IDENTITY):
-        pass
-    with (
-        pytest.raises(BadInput, match="source: a there, b here"),
-        Workspace(layout_at(tmp_path / "out"), IDENTITY | {"source": "b"}),
-    ):
+    begun(tmp_path)
+    with pytest.raises(BadInput, match="source: a there, b here"), Workspace(layout_at(tmp_path), OTHER):
         pass
 
 
 def test_overwrite_begins_anew(tmp_path):
-    with Workspace(layout_at(tmp_path / "out"), IDENTITY) as workspace:
-        workspace.journal.write_text("lines")
-    with Workspace(layout_at(tmp_path / "out"), IDENTITY | {"source": "b"}, overwrite=True) as workspace:
+    begun(tmp_path)
+    with Workspace(layout_at(tmp_path), OTHER, overwrite=True) as workspace:
         assert not workspace.journal.exists()
 
 
 def test_a_finished_run_of_another_target_is_refused(tmp_path):
-    finish(tmp_path / "out")
-    with pytest.raises(BadInput, match="target: t there, u here"):
-        Workspace(layout_at(tmp_path / "out"), IDENTITY | {"target": "u"}).finished()
+    finish(tmp_path)
+    with (
+        pytest.raises(BadInput, match="target: t there, u here"),
+        Workspace(layout_at(tmp_path), IDENTITY | {"target": "u"}),
+    ):
+        pass
+    assert not (tmp_path / ".ferry").exists()
 
 
 def test_overwrite_replaces_a_finished_run_only_at_its_end(tmp_path):
-    finish(tmp_path / "out")
-    workspace = Workspace(layout_at(tmp_path / "out"), IDENTITY, overwrite=True)
-    assert not workspace.finished()
-    with workspace:
-        build(workspace.layout, "new")
-        assert (tmp_path / "out/0/file").read_text() == "data"
-        workspace.commit(lambda: record(workspace.layout))
-    assert (tmp_path / "out/0/file").read_text() == "new"
+    finish(tmp_path)
+    (tmp_path / "report").mkdir()
+    with Workspace(layout_at(tmp_path), OTHER, overwrite=True) as workspace:
+        build(workspace.layout, "new", OTHER)
+        assert held(tmp_path) == ("data", "data", IDENTITY)
+        workspace.commit()
+    assert held(tmp_path) == ("new", "new", OTHER)
+    assert not (tmp_path / "report").exists()  # of what is gone
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("moves", range(7))
+@pytest.mark.parametrize("then", ["same", "clean"])
+def test_a_kill_between_any_two_moves_of_a_commit(tmp_path, monkeypatch, moves, then):
+    """What was there comes back, or the new is whole; never one run's record beside another's data."""
+    finish(tmp_path, "old")
+    rename, done = Path.rename, []
+
+    def dies(path, target):
+        if len(done) == moves:
+            raise Killed
+        done.append(path)
+        return rename(path, target)
+
+    with Workspace(layout_at(tmp_path), OTHER, overwrite=True) as workspace:
+        build(workspace.layout, "new", OTHER)
+        monkeypatch.setattr(Path, "rename", dies)
+        with contextlib.suppress(Killed):
+            workspace.commit()
+        monkeypatch.undo()
+    if then == "clean":
+        clean([layout_at(tmp_path)])
+        whole = [("old", "old", IDENTITY), ("new", "new", OTHER)]
+        assert held(tmp_path) in whole
+        return
+    with Workspace(layout_at(tmp_path), OTHER, overwrite=True) as workspace:
+        build(workspace.layout, "newer", OTHER)
+        workspace.commit()
+    assert held(tmp_path) == ("newer", "newer", OTHER)
 
 
 @pytest.mark.parametrize("overwrite", [True, False])
 def test_a_stranger_s_file_is_never_touched(tmp_path, overwrite):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out/thesis.txt").write_text("years of work")
-    with pytest.raises(BadInput, match=r"something else: thesis\.txt"):
-        Workspace(layout_at(tmp_path / "out"), IDENTITY, overwrite=overwrite).finished()
-    assert (tmp_path / "out/thesis.txt").exists()
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with (
+        pytest.raises(BadInput, match=r"something else: thesis\.txt"),
+        Workspace(layout_at(tmp_path), IDENTITY, overwrite=overwrite),
+    ):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
 def test_a_checkpoint_that_is_not_ours_is_refused(tmp_path):
-    (tmp_path / "out/0").mkdir(parents=True)
-    (tmp_path / "out/0/file").write_text("x")
-    with pytest.raises(BadInput, match="not written by ferry"):
-        Workspace(layout_at(tmp_path / "out"), IDENTITY).finished()
+    (tmp_path / "0").mkdir()
+    (tmp_path / "0/file").write_text("x")
+    with pytest.raises(BadInput, match="not written by ferry"), Workspace(layout_at(tmp_path), IDENTITY):
+        pass
 
 
 def test_two_runs_at_one_destination(tmp_path):
     with (
-        Workspace(layout_at(tmp_path / "out"), IDENTITY),
+        Workspace(layout_at(tmp_path), IDENTITY),
         pytest.raises(OutsideFailure, match="another run"),
-        Workspace(layout_at(tmp_path / "out"), IDENTITY),
+        Workspace(layout_at(tmp_path), IDENTITY),
     ):
         pass
 
 
+def test_a_run_that_another_has_finished_meanwhile(tmp_path, monkeypatch):
+    """It finds that out behind the lock, and leaves nothing of its own."""
+    begun(tmp_path)
+    restore = module._restore
+
+    def late(layout):
+        build(layout, "theirs")
+        for name in ("hf", "ferry.json", "0"):
+            (layout.work / name).rename(layout.next_to(name))
+        restore(layout)
+
+    monkeypatch.setattr(module, "_restore", late)
+    with Workspace(layout_at(tmp_path), IDENTITY) as workspace:
+        assert workspace.already
+    assert not (tmp_path / ".ferry").exists()
+
+
 def test_clean_removes_what_is_unfinished_and_nothing_else(tmp_path):
-    finish(tmp_path / "out")
-    with Workspace(layout_at(tmp_path / "out"), IDENTITY):
-        pass
-    assert clean(tmp_path / "out") == [tmp_path / "out/.ferry"]
-    assert (tmp_path / "out/0/file").exists()
-    assert clean(tmp_path / "out") == []
+    finish(tmp_path)
+    begun(tmp_path, OTHER, overwrite=True)
+    assert clean([layout_at(tmp_path)]) == [tmp_path / ".ferry"]
+    assert held(tmp_path) == ("data", "data", IDENTITY)
+    assert clean([layout_at(tmp_path)]) == []
 
 
 def test_a_disk_that_is_too_small(tmp_path):
     check_disk(tmp_path / "not/there/yet", 1)
     with pytest.raises(BadInput, match="are needed"):
         check_disk(tmp_path / "not/there/yet", 1 << 60)
+    with (
+        pytest.raises(BadInput, match="are needed"),
+        Workspace(layout_at(tmp_path / "a"), IDENTITY, needed_bytes=1 << 60),
+    ):
+        pass
+    assert not (tmp_path / "a").exists()
+
+
+def test_what_is_there_already_is_not_asked_of_the_disk_again(tmp_path, monkeypatch):
+    workspace = begun(tmp_path)
+    (workspace.layout.work / "data").write_bytes(bytes(1 << 20))
+    asked = []
+    monkeypatch.setattr(module, "check_disk", lambda path, needed: asked.append(needed))
+    with Workspace(layout_at(tmp_path), IDENTITY, needed_bytes=3 << 20):
+        pass
+    assert asked[0] <= 2 << 20

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from conversion_lib.config import ModelConfig
-from conversion_lib.families.common import DROPS, MLP, NORMS, base_dims, from_heads, linear, to_heads
+from conversion_lib.families.common import MLP, NORMS, base_dims, from_heads, linear, to_heads
 from conversion_lib.rules import Block, Dims, Drop, Rule
 
 
@@ -13,8 +13,8 @@ def dims(config: ModelConfig) -> Dims:
     heads, moe = sizes["heads"], config.count("moe_intermediate_size")
     layers = sizes["layers"]
     return sizes | {
-        "dense": min(config.count("first_k_dense_replace"), layers),
-        "q_lora": config.count("q_lora_rank", default=0),
+        "dense": min(config.count("first_k_dense_replace", least=0), layers),
+        "q_lora": config.count("q_lora_rank", default=0, least=0),
         "kv_lora": config.count("kv_lora_rank"),
         "qk": nope + rope,
         "q": heads * (nope + rope),
@@ -24,9 +24,9 @@ def dims(config: ModelConfig) -> Dims:
         "v": value,
         "attn": heads * value,
         "moe": moe,
-        "shared": moe * config.count("n_shared_experts", default=0),
-        "experts": config.count("n_routed_experts", default=0),
-        "after_mtp": layers + config.count("num_nextn_predict_layers", default=1),
+        "shared": moe * config.count("n_shared_experts", default=0, least=0),
+        "experts": config.count("n_routed_experts", default=0, least=0),
+        "after_mtp": layers + config.count("num_nextn_predict_layers", default=1, least=0),
     }
 
 
@@ -69,6 +69,7 @@ MTP = Drop(
     r"model\.layers\.(?P<layer>\d+)\..*",
     "layers from num_hidden_layers on predict further tokens; MaxText's model has none",
     layers=("layers", "after_mtp"),
+    marker="model.layers.{layer}.eh_proj.weight",
 )
 
 
@@ -79,6 +80,3 @@ def blocks(attention: tuple[Rule, ...], experts: tuple[Rule, ...]) -> tuple[Bloc
         Block("dense_layers", (*attention, *MLP), "zero", "dense", because=line),
         Block("moe_layers", (*attention, *experts), "dense", "layers", because=line),
     )
-
-
-DEEPSEEK_DROPS = (*DROPS, MTP)

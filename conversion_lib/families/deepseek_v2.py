@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from conversion_lib.families.common import TOP
-from conversion_lib.families.deepseek import ATTENTION, DEEPSEEK_DROPS, EXPERTS, blocks, dims
+from conversion_lib.families.common import DROPS, TOP
+from conversion_lib.families.deepseek import ATTENTION, EXPERTS, blocks, dims
 from conversion_lib.rules import Family
 
 FAMILY = Family(
@@ -13,5 +13,5 @@ FAMILY = Family(
     dims=dims,
     rules=TOP,
     blocks=blocks(ATTENTION, EXPERTS),
-    drops=DEEPSEEK_DROPS,
+    drops=DROPS,
 )

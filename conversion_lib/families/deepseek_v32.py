@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from conversion_lib.config import ModelConfig
 from conversion_lib.families import deepseek
-from conversion_lib.families.common import TOP, linear, to_heads
-from conversion_lib.families.deepseek import ATTENTION, CORRECTION_BIAS, DEEPSEEK_DROPS, EXPERTS, blocks
+from conversion_lib.families.common import DROPS, TOP, linear, to_heads
+from conversion_lib.families.deepseek import ATTENTION, CORRECTION_BIAS, EXPERTS, MTP, blocks
 from conversion_lib.rules import Dims, Family, Rule
 
 
@@ -31,5 +31,5 @@ FAMILY = Family(
     dims=dims,
     rules=TOP,
     blocks=blocks((*ATTENTION, *INDEXER), (*EXPERTS, CORRECTION_BIAS)),
-    drops=DEEPSEEK_DROPS,
+    drops=(*DROPS, MTP),
 )

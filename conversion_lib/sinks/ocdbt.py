@@ -9,8 +9,11 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import tensorstore as ts
+
+from conversion_lib.sources.orbax import directory_spec
 
 MANIFEST = "manifest.ocdbt"
 CONFIG = {"max_inline_value_bytes": 1024}
@@ -19,7 +22,7 @@ CONFIG = {"max_inline_value_bytes": 1024}
 
 def store(directory: Path, context: Any) -> Any:
     """The OCDBT store in `directory`, made where there is none."""
-    spec = {"driver": "ocdbt", "base": f"file://{directory}/", "config": CONFIG}
+    spec = {"driver": "ocdbt", "base": directory_spec(directory), "config": CONFIG}
     return ts.KvStore.open(spec, context=context).result()
 
 
@@ -48,7 +51,7 @@ def sweep(items: Path, parts: list[Path]) -> None:
 
 def _referenced(directory: Path) -> set[Path]:
     """The data files that the newest version of the store in `directory` is made of."""
-    base = ts.KvStore.open(f"file://{directory}/").result()
+    base = ts.KvStore.open(directory_spec(directory)).result()
     versions = ts.ocdbt.dump(base).result()["versions"]
     root = versions[-1]["root"].get("location") if versions else None
     files, pending = set(), [root] if root else []
@@ -66,4 +69,4 @@ def _referenced(directory: Path) -> set[Path]:
 def _file_of(location: str, directory: Path) -> Path:
     """The file in `btreenode:<base>:<path>:<offset>:<length>`, as TensorStore writes a location."""
     _, base, path, _, _ = location.split(":")
-    return directory / base / path
+    return directory / unquote(base) / unquote(path)

@@ -27,7 +27,7 @@ from conversion_lib.plan import ArrayPlan, Plan
 from conversion_lib.record import Target
 from conversion_lib.sinks import ocdbt
 from conversion_lib.sources.base import Array
-from conversion_lib.sources.orbax import METADATA, STEP_METADATA
+from conversion_lib.sources.orbax import METADATA, STEP_METADATA, directory_spec
 
 COMMIT_NAME = "commit_success.txt"
 STEP_LEAF = "step"
@@ -63,11 +63,11 @@ class OrbaxSink:
         if self._target.ocdbt:
             return {
                 "driver": "ocdbt",
-                "base": f"file://{self._part_dir}/",
+                "base": directory_spec(self._part_dir),
                 "path": f"{name}/",
                 "config": ocdbt.CONFIG,
             }
-        return {"driver": "file", "path": f"{self._items}/{name}/"}
+        return directory_spec(self._items / name)
 
     def _spec(self, array: ArrayPlan) -> dict[str, Any]:
         kvstore = self._kvstore(array.path.replace("/", "."))
@@ -75,6 +75,8 @@ class OrbaxSink:
         return _array_spec(kvstore, shape, chunk, array.dtype, self._target)
 
     def write(self, array: int, box: Box, data: Array) -> TensorStoreWrite:
+        # The engine uses the buffer again once the write is durable. TensorStore may refer to it until then only:
+        # chunks are encoded into bytes of their own, and with a cache of no size none is kept after that.
         future = self._arrays[array][slices(box)].write(data, can_reference_source_data_indefinitely=True)
         return TensorStoreWrite(future, self._plan.arrays[array].path)
 

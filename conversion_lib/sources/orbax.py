@@ -33,12 +33,17 @@ def items_dir(checkpoint: str | Path) -> Path:
     raise BadInput(f"{checkpoint} holds no Orbax checkpoint: no {METADATA} in it, in items/ or in 0/items/")
 
 
+def directory_spec(directory: Path) -> dict[str, Any]:
+    """TensorStore's spec for a directory: a path, since a `file://` URL would read `%`, `#` and `?` as its own."""
+    return {"driver": "file", "path": f"{directory}/"}
+
+
 def array_spec(items: Path, name: str, *, ocdbt: bool, zarr3: bool) -> dict[str, Any]:
     """TensorStore's spec for the leaf with the dotted `name`."""
     if ocdbt:
-        kvstore = {"driver": "ocdbt", "base": f"file://{items}/", "path": f"{name}/"}
+        kvstore = {"driver": "ocdbt", "base": directory_spec(items), "path": f"{name}/"}
     else:
-        kvstore = {"driver": "file", "path": f"{items}/{name}/"}
+        kvstore = directory_spec(items / name)
     return {"driver": "zarr3" if zarr3 else "zarr", "kvstore": kvstore}
 
 

@@ -66,10 +66,13 @@ class BlockFp8Source:
                 self._check_grid(info)
                 self._quantized.add(name)
                 tensors[name] = TensorInfo(name, info.shape, "bfloat16", info.file)
-            elif name.endswith(SCALE_SUFFIX) and name.removesuffix(SCALE_SUFFIX) in source.tensors:
-                weight = source.tensors[name.removesuffix(SCALE_SUFFIX)]
-                if weight.dtype != FP8:
-                    raise BadInput(f"{info.file}: {name} scales {weight.name}, which is {weight.dtype}, not {FP8}")
+            elif info.dtype.startswith("float8"):
+                raise BadInput(f"{info.file}: tensor {name} is {info.dtype}; of the fp8 dtypes only {FP8} is supported")
+            elif name.endswith(SCALE_SUFFIX):
+                weight = source.tensors.get(name.removesuffix(SCALE_SUFFIX))
+                if weight is None or weight.dtype != FP8:
+                    found = "is not there" if weight is None else f"is {weight.dtype}"
+                    raise BadInput(f"{info.file}: {name} scales a tensor that {found}; expected {FP8}")
             else:
                 tensors[name] = info
         self.tensors: Mapping[str, TensorInfo] = tensors
@@ -104,7 +107,8 @@ class BlockFp8Source:
         for i, row in enumerate(range(*grid[0])):
             top, bottom = max(row * rows, row0) - row0, min((row + 1) * rows, row1) - row0
             # (blocks of this row, 256): what each byte stands for in each block
-            tables = (_VALUES[None, :] * scales[i][:, None]).astype(ml_dtypes.bfloat16).view(np.uint16)
+            with np.errstate(over="ignore"):  # what is too large becomes infinite, as the formula has it
+                tables = (_VALUES[None, :] * scales[i][:, None]).astype(ml_dtypes.bfloat16).view(np.uint16)
             for j, column in enumerate(range(*grid[1])):
                 left, right = max(column * columns, column0) - column0, min((column + 1) * columns, column1) - column0
                 result[top:bottom, left:right] = tables[j].take(codes[top:bottom, left:right])

@@ -30,7 +30,7 @@ INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 MAX_HEADER = 100 << 20  # the format's own limit
 OPEN_FILES = 64
-COVER_BYTES = 8 << 20
+COVER_BYTES = 2 << 20
 """Rows that are read whole, to keep some of their columns, come in pieces of about this size."""
 
 
