@@ -43,6 +43,8 @@ from conversion_lib.progress import SILENT, Reporter
 from conversion_lib.record import HF_DIR_NAME, REPORT_DIR_NAME, CheckpointRecord, checkpoint_root, read_record
 
 CHECK_NAME = "check.json"
+REPORT_FILES = (CHECK_NAME, "report.html")
+"""What is published of a report's directory: a person may keep other things there."""
 PROVENANCE_NAME = "provenance.json"
 LATEST_NAME = "latest.json"
 THREADS = 8
@@ -79,6 +81,8 @@ class Verdict(BaseModel):
     verdict: str
     digest: str
     max_kl: float | None = None
+    threshold: float | None = None
+    reference: str | None = None
     mean_kl: float | None = None
     max_abs_diff: float | None = None
     top1: float | None = None
@@ -149,9 +153,11 @@ def publish(
     items = _items(root, step, record, verdict, report, checked=not unchecked)
     manifest = Manifest(digest=digest, checked=not unchecked, ferry=__version__, files=[i.entry for i in items])
     copied = 0
-    if (marker := _published(destination, digest)) is None:
+    if (marker := _published(destination, digest, checked=not unchecked)) is None:
         with destination.exclusive(reporter):
-            if (marker := _published(destination, digest)) is None:  # not finished by another run meanwhile
+            if (
+                marker := _published(destination, digest, checked=not unchecked)
+            ) is None:  # not finished by another run meanwhile
                 copied, marker = _deliver(destination, manifest, items, reporter, threads)
                 reporter.say(f"published at {destination.url}")
     else:
@@ -258,12 +264,11 @@ def _items(
 ) -> list[Item]:
     """Every file to publish but the manifest and the marker."""
     items = [_item("0", root / "0", entry) for entry in step]
-    folders = [(HF_DIR_NAME, root / HF_DIR_NAME)]
-    if verdict is not None:
-        folders.append((REPORT_DIR_NAME, report))
-    for name, folder in folders:
-        if folder.is_dir():
-            items += [_item(name, folder, entry) for entry in build_manifest(folder)]
+    if (root / HF_DIR_NAME).is_dir():
+        items += [_item(HF_DIR_NAME, root / HF_DIR_NAME, entry) for entry in build_manifest(root / HF_DIR_NAME)]
+    for name in REPORT_FILES if verdict is not None else ():
+        if (report / name).is_file():
+            items.append(_item(REPORT_DIR_NAME, report, _entry(name, (report / name).read_bytes())))
     provenance: dict[str, Any] = {
         "record": record.model_dump(mode="json"),
         "checked": checked,
@@ -282,7 +287,7 @@ def _entry(path: str, content: bytes) -> FileEntry:
     return FileEntry(path=path, size=len(content), crc32c=encode_crc32c(google_crc32c.Checksum(content)))
 
 
-def _published(destination: Destination, digest: str) -> Marker | None:
+def _published(destination: Destination, digest: str, *, checked: bool) -> Marker | None:
     """The marker of what is published there; None where nothing is. Raises BadInput for another checkpoint."""
     content = destination.read(MARKER_NAME)
     if content is None:
@@ -295,6 +300,10 @@ def _published(destination: Destination, digest: str) -> Marker | None:
         raise BadInput(
             f"{destination.url} holds {marker.digest}, and this checkpoint is {digest}: publish to another URL, or"
             " remove that one first"
+        )
+    if checked and not marker.checked:
+        raise BadInput(
+            f"{destination.url} was published without a check: remove it and publish again, to have the verdict with it"
         )
     return marker
 

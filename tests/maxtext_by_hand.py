@@ -107,7 +107,7 @@ def _grouped(get: Any, config: dict[str, Any]) -> dict[str, np.ndarray]:
         leaves["self_attention/query_norm/scale"] = get("self_attn.q_norm.weight")
         leaves["self_attention/key_norm/scale"] = get("self_attn.k_norm.weight")
     else:
-        query = to_pairs(query).astype(np.float32) / np.sqrt(np.float32(dim))
+        query = to_pairs(query).astype(np.float32) * np.float32(1 / np.sqrt(dim))
         key = to_pairs(key)
     return leaves | {"self_attention/query/kernel": query, "self_attention/key/kernel": key}
 

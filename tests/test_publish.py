@@ -419,3 +419,27 @@ def test_cloud_bad_input(checkpoint: Path, fake: FakeCloudStorage, monkeypatch: 
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "/nowhere/key.json")
     with pytest.raises(BadInput, match="no credentials for gs://bucket"):
         publish(checkpoint, "gs://bucket/models")
+
+
+def test_of_a_report_s_directory_only_the_report_is_published(checkpoint: Path, url: str) -> None:
+    (checkpoint / "report" / "dequantized-abc").mkdir()
+    (checkpoint / "report" / "dequantized-abc" / "model.safetensors").write_bytes(b"a whole model")
+    (checkpoint / "report" / "notes.txt").write_text("mine")
+    location = publish(checkpoint, url).url
+    assert read(location, "report/check.json") is not None
+    assert read(location, "report/notes.txt") is None
+    assert read(location, "report/dequantized-abc/model.safetensors") is None
+
+
+def test_a_check_that_comes_late_is_not_lost_in_silence(checkpoint: Path, url: str) -> None:
+    publish(checkpoint, url, unchecked=True)
+    assert publish(checkpoint, url, unchecked=True).bytes_copied == 0
+    with pytest.raises(BadInput, match="was published without a check"):
+        publish(checkpoint, url)
+
+
+def test_what_a_check_passed_against_is_published(checkpoint: Path, url: str) -> None:
+    path = checkpoint / "report" / "check.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "threshold": 0.5, "reference": "abc"}))
+    provenance = json.loads(read(publish(checkpoint, url).url, "provenance.json") or b"")
+    assert (provenance["verdict"]["threshold"], provenance["verdict"]["reference"]) == (0.5, "abc")
