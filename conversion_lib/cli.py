@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
+from typer.exceptions import TyperException
 
-from conversion_lib.command import VERSION_OPTION, Group, Outcome, command, parse_size
+from conversion_lib.command import VERSION_OPTION, Group, Outcome, command, parse_size, refuse_usage
 from conversion_lib.errors import BadInput
 from conversion_lib.progress import Reporter
 from conversion_lib.record import Target
@@ -332,4 +334,10 @@ def _plain(result: Any) -> dict[str, Any]:
 
 
 def main() -> None:
-    app(prog_name="ferry")
+    if len(sys.argv) == 1:
+        app(prog_name="ferry")  # prints its help
+    try:
+        code = app(prog_name="ferry", standalone_mode=False)
+    except TyperException as error:
+        raise SystemExit(refuse_usage(error, "--json" in sys.argv)) from None
+    raise SystemExit(code if isinstance(code, int) else 0)

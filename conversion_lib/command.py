@@ -21,6 +21,7 @@ import typer
 from pydantic import BaseModel, ByteSize, TypeAdapter, ValidationError
 from rich.console import Console, RenderableType
 from rich.text import Text
+from typer.exceptions import TyperException
 
 import conversion_lib
 from conversion_lib.errors import BadInput, FerryError, Terminated
@@ -152,6 +153,13 @@ def _fail(error: FerryError, json_output: bool) -> int:
         print(json.dumps({"error": message, "exit_code": error.exit_code}))
     print(f"ferry: {message}", file=sys.stderr)
     return error.exit_code
+
+
+def refuse_usage(error: TyperException, json_output: bool) -> int:
+    """A command line that is wrong: one line like every other error, and where to read on; returns the exit code."""
+    context, message = getattr(error, "ctx", None), getattr(error, "format_message", error.__str__)()
+    where = context.command_path if context else "ferry"
+    return _fail(BadInput(f"{message.rstrip('.')}; see `{where} --help`"), json_output)
 
 
 _ended: list[Terminated] = []

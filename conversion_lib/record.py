@@ -14,9 +14,9 @@ Layout of a converted checkpoint at `DST`::
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from conversion_lib.errors import BadInput
 
@@ -36,7 +36,7 @@ class Target(BaseModel):
     zarr3: bool = True
     maxtext: Literal["0.2.5", "main"] = "0.2.5"
     compression: Literal["zstd", "none"] = "zstd"
-    chunk_bytes: PositiveInt = 64 << 20
+    chunk_bytes: Annotated[int, Field(ge=1 << 10)] = 64 << 20
 
     @property
     def slug(self) -> str:

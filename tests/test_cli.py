@@ -519,3 +519,24 @@ def test_clean_leaves_a_finished_checkpoint(tmp_path, converted):
     assert not (out / ".ferry").exists()
     assert size_of(out) == before
     assert answer(ferry_here("compare", out, converted, "--json"))["same"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["convert"], "SRC"),
+        (["konvert"], "konvert"),
+        (["convert", "a", "b", "--bogus"], "--bogus"),
+        (["convert", "a", "b", "--threads", "many"], "--threads"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line(arguments, words):
+    result = ferry(*arguments)
+    assert result.returncode == 2
+    assert result.stderr.startswith("ferry: ")
+    assert result.stderr.count("\n") == 1
+    assert words in result.stderr
+    assert "--help" in result.stderr
+    answer = json.loads(ferry(*arguments, "--json").stdout)
+    assert answer["exit_code"] == 2
+    assert words in answer["error"]
