@@ -133,7 +133,8 @@ def publish(
     earlier try stopped, this one goes on.
 
     Raises BadInput for a checkpoint without a record, without a passing verdict on exactly these bytes, and for a
-    location that holds something else; OutsideFailure where the disk or the service fails.
+    location that holds something else, or this very checkpoint published unchecked where it has a verdict now;
+    OutsideFailure where the disk or the service fails.
     """
     started = time.monotonic()
     root = checkpoint_root(checkpoint)
