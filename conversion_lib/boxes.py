@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 Shape = tuple[int, ...]
 Box = tuple[tuple[int, int], ...]
@@ -17,8 +18,9 @@ def box_shape(box: Box) -> Shape:
     return tuple(stop - start for start, stop in box)
 
 
-def slices(box: Box) -> tuple[slice, ...]:
-    return tuple(slice(start, stop) for start, stop in box)
+def slices(box: Box) -> tuple[Any, ...]:
+    """The index of `box`; the ellipsis at its end makes a view of a scalar too."""
+    return (*(slice(start, stop) for start, stop in box), ...)
 
 
 def shift(box: Box, offset: Sequence[int]) -> Box:

@@ -233,7 +233,7 @@ def _run(
         if workspace.already:
             reporter.say(f"{path} is already done: fingerprint {plan.fingerprint[:12]}")
             return ConvertResult(path=path, fingerprint=plan.fingerprint, already=True)
-        for line in (*plan.dropped, *plan.warnings):
+        for line in plan.dropped:
             reporter.say(line)
         totals = _execute(job, sink, workspace, options, reporter, name)
         sink.finish()
@@ -314,4 +314,5 @@ def _rows(shape: Shape, width: int, limit: int) -> Shape:
     if not shape:
         return shape
     row = max(math.prod(shape[1:]) * width, 1)
-    return (max(1, min(shape[0], limit // row)), *shape[1:])
+    # an empty tensor has no chunks, of whatever shape
+    return tuple(max(1, extent) for extent in (min(shape[0], limit // row), *shape[1:]))

@@ -6,14 +6,11 @@ a copy in bands; and ml_dtypes converts bfloat16 through a slow path that bit sh
 
 from __future__ import annotations
 
-from typing import Any
-
 import ml_dtypes
 import numpy as np
 
 from conversion_lib.dtypes import numpy_dtype
-
-Array = np.ndarray[Any, Any]
+from conversion_lib.sources.base import Array
 
 BAND = 32
 """Elements of a band: 32 of bfloat16 fill a cache line; twice as many run at half the speed."""

@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -48,8 +47,7 @@ class Limits:
     @staticmethod
     def of(budget: int, threads: int) -> Limits:
         """Raises BadInput for a budget that no piece would fit."""
-        if budget < SMALLEST_BUDGET:
-            raise BadInput(f"a memory budget of {budget} bytes is too small: the least is {SMALLEST_BUDGET >> 20}MiB")
+        _require_enough(budget)
         buffers = budget // 2
         return Limits(buffers, max(buffers // (2 * threads), 1), buffers // 4)
 
@@ -59,9 +57,13 @@ def largest_chunk(budget: int) -> int:
 
     Raises BadInput for a budget that is too small to run with.
     """
+    _require_enough(budget)
+    return budget // 8
+
+
+def _require_enough(budget: int) -> None:
     if budget < SMALLEST_BUDGET:
         raise BadInput(f"a memory budget of {budget} bytes is too small: the least is {SMALLEST_BUDGET >> 20}MiB")
-    return budget // 8
 
 
 def default_threads() -> int:
@@ -228,9 +230,7 @@ def make(plan: Plan, source: Source, piece: Piece, out: Array) -> int:
         # rounded first and transformed after, as MaxText does
         block = cast(source.read(band.source.tensor, band.read), array.dtype)
         block = forward_chain(array.ops, block, band.result, band.source.shape)
-        # the ellipsis makes a view of a scalar too
-        place: tuple[Any, ...] = (*slices(relative_to(band.write, piece.box)), ...)
-        copy_into(out[place], block)
+        copy_into(out[slices(relative_to(band.write, piece.box))], block)
         read += source.stored_bytes(band.source.tensor, band.read)
     return read
 

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from conversion_lib.errors import BadInput
-from conversion_lib.record import Origin
+from conversion_lib.record import PROVENANCE_NAME, Origin
 from conversion_lib.sources.safetensors import SafetensorsSource
 
-PROVENANCE_NAME = "provenance.json"
 HF_RECORD_NAME = "ferry.json"
 """In a Hugging Face directory that Ferry wrote: the fingerprint of the run that did."""
 

@@ -16,11 +16,10 @@ from pydantic import BaseModel, ConfigDict
 from conversion_lib.errors import BadInput, OutsideFailure
 from conversion_lib.files import in_parallel
 from conversion_lib.progress import SILENT, Reporter
-from conversion_lib.record import checkpoint_root
+from conversion_lib.record import COMMIT_NAME, checkpoint_root
 
 BLOCK = 1 << 20
 THREADS = 4
-COMMIT_NAME = "commit_success.txt"
 
 
 class FileEntry(BaseModel):

@@ -99,18 +99,16 @@ def plan_to_maxtext(
 
 
 def _array(leaf: Leaf, found: list[TensorInfo], dims: Dims, target: Target, chunk_limit: int) -> ArrayPlan:
-    try:
-        ops: Ops = leaf.rule.ops(dims)
-        unit_shape = tuple(dims[name] for name in leaf.rule.shape)
-        chain_shape(ops, unit_shape)
-    except BadInput as error:
-        raise BadInput(f"{found[0].file}: tensor {found[0].name} cannot become {leaf.path}: {error}") from None
     layer_axis = leaf.rule.scan_axis[target.maxtext] if leaf.stacked else None
+    ops: Ops = leaf.rule.ops(dims)
     if leaf.experts is not None:
         ops = (*ops, Expand(0))
     if layer_axis is not None:
         ops = (*ops, Expand(layer_axis))
-    shape = list(chain_shape(ops, unit_shape))
+    try:
+        shape = list(chain_shape(ops, tuple(dims[name] for name in leaf.rule.shape)))
+    except BadInput as error:
+        raise BadInput(f"{found[0].file}: tensor {found[0].name} cannot become {leaf.path}: {error}") from None
     if leaf.experts is not None:
         shape[0] = leaf.experts
     if layer_axis is not None and leaf.layers is not None:

@@ -46,7 +46,7 @@ def cut(plan: Plan, limit: int) -> list[Piece]:
     pieces = []
     for number, array in enumerate(plan.arrays):
         shape = piece_shape(array, limit)
-        steps = [range(0, extent, max(step, 1)) for extent, step in zip(array.shape, shape, strict=True)]
+        steps = [range(0, extent, step) for extent, step in zip(array.shape, shape, strict=True)]
         for corner in itertools.product(*steps):
             stops = (min(start + step, extent) for start, step, extent in zip(corner, shape, array.shape, strict=True))
             pieces.append(Piece(number, tuple(zip(corner, stops, strict=True))))

@@ -52,7 +52,7 @@ class ArrayPlan:
     @property
     def stored_bytes(self) -> int:
         """Bytes of all chunks before compression; those at the edges are stored whole."""
-        padded = (-(-extent // max(step, 1)) * step for extent, step in zip(self.shape, self.chunk_shape, strict=True))
+        padded = (-(-extent // step) * step for extent, step in zip(self.shape, self.chunk_shape, strict=True))
         return math.prod(padded) * itemsize(self.dtype)
 
     @cached_property
@@ -86,7 +86,6 @@ class Plan:
     family: str = ""
     model_name: str = ""
     dropped: tuple[str, ...] = field(default_factory=tuple)
-    warnings: tuple[str, ...] = field(default_factory=tuple)
 
     @property
     def fingerprint(self) -> str:

@@ -32,7 +32,6 @@ from conversion_lib.destinations.base import MANIFEST_NAME, MARKER_NAME, Destina
 from conversion_lib.errors import BadInput
 from conversion_lib.files import in_parallel
 from conversion_lib.manifest import (
-    COMMIT_NAME,
     FileEntry,
     build_manifest,
     checkpoint_manifest,
@@ -40,12 +39,20 @@ from conversion_lib.manifest import (
     encode_crc32c,
 )
 from conversion_lib.progress import SILENT, Reporter
-from conversion_lib.record import HF_DIR_NAME, REPORT_DIR_NAME, CheckpointRecord, checkpoint_root, read_record
+from conversion_lib.record import (
+    CHECK_NAME,
+    COMMIT_NAME,
+    HF_DIR_NAME,
+    PROVENANCE_NAME,
+    REPORT_DIR_NAME,
+    REPORT_PAGE_NAME,
+    CheckpointRecord,
+    checkpoint_root,
+    read_record,
+)
 
-CHECK_NAME = "check.json"
-REPORT_FILES = (CHECK_NAME, "report.html")
+REPORT_FILES = (CHECK_NAME, REPORT_PAGE_NAME)
 """What is published of a report's directory: a person may keep other things there."""
-PROVENANCE_NAME = "provenance.json"
 LATEST_NAME = "latest.json"
 THREADS = 8
 

@@ -23,6 +23,11 @@ from conversion_lib.errors import BadInput
 RECORD_NAME = "ferry.json"
 HF_DIR_NAME = "hf"
 REPORT_DIR_NAME = "report"
+CHECK_NAME = "check.json"
+REPORT_PAGE_NAME = "report.html"
+PROVENANCE_NAME = "provenance.json"
+COMMIT_NAME = "commit_success.txt"
+"""Orbax's mark of a whole checkpoint; the names above it are Ferry's own."""
 
 
 class Target(BaseModel):

@@ -56,7 +56,7 @@ def plan_summary(job: Job, budget: int, threads: int | None) -> dict[str, Any]:
         "peak_bytes": peak_estimate(plan, budget, threads),
         "disk_bytes": disk_bytes(plan),
         "exact": plan.exact,
-        "warnings": [*plan.dropped, *plan.warnings],
+        "warnings": list(plan.dropped),
     }
 
 

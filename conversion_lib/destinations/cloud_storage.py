@@ -23,8 +23,9 @@ from google.cloud.storage.exceptions import DataCorruption
 
 from conversion_lib.destinations.base import MANIFEST_NAME, MARKER_NAME, Item, Manifest
 from conversion_lib.errors import BadInput, FerryError, OutsideFailure
-from conversion_lib.manifest import COMMIT_NAME, FileEntry
+from conversion_lib.manifest import FileEntry
 from conversion_lib.progress import Reporter
+from conversion_lib.record import COMMIT_NAME
 
 UPLOAD_CHUNK_BYTES = 16 << 20
 """Held in memory for each upload of a large file; a multiple of 256 KiB, as the service wants."""

@@ -33,12 +33,19 @@ from conversion_lib.logits.report import ReportData, render, require_plotting
 from conversion_lib.logits.weights import BiasOrder
 from conversion_lib.manifest import checkpoint_digest
 from conversion_lib.progress import SILENT, Reporter
-from conversion_lib.record import HF_DIR_NAME, REPORT_DIR_NAME, CheckpointRecord, checkpoint_root, read_record
+from conversion_lib.record import (
+    CHECK_NAME,
+    HF_DIR_NAME,
+    REPORT_DIR_NAME,
+    REPORT_PAGE_NAME,
+    CheckpointRecord,
+    checkpoint_root,
+    read_record,
+)
 from conversion_lib.sources.base import Array
 from conversion_lib.sources.orbax import open_orbax
 from conversion_lib.sources.safetensors import SafetensorsSource
 
-VERDICT_NAME = "check.json"
 EXACT_KL = 1e-5
 """Where both sides hold the same bits, what is left is the order of float32 sums: on tiny models of all
 families at most 2e-11. Real models are deeper and their sums longer, so there is room above that."""
@@ -119,7 +126,7 @@ def run_check(
     directory = report_dir or checkpoint_root(checkpoint) / REPORT_DIR_NAME
     directory.mkdir(parents=True, exist_ok=True)
     digest, identity = checkpoint_digest(checkpoint), _reference_identity(reference)
-    earlier = _earlier(directory / VERDICT_NAME)
+    earlier = _earlier(directory / CHECK_NAME)
     if earlier is not None and save_golden is None:
         same = (earlier.digest, earlier.reference, earlier.tokens, earlier.threshold)
         if earlier.verdict == "pass" and same == (digest, identity, tokens, threshold):
@@ -153,7 +160,7 @@ def run_check(
         threshold=threshold,
         first_departing_layer=None if passed else first_departing(layers, tolerance),
         notes=_notes(config, wanted.prompts, found.idle_experts),
-        report=str(directory / "report.html"),
+        report=str(directory / REPORT_PAGE_NAME),
         reference=identity,
         tokens=tokens,
         bytes_in=sum(info.nbytes for info in source.tensors.values()),
@@ -175,8 +182,8 @@ def run_check(
         comparison=comparison,
         layers=layers,
     )
-    write_atomically(directory / "report.html", render(data).encode())
-    write_atomically(directory / VERDICT_NAME, result.model_dump_json(indent=2).encode() + b"\n")
+    write_atomically(directory / REPORT_PAGE_NAME, render(data).encode())
+    write_atomically(directory / CHECK_NAME, result.model_dump_json(indent=2).encode() + b"\n")
     for text in (f"{result.verdict}: {result.reason}", *(f"note: {note}" for note in result.notes)):
         reporter.say(text)
     return result

@@ -24,12 +24,11 @@ from conversion_lib.boxes import Box, slices
 from conversion_lib.errors import OutsideFailure
 from conversion_lib.files import sync_directory, write_atomically
 from conversion_lib.plan import ArrayPlan, Plan
-from conversion_lib.record import Target
+from conversion_lib.record import COMMIT_NAME, Target
 from conversion_lib.sinks import ocdbt
 from conversion_lib.sources.base import Array
 from conversion_lib.sources.orbax import METADATA, STEP_METADATA, directory_spec
 
-COMMIT_NAME = "commit_success.txt"
 STEP_LEAF = "step"
 ZSTD_LEVEL = {True: 3, False: 1}
 """By whether the arrays are zarr3: the levels that MaxText's arrays have."""

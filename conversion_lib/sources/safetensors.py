@@ -183,7 +183,7 @@ def _read_box(fd: int, offset: int, shape: tuple[int, ...], dtype: np.dtype[Any]
         return _read_run(fd, offset, 1, dtype).reshape(())
     wanted = box_shape(box)
     inner = math.prod(shape[1:])
-    rows = slice_rows(box)
+    rows = slice(*box[0])
     if wanted[1:] == shape[1:]:
         return _read_run(fd, offset + rows.start * inner * dtype.itemsize, wanted[0] * inner, dtype).reshape(wanted)
     result = np.empty(wanted, dtype)
@@ -200,10 +200,6 @@ def _read_box(fd: int, offset: int, shape: tuple[int, ...], dtype: np.dtype[Any]
         kept = block.reshape(stop - start, *shape[1:])[(slice(None), *columns)]
         result[start - rows.start : stop - rows.start] = kept
     return result
-
-
-def slice_rows(box: Box) -> slice:
-    return slice(*box[0])
 
 
 def _read_run(fd: int, offset: int, count: int, dtype: np.dtype[Any]) -> Array:
