@@ -14,7 +14,7 @@ from conversion_lib.errors import BadInput
 
 @dataclass(frozen=True)
 class Model:
-    """name: MaxText's `model_name`. repo: where its weights are published on the Hub."""
+    """name: MaxText's `model_name`, where it has one. repo: where its weights are published on the Hub."""
 
     name: str
     family: str
@@ -22,18 +22,47 @@ class Model:
 
 
 MODELS = (
+    Model("llama3.1-8b", "llama3.1", "meta-llama/Llama-3.1-8B"),
+    Model("llama3.1-70b", "llama3.1", "meta-llama/Llama-3.1-70B"),
+    Model("llama3.1-405b", "llama3.1", "meta-llama/Llama-3.1-405B"),
+    Model("llama3.2-1b", "llama3.1", "meta-llama/Llama-3.2-1B"),
+    Model("llama3.2-3b", "llama3.1", "meta-llama/Llama-3.2-3B"),
+    Model("llama3.3-70b", "llama3.1", "meta-llama/Llama-3.3-70B-Instruct"),
+    Model("qwen2.5-1.5b", "qwen2.5", "Qwen/Qwen2.5-1.5B-Instruct"),
+    Model("qwen2.5-7b", "qwen2.5", "Qwen/Qwen2.5-7B-Instruct"),
+    Model("qwen2.5-14b", "qwen2.5", "Qwen/Qwen2.5-14B-Instruct"),
     Model("qwen3-0.6b", "qwen3", "Qwen/Qwen3-0.6B"),
     Model("qwen3-1.7b", "qwen3", "Qwen/Qwen3-1.7B"),
     Model("qwen3-4b", "qwen3", "Qwen/Qwen3-4B"),
     Model("qwen3-8b", "qwen3", "Qwen/Qwen3-8B"),
     Model("qwen3-14b", "qwen3", "Qwen/Qwen3-14B"),
     Model("qwen3-32b", "qwen3", "Qwen/Qwen3-32B"),
-    Model("llama3.1-8b", "llama3.1", "meta-llama/Llama-3.1-8B"),
-    Model("llama3.1-70b", "llama3.1", "meta-llama/Llama-3.1-70B"),
-    Model("llama3.1-405b", "llama3.1", "meta-llama/Llama-3.1-405B"),
+    Model("qwen3-30b-a3b", "qwen3_moe", "Qwen/Qwen3-30B-A3B-Thinking-2507"),
+    Model("qwen3-235b-a22b", "qwen3_moe", "Qwen/Qwen3-235B-A22B-Thinking-2507"),
+    Model("qwen3-480b-a35b", "qwen3_moe", "Qwen/Qwen3-Coder-480B-A35B-Instruct"),
+    Model("qwen3-next-80b-a3b", "qwen3_next", "Qwen/Qwen3-Next-80B-A3B-Instruct"),
+    Model("qwen3.5-35b-a3b", "qwen3.5", "Qwen/Qwen3.5-35B-A3B"),
+    Model("qwen3.5-397b-a17b", "qwen3.5", "Qwen/Qwen3.5-397B-A17B"),
+    Model("mixtral-8x7b", "mixtral", "mistralai/Mixtral-8x7B-Instruct-v0.1"),
+    Model("mixtral-8x22b", "mixtral", "mistralai/Mixtral-8x22B-Instruct-v0.1"),
+    Model("gpt-oss-20b", "gpt_oss", "unsloth/gpt-oss-20b-BF16"),
+    Model("gpt-oss-120b", "gpt_oss", "unsloth/gpt-oss-120b-BF16"),
+    Model("gemma2-2b", "gemma2", "google/gemma-2-2b"),
+    Model("gemma2-9b", "gemma2", "google/gemma-2-9b"),
+    Model("gemma2-27b", "gemma2", "google/gemma-2-27b"),
+    Model("gemma3-4b", "gemma3", "google/gemma-3-4b-it"),
+    Model("gemma3-12b", "gemma3", "google/gemma-3-12b-it"),
+    Model("gemma3-27b", "gemma3", "google/gemma-3-27b-it"),
+    Model("gemma4-26b", "gemma4", "google/gemma-4-26b-a4b-it"),
+    Model("gemma4-31b", "gemma4", "google/gemma-4-31b-it"),
+    Model("gemma4-e2b", "gemma4_small", "google/gemma-4-E2B-it"),
+    Model("gemma4-e4b", "gemma4_small", "google/gemma-4-E4B-it"),
+    Model("olmo3-7b", "olmo3", "allenai/Olmo-3-7B-Instruct"),
+    Model("olmo3-32b", "olmo3", "allenai/Olmo-3-32B-Think"),
     Model("deepseek2-16b", "deepseek_v2", "deepseek-ai/DeepSeek-V2-Lite"),
     Model("deepseek3-671b", "deepseek_v3", "deepseek-ai/DeepSeek-V3"),
     Model("deepseek3.2-671b", "deepseek_v32", "deepseek-ai/DeepSeek-V3.2"),
+    Model("kimi-k2-1t", "deepseek_v3", "moonshotai/Kimi-K2-Instruct"),
 )
 
 _BY_NAME = {model.name: model for model in MODELS}

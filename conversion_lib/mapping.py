@@ -5,10 +5,12 @@ Errors name the tensor, its file, what was expected and what to do; nothing has 
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from conversion_lib.boxes import Shape
 from conversion_lib.chunking import chunk_shape
 from conversion_lib.config import ModelConfig
 from conversion_lib.dtypes import FLOATS, itemsize
@@ -18,8 +20,12 @@ from conversion_lib.plan import ArrayPlan, Plan, SourceSlice
 from conversion_lib.record import Target
 from conversion_lib.rules import Block, Dims, Family, Rule
 from conversion_lib.sources.base import TensorInfo
+from conversion_lib.value_ops import Resize
 
 ROOT = "params/params"
+
+TABLE_PREFIX = "model."
+"""What the names of a table begin with; a checkpoint may have another of the family's prefixes there."""
 
 # significant bits and exponent bits: a dtype holds another's values where it has no fewer of both
 _PRECISION = {"bfloat16": (8, 8), "float16": (11, 5), "float32": (24, 8), "float64": (53, 11)}
@@ -27,41 +33,71 @@ _PRECISION = {"bfloat16": (8, 8), "float16": (11, 5), "float32": (24, 8), "float
 
 @dataclass(frozen=True)
 class Leaf:
-    """One MaxText leaf: a rule applied to one or many layers and experts."""
+    """One MaxText leaf: a rule applied to one or many layers and experts.
+
+    prefix: what the checkpoint's names have where the tables say `model.`.
+    layers: the numbers of its layers in the checkpoint, in the order of the stack; None outside the blocks.
+    stack: how the layers are stacked: along one axis, along two (cycles, layers of each), or not at all.
+    """
 
     path: str
     rule: Rule
-    block: Block | None
-    layers: range | None
-    """The layers of a leaf, stacked where `stacked`; None outside the blocks."""
-    stacked: bool
-    experts: int | None
+    prefix: str
+    block: Block | None = None
+    layers: tuple[int, ...] | None = None
+    stack: Shape = ()
+    experts: int | None = None
 
-    def slots(self) -> Iterator[tuple[str, int, int]]:
+    def slots(self) -> Iterator[tuple[str, int, tuple[int, ...]]]:
         """Each tensor of the leaf: its name, its expert, its layer's place in the stack."""
-        for place, layer in enumerate(self.layers if self.layers is not None else (None,)):
-            prefix = "" if layer is None else f"model.layers.{layer}."
+        places = itertools.product(*(range(extent) for extent in self.stack))
+        for place, layer in zip(places, self.layers if self.layers is not None else (None,), strict=True):
+            before = "" if layer is None else f"{TABLE_PREFIX}layers.{layer}."
             for expert in range(self.experts or 1):
-                yield prefix + self.rule.hf.replace("{expert}", str(expert)), expert, place
+                yield in_checkpoint(before + self.rule.hf.replace("{expert}", str(expert)), self.prefix), expert, place
 
 
-def leaves(family: Family, dims: Dims, scan_layers: bool) -> Iterator[Leaf]:
+def in_checkpoint(name: str, prefix: str) -> str:
+    """A table's name as a checkpoint with `prefix` has it."""
+    return prefix + name.removeprefix(TABLE_PREFIX) if name.startswith(TABLE_PREFIX) else name
+
+
+def in_table(name: str, prefix: str) -> str:
+    """A checkpoint's name as the tables have it."""
+    return TABLE_PREFIX + name.removeprefix(prefix) if name.startswith(prefix) else name
+
+
+def prefix_of(tensors: Iterable[str], family: Family) -> str:
+    """The one of the family's prefixes that a checkpoint of these names has; the first where it has none of them."""
+    names = set(tensors)
+    return next((p for p in family.prefixes if f"{p}embed_tokens.weight" in names), family.prefixes[0])
+
+
+def leaves(family: Family, dims: Dims, scan_layers: bool, prefix: str = TABLE_PREFIX) -> Iterator[Leaf]:
     """Every leaf of the MaxText tree, in the table's order."""
     for rule in family.rules:
         if rule.holds(dims):
-            yield Leaf(f"{ROOT}/{rule.maxtext}", rule, None, None, False, None)
-    for block in family.blocks:
-        layers = range(dims[block.start], dims[block.stop])
+            yield Leaf(f"{ROOT}/{rule.maxtext}", rule, prefix)
+    for block in family.scanned if scan_layers else family.unscanned:
+        layers = block.layers(dims)
         for rule in block.rules:
             if not layers or not rule.holds(dims):
                 continue
             experts = dims["experts"] if "{expert}" in rule.hf else None
-            if scan_layers:
-                yield Leaf(f"{ROOT}/decoder/{block.name}/{rule.maxtext}", rule, block, layers, True, experts)
+            if block.stacked:
+                path = f"{ROOT}/decoder/{block.name}/{rule.maxtext}"
+                yield Leaf(path, rule, prefix, block, layers, block.stack(dims), experts)
                 continue
             for place, layer in enumerate(layers):
-                path = f"{ROOT}/decoder/{block.name}_{place}/{rule.maxtext}"
-                yield Leaf(path, rule, block, range(layer, layer + 1), False, experts)
+                path = f"{ROOT}/decoder/{block.name.format(place=place, layer=layer)}/{rule.maxtext}"
+                yield Leaf(path, rule, prefix, block, (layer,), (), experts)
+
+
+def dims_of(family: Family, config: ModelConfig, tensors: Iterable[str]) -> Dims:
+    """The sizes and switches of one checkpoint: what its config says and what its names show."""
+    names = list(tensors) if family.marks else []
+    marks = {dim: int(any(re.fullmatch(pattern, name) for name in names)) for dim, pattern in family.marks.items()}
+    return {**family.dims(config), **marks}
 
 
 def plan_to_maxtext(
@@ -78,15 +114,18 @@ def plan_to_maxtext(
 
     Raises BadInput for a missing tensor, one that no rule takes, a wrong shape, a dtype that is no float.
     """
-    dims = family.dims(config)
-    arrays, taken, exact = [], set[str](), True
-    for leaf in leaves(family, dims, target.scan_layers):
+    dims = dims_of(family, config, tensors)
+    _require_a_place_for_every_layer(family, dims, target.scan_layers, config)
+    prefix = prefix_of(tensors, family)
+    arrays, taken, exact, resized = [], set[str](), True, []
+    for leaf in leaves(family, dims, target.scan_layers, prefix):
         found = [_checked(tensors, name, leaf, dims, config) for name, _, _ in leaf.slots()]
         taken.update(info.name for info in found)
         array = _array(leaf, found, dims, target, chunk_limit)
         exact = exact and _is_exact(array, found)
+        resized += [_resize_line(found[0].name, op) for op in array.ops if isinstance(op, Resize)]
         arrays.append(array)
-    dropped = _drop_or_refuse(tensors, taken, family, dims, config)
+    dropped = _drop_or_refuse(tensors, taken, family, dims, config, prefix)
     return Plan(
         kind="maxtext",
         arrays=tuple(arrays),
@@ -94,41 +133,61 @@ def plan_to_maxtext(
         exact=exact,
         family=family.name,
         model_name=model_name,
-        dropped=tuple(dropped),
+        dropped=(*dropped, *resized),
     )
 
 
+def _require_a_place_for_every_layer(family: Family, dims: Dims, scan_layers: bool, config: ModelConfig) -> None:
+    """Raises BadInput where MaxText's model would leave layers out: some are scanned in whole cycles only."""
+
+    def without_place(blocks: tuple[Block, ...]) -> list[int]:
+        return sorted(set(range(dims["layers"])) - {layer for block in blocks for layer in block.layers(dims)})
+
+    if scan_layers and not family.scanned:
+        raise BadInput(f"{config.path}: MaxText has {family.name} unscanned only: --no-scan-layers")
+    left = without_place(family.scanned if scan_layers else family.unscanned)
+    if not left:
+        return
+    cure = "; --no-scan-layers takes them" if scan_layers and not without_place(family.unscanned) else ""
+    raise BadInput(
+        f"{config.path}: num_hidden_layers = {dims['layers']}, but MaxText's {family.name} "
+        f"{'scanned' if scan_layers else 'unscanned'} has no place for layers from {left[0]} on{cure}"
+    )
+
+
+def _resize_line(name: str, op: Resize) -> str:
+    if op.after > op.before:
+        change = f"{op.after - op.before} rows of zeros are added"
+    else:
+        change = f"its last {op.before - op.after} rows are left out"
+    return f"vocabulary: {name} has {op.before} rows, MaxText's model {op.after}; {change}"
+
+
 def _array(leaf: Leaf, found: list[TensorInfo], dims: Dims, target: Target, chunk_limit: int) -> ArrayPlan:
-    layer_axis = leaf.rule.scan_axis[target.maxtext] if leaf.stacked else None
-    ops: Ops = leaf.rule.ops(dims)
+    layer_axis = leaf.rule.scan_axis[target.maxtext] if leaf.stack else None
+    stacked = dict(enumerate(leaf.stack, start=layer_axis or 0))
     if leaf.experts is not None:
-        ops = (*ops, Expand(0))
-    if layer_axis is not None:
-        ops = (*ops, Expand(layer_axis))
+        stacked[0] = leaf.experts
+    ops: Ops = (*leaf.rule.ops(dims), *(Expand(axis) for axis in sorted(stacked)))
     try:
-        shape = list(chain_shape(ops, tuple(dims[name] for name in leaf.rule.shape)))
+        tile = chain_shape(ops, tuple(dims[name] for name in leaf.rule.shape))
     except BadInput as error:
         raise BadInput(f"{found[0].file}: tensor {found[0].name} cannot become {leaf.path}: {error}") from None
-    if leaf.experts is not None:
-        shape[0] = leaf.experts
-    if layer_axis is not None and leaf.layers is not None:
-        shape[layer_axis] = len(leaf.layers)
+    shape = tuple(stacked.get(axis, extent) for axis, extent in enumerate(tile))
 
-    def corner(expert: int, place: int) -> tuple[int, ...]:
-        at = [0] * len(shape)
+    def corner(expert: int, place: tuple[int, ...]) -> tuple[int, ...]:
+        at = dict(enumerate(place, start=layer_axis or 0))
         if leaf.experts is not None:
             at[0] = expert
-        if layer_axis is not None:
-            at[layer_axis] = place
-        return tuple(at)
+        return tuple(at.get(axis, 0) for axis in range(len(shape)))
 
     keep = leaf.rule.keep_float32 and all(info.dtype == "float32" for info in found)
-    dtype = "float32" if keep else target.save_dtype
+    dtype = "float32" if keep or leaf.rule.always_float32 else target.save_dtype
     return ArrayPlan(
         path=leaf.path,
-        shape=tuple(shape),
+        shape=shape,
         dtype=dtype,
-        chunk_shape=chunk_shape(tuple(shape), itemsize(dtype), chunk_limit, layer_axis),
+        chunk_shape=chunk_shape(shape, itemsize(dtype), chunk_limit, layer_axis),
         ops=ops,
         sources=tuple(
             SourceSlice(info.name, info.shape, corner(expert, place))
@@ -168,7 +227,7 @@ def _because(block: Block | None, config: ModelConfig) -> str:
 
 
 def _drop_or_refuse(
-    tensors: Mapping[str, TensorInfo], taken: set[str], family: Family, dims: Dims, config: ModelConfig
+    tensors: Mapping[str, TensorInfo], taken: set[str], family: Family, dims: Dims, config: ModelConfig, prefix: str
 ) -> list[str]:
     """One line for each drop that found something. Raises BadInput for a tensor that neither rule nor drop takes."""
     counts: dict[str, int] = {}
@@ -176,7 +235,7 @@ def _drop_or_refuse(
     for name in tensors:
         if name in taken:
             continue
-        drop = _drop_for(name, tensors, family, dims)
+        drop = _drop_for(name, tensors, family, dims, prefix)
         if drop is None:
             unknown.append(name)
         else:
@@ -185,7 +244,7 @@ def _drop_or_refuse(
         more = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
         raise BadInput(
             f"{tensors[unknown[0]].file}: tensor {unknown[0]}{more} is taken by no rule of family "
-            f"{family.name}{_why_left_over(unknown[0], family, dims, config)}"
+            f"{family.name}{_why_left_over(in_table(unknown[0], prefix), family, dims, config)}"
         )
     reasons = {drop.name: drop.reason for drop in family.drops}
     return [f"{name}: {count} tensors left out; {reasons[name]}" for name, count in counts.items()]
@@ -198,16 +257,16 @@ def _why_left_over(name: str, family: Family, dims: Dims, config: ModelConfig) -
         return ""
     if int(match[1]) >= dims["layers"]:
         return f"; {config.path} says num_hidden_layers = {dims['layers']}, which may not fit the names found"
-    return _because(next((block for block in family.blocks if block.because), None), config)
+    return _because(next((block for block in family.scanned if block.because), None), config)
 
 
-def _drop_for(name: str, tensors: Mapping[str, TensorInfo], family: Family, dims: Dims) -> str | None:
+def _drop_for(name: str, tensors: Mapping[str, TensorInfo], family: Family, dims: Dims, prefix: str) -> str | None:
     for drop in family.drops:
-        match = re.fullmatch(drop.pattern, name) if drop.holds(dims) else None
+        match = re.fullmatch(drop.pattern, in_table(name, prefix)) if drop.holds(dims) else None
         if match is None:
             continue
         if drop.layers is not None and not dims[drop.layers[0]] <= int(match["layer"]) < dims[drop.layers[1]]:
             continue
-        if drop.marker is None or drop.marker.format(**match.groupdict()) in tensors:
+        if drop.marker is None or in_checkpoint(drop.marker.format(**match.groupdict()), prefix) in tensors:
             return drop.name
     return None

@@ -16,10 +16,10 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from conversion_lib.boxes import Box, Shape, whole
-from conversion_lib.copying import cast
+from conversion_lib.boxes import Box, Shape, slices, whole
 from conversion_lib.errors import BadInput
 from conversion_lib.sources.base import Array
+from conversion_lib.value_ops import Resize, Scale, ScaleEmbedding, Shift
 
 
 class OpLike(Protocol):
@@ -167,34 +167,58 @@ class Interleave:
 
 
 @dataclass(frozen=True)
-class Scale:
-    """Multiplies by 1/sqrt(`root`), or by sqrt(`root`) where `reverse`: in float32, then back to the array's dtype.
+class Permute:
+    """Reorders axes: axis i of the output is axis `order[i]` of the input. Transpose, for more than two dimensions."""
 
-    MaxText stores Llama's query already divided by sqrt(head_dim), and rounds in this order. Exact in every dtype
-    where sqrt(root) is a power of two, and in none otherwise.
-    """
-
-    root: int
-    reverse: bool = False
-    op: Literal["scale"] = "scale"
+    order: tuple[int, ...]
+    op: Literal["permute"] = "permute"
 
     def shape(self, shape: Shape) -> Shape:
-        return shape
+        if len(shape) != len(self.order):
+            raise BadInput(f"permute wants {len(self.order)} dimensions, not {shape}")
+        return tuple(shape[axis] for axis in self.order)
 
     def pull(self, box: Box, shape: Shape) -> Box:
-        return box
+        return tuple(box[self.order.index(axis)] for axis in range(len(box)))
 
     def forward(self, block: Array, box: Box, shape: Shape) -> Array:
-        root = np.sqrt(self.root)
-        factor = np.float32(root if self.reverse else 1 / root)
-        return cast(cast(block, "float32") * factor, block.dtype.name)
+        return block.transpose(self.order)
 
     def inverse(self) -> Op:
-        return Scale(self.root, not self.reverse)
+        return Permute(tuple(self.order.index(axis) for axis in range(len(self.order))))
 
     def exact(self, dtype: str) -> bool:
-        root = math.isqrt(self.root)
-        return root * root == self.root and root & (root - 1) == 0
+        return True
+
+
+@dataclass(frozen=True)
+class Pick:
+    """Takes index `index` of `axis`, of size `size`, which goes away: gate or up of a fused projection.
+
+    The inverse gives the picked part its axis back, with size 1: it is one of `size` that make up the whole.
+    """
+
+    axis: int
+    index: int
+    size: int
+    op: Literal["pick"] = "pick"
+
+    def shape(self, shape: Shape) -> Shape:
+        if shape[self.axis] != self.size:
+            raise BadInput(f"axis {self.axis} of {shape} should have size {self.size}")
+        return (*shape[: self.axis], *shape[self.axis + 1 :])
+
+    def pull(self, box: Box, shape: Shape) -> Box:
+        return (*box[: self.axis], (self.index, self.index + 1), *box[self.axis :])
+
+    def forward(self, block: Array, box: Box, shape: Shape) -> Array:
+        return block.squeeze(self.axis)
+
+    def inverse(self) -> Op:
+        return Expand(self.axis)
+
+    def exact(self, dtype: str) -> bool:
+        return True
 
 
 @dataclass(frozen=True)
@@ -245,7 +269,21 @@ class Squeeze:
         return True
 
 
-Op = Annotated[Transpose | Split | Merge | Interleave | Scale | Expand | Squeeze, Field(discriminator="op")]
+Op = Annotated[
+    Transpose
+    | Split
+    | Merge
+    | Interleave
+    | Permute
+    | Pick
+    | Expand
+    | Squeeze
+    | Scale
+    | ScaleEmbedding
+    | Shift
+    | Resize,
+    Field(discriminator="op"),
+]
 Ops = tuple[Op, ...]
 
 
@@ -281,8 +319,9 @@ def forward_chain(ops: Sequence[Op], block: Array, box: Box, shape: Shape) -> Ar
 
 def apply(ops: Sequence[Op], array: Array) -> Array:
     """The chain applied to a whole array."""
-    shape = chain_shape(ops, array.shape)
-    return forward_chain(ops, array, whole(shape), array.shape)
+    everything = whole(chain_shape(ops, array.shape))
+    needed = array[slices(pull_chain(ops, everything, array.shape))]
+    return forward_chain(ops, needed, everything, array.shape)
 
 
 def _shapes_before(ops: Sequence[Op], shape: Shape) -> list[Shape]:

@@ -5,7 +5,7 @@ A family is data. `mapping.py` gives it meaning; a file in `families/` only list
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from conversion_lib.config import ModelConfig
@@ -21,13 +21,14 @@ OpsOf = Callable[[Dims], tuple[Op, ...]]
 class Rule:
     """One line of a table: a Hugging Face tensor, the MaxText leaf it goes to, and the ops between.
 
-    hf: its name; in a block's rule, what follows `model.layers.<i>.`. `{expert}` stands for an expert's index, and
+    hf: its name, in a block's rule what follows `model.layers.<i>.`. `{expert}` stands for an expert's index, and
         the experts are stacked on axis 0 of the leaf.
     maxtext: the leaf's path under `params/params/`; in a block's rule, what follows `decoder/<block>/`.
     shape: the tensor's shape, in names of dims.
     ops: from the tensor to its place in the leaf, for given dims.
     when: the dim that must not be zero for the rule to hold; a leading "!" turns that round.
     keep_float32: the leaf keeps a float32 source's dtype under `--save-dtype bfloat16`.
+    always_float32: the leaf is float32 under either: MaxText computes it in float32 and does not round it.
     scan_axis: the layers' axis of the scanned leaf, by the MaxText that will load it (param_scan_axis is 1).
     """
 
@@ -37,6 +38,7 @@ class Rule:
     ops: OpsOf = lambda dims: ()
     when: str | None = None
     keep_float32: bool = False
+    always_float32: bool = False
     scan_axis: Mapping[str, int] = field(default_factory=lambda: {"0.2.5": 1, "main": 1})
 
     def holds(self, dims: Dims) -> bool:
@@ -45,17 +47,36 @@ class Rule:
 
 @dataclass(frozen=True)
 class Block:
-    """Layers `start` to `stop` (names of dims) that share a table: one scan in MaxText.
+    """Layers that share a table, and where MaxText has them.
 
-    name: `decoder/<name>` when scanned, `decoder/<name>_<i>` otherwise, i counted from the block's first layer.
+    name: the leaves' path under `decoder/`. Without a placeholder the layers are stacked: one scan. `{layer}` is a
+        layer's number in the checkpoint, `{place}` its number counted from the block's first: a leaf for each layer.
+    start, stop, step: every `step`-th layer from `start` up to before `stop`; numbers, or names of dims.
+    run: how many consecutive layers each step takes; where more than one, a second stacked axis follows the first.
     because: the config key that draws the line between blocks, for messages.
     """
 
     name: str
     rules: tuple[Rule, ...]
-    start: str = "zero"
-    stop: str = "layers"
+    start: int | str = 0
+    stop: int | str = "layers"
+    step: int | str = 1
+    run: int | str = 1
     because: str | None = None
+
+    @property
+    def stacked(self) -> bool:
+        return "{" not in self.name
+
+    def layers(self, dims: Dims) -> tuple[int, ...]:
+        """The numbers of its layers in the checkpoint, in the order of the stack."""
+        start, stop, step, run = (_number(value, dims) for value in (self.start, self.stop, self.step, self.run))
+        return tuple(first + i for first in range(start, stop, step) for i in range(run))
+
+    def stack(self, dims: Dims) -> tuple[int, ...]:
+        """The sizes of the axes that its layers are stacked along."""
+        run, count = _number(self.run, dims), len(self.layers(dims))
+        return (count,) if run == 1 else (count // run, run)
 
 
 @dataclass(frozen=True)
@@ -80,10 +101,28 @@ class Drop:
 
 
 @dataclass(frozen=True)
+class Join:
+    """Tensors of a layer whose rows MaxText has in one array: rules take them under one name.
+
+    name, parts: what follows `model.layers.<i>.`.
+    rows: from top to bottom, for given dims: the number of the part, its first row, the row after its last.
+    """
+
+    name: str
+    parts: tuple[str, ...]
+    rows: Callable[[Dims], Sequence[tuple[int, int, int]]]
+
+
+@dataclass(frozen=True)
 class Family:
     """An architecture: how to recognise it, its sizes, its table.
 
     model_type: config.json's, for one that names no architecture.
+    scanned, unscanned: where MaxText has the layers with `scan_layers` and without.
+    fits: whether it is the one for a config, where two share an architecture.
+    prefixes: what may stand in a checkpoint where the table says `model.`; files and classes differ.
+    joins: tensors that rules take as one.
+    marks: further dims, each 1 where a tensor of a name that matches is in the checkpoint and 0 where none is.
     """
 
     name: str
@@ -91,8 +130,17 @@ class Family:
     model_type: str
     dims: Callable[[ModelConfig], Dims]
     rules: tuple[Rule, ...]
-    blocks: tuple[Block, ...]
+    scanned: tuple[Block, ...]
+    unscanned: tuple[Block, ...]
     drops: tuple[Drop, ...] = ()
+    prefixes: tuple[str, ...] = ("model.",)
+    fits: Callable[[ModelConfig], bool] = lambda config: True
+    joins: tuple[Join, ...] = ()
+    marks: Mapping[str, str] = field(default_factory=dict)
+
+
+def _number(value: int | str, dims: Dims) -> int:
+    return dims[value] if isinstance(value, str) else value
 
 
 def _holds(when: str | None, dims: Dims) -> bool:

@@ -69,6 +69,20 @@ DEEPSEEK_V32_CONFIG = {
     "index_n_heads": 64,
 }
 
+KIMI_K2_CONFIG = {
+    **DEEPSEEK_V3_CONFIG,
+    "model_type": "kimi_k2",
+    "first_k_dense_replace": 1,
+    "n_group": 1,
+    "n_routed_experts": 384,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 64,
+    "num_nextn_predict_layers": 0,
+    "routed_scaling_factor": 2.827,
+    "topk_group": 1,
+    "vocab_size": 163840,
+}
+
 # by MaxText's name: config, parameters (the embedding once where it is tied; without multi-token prediction)
 MODELS: dict[str, tuple[dict[str, Any], int]] = {
     "qwen3-0.6b": (_qwen3(1024, 3072, 28, 16, True), 596_049_920),
@@ -83,4 +97,5 @@ MODELS: dict[str, tuple[dict[str, Any], int]] = {
     "deepseek2-16b": (DEEPSEEK_V2_LITE, 15_706_484_224),
     "deepseek3-671b": (DEEPSEEK_V3_CONFIG, 671_026_419_200),
     "deepseek3.2-671b": (DEEPSEEK_V32_CONFIG, 671_877_944_064),
+    "kimi-k2-1t": (KIMI_K2_CONFIG, 1_026_408_232_448),
 }

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from conversion_lib.config import ModelConfig
-from conversion_lib.ops import Op, Split, Transpose
+from conversion_lib.errors import BadInput
+from conversion_lib.ops import Op, Permute, Pick, Split, Transpose
 from conversion_lib.rules import Block, Dims, Drop, OpsOf, Rule
+from conversion_lib.value_ops import Scale
 
 
 def linear(dims: Dims) -> tuple[Op, ...]:
@@ -22,6 +26,30 @@ def from_heads(heads: str, head_dim: str) -> OpsOf:
     return lambda dims: (Transpose(), Split(0, (dims[heads], dims[head_dim])))
 
 
+def bias_to_heads(heads: str, head_dim: str) -> OpsOf:
+    """(heads·head_dim,) -> (heads, head_dim)."""
+    return lambda dims: (Split(0, (dims[heads], dims[head_dim])),)
+
+
+def scaled_query(dims: Dims) -> tuple[Op, ...]:
+    """As to_heads, and divided by sqrt(head_dim)."""
+    return Transpose(), Split(1, (dims["heads"], dims["head_dim"])), Scale(dims["head_dim"])
+
+
+def half(index: int) -> OpsOf:
+    """(experts, 2·moe, hidden) -> (experts, hidden, moe): gate, which comes first, or up."""
+
+    def ops(dims: Dims) -> tuple[Op, ...]:
+        return Split(1, (2, dims["moe"])), Pick(1, index, 2), Permute((0, 2, 1))
+
+    return ops
+
+
+def experts_transposed(dims: Dims) -> tuple[Op, ...]:
+    """(experts, out, in) -> (experts, in, out)."""
+    return (Permute((0, 2, 1)),)
+
+
 TOP = (
     Rule("model.embed_tokens.weight", "token_embedder/embedding", ("vocab", "hidden")),
     Rule("model.norm.weight", "decoder/decoder_norm/scale", ("hidden",)),
@@ -33,6 +61,8 @@ NORMS = (
     Rule("post_attention_layernorm.weight", "post_self_attention_layer_norm/scale", ("hidden",)),
 )
 
+QUERY = Rule("self_attn.q_proj.weight", "self_attention/query/kernel", ("q", "hidden"), to_heads("heads", "head_dim"))
+KEY = Rule("self_attn.k_proj.weight", "self_attention/key/kernel", ("kv", "hidden"), to_heads("kv_heads", "head_dim"))
 VALUE_AND_OUT = (
     Rule("self_attn.v_proj.weight", "self_attention/value/kernel", ("kv", "hidden"), to_heads("kv_heads", "head_dim")),
     Rule("self_attn.o_proj.weight", "self_attention/out/kernel", ("hidden", "q"), from_heads("heads", "head_dim")),
@@ -46,34 +76,85 @@ MLP = (
 
 DROPS = (
     Drop(
-        "tied head", r"lm_head\.weight", "tie_word_embeddings: MaxText takes the embedding for the logits", when="tied"
+        "tied head",
+        r"(.*\.)?lm_head\.weight",
+        "tie_word_embeddings: MaxText takes the embedding for the logits",
+        when="tied",
     ),
     Drop("rotary tables", r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq", "computed from the config, not read"),
 )
 
 
-def base_dims(config: ModelConfig, *, tied_by_default: bool = False) -> dict[str, int]:
-    """The sizes that every decoder has."""
+def base_dims(
+    config: ModelConfig, *, tied_by_default: bool = False, defaults: Mapping[str, int] | None = None
+) -> dict[str, int]:
+    """The sizes that every decoder has; `defaults` are those of transformers' class, for files that leave them out."""
+    known = defaults or {}
     return {
-        "zero": 0,
-        "layers": config.count("num_hidden_layers"),
-        "vocab": config.count("vocab_size"),
-        "hidden": config.count("hidden_size"),
-        "mlp": config.count("intermediate_size"),
-        "heads": config.count("num_attention_heads"),
+        "layers": config.count("num_hidden_layers", default=known.get("num_hidden_layers")),
+        "vocab": config.count("vocab_size", default=known.get("vocab_size")),
+        "hidden": config.count("hidden_size", default=known.get("hidden_size")),
+        "mlp": config.count("intermediate_size", default=known.get("intermediate_size")),
+        "heads": config.count("num_attention_heads", default=known.get("num_attention_heads")),
         "tied": int(config.flag("tie_word_embeddings", tied_by_default)),
     }
 
 
-def grouped_query_dims(config: ModelConfig, *, head_dim: int | None = None) -> dict[str, int]:
-    """Those of grouped-query attention besides; `head_dim` is the class's own default, None for hidden / heads."""
-    dims = base_dims(config)
-    default = head_dim or (dims["hidden"] // dims["heads"] if dims["heads"] else 0)
-    size = config.count("head_dim", default=default)
-    kv_heads = config.count("num_key_value_heads", default=dims["heads"])
+def grouped_query_dims(
+    config: ModelConfig, *, tied_by_default: bool = False, defaults: Mapping[str, int] | None = None
+) -> dict[str, int]:
+    """Those of grouped-query attention besides. Without a default, head_dim is hidden / heads, kv_heads is heads."""
+    known = defaults or {}
+    dims = base_dims(config, tied_by_default=tied_by_default, defaults=known)
+    size = config.count("head_dim", default=known.get("head_dim", dims["hidden"] // dims["heads"]))
+    kv_heads = config.count("num_key_value_heads", default=known.get("num_key_value_heads", dims["heads"]))
     return dims | {"kv_heads": kv_heads, "head_dim": size, "q": dims["heads"] * size, "kv": kv_heads * size}
 
 
-def one_block(*rules: Rule) -> tuple[Block, ...]:
-    """All layers alike."""
+def one_scan(*rules: Rule) -> tuple[Block, ...]:
+    """All layers alike, in one scan."""
     return (Block("layers", rules),)
+
+
+def one_by_one(*rules: Rule) -> tuple[Block, ...]:
+    """All layers alike, each on its own."""
+    return (Block("layers_{layer}", rules),)
+
+
+def scan_of_cycles(name: str, cycle: Sequence[str], *rules: Rule) -> tuple[Block, ...]:
+    """Layers in cycles of several kinds, stacked by their place in the cycle, which takes the place of `{}` in `name`.
+
+    The dim `cycles_end` is the end of the last whole cycle.
+    """
+    return tuple(Block(name.format(place), rules, place, "cycles_end", len(cycle)) for place in range(len(cycle)))
+
+
+def whole_cycles(layers: int, cycle: Sequence[str]) -> int:
+    """How many of `layers` are in whole cycles."""
+    return layers - layers % len(cycle)
+
+
+def require_layer_types(config: ModelConfig, cycle: Sequence[str], *, interval_key: str | None = None) -> None:
+    """Raises BadInput where config.json gives its layers other kinds than MaxText's `cycle` does.
+
+    `interval_key` is the key that older files have instead of `layer_types`.
+    """
+    interval = config.get(interval_key) if interval_key and not config.get("layer_types") else None
+    if interval is not None and interval != len(cycle):
+        raise BadInput(f"{config.path}: {interval_key} = {interval}, but MaxText's model has cycles of {len(cycle)}")
+    for layer, kind in enumerate(config.get("layer_types", [])):
+        expected = cycle[layer % len(cycle)]
+        if kind != expected:
+            raise BadInput(
+                f"{config.path}: layer_types[{layer}] is {kind}, but MaxText's model has {expected} there: "
+                f"its cycle is {', '.join(cycle)}"
+            )
+
+
+def require_no_dense_layers(config: ModelConfig) -> None:
+    """Raises BadInput where config.json says that some layers have no experts."""
+    if config.get("mlp_only_layers") or config.count("decoder_sparse_step", default=1) != 1:
+        raise BadInput(
+            f"{config.path}: mlp_only_layers = {config.get('mlp_only_layers', [])} and decoder_sparse_step = "
+            f"{config.get('decoder_sparse_step', 1)} leave layers without experts, which MaxText's model cannot"
+        )

@@ -73,10 +73,20 @@ MTP = Drop(
 )
 
 
-def blocks(attention: tuple[Rule, ...], experts: tuple[Rule, ...]) -> tuple[Block, ...]:
-    """The leading dense layers and the mixture-of-experts layers after them."""
-    line = "first_k_dense_replace"
+LINE = "first_k_dense_replace"
+
+
+def scanned(attention: tuple[Rule, ...], experts: tuple[Rule, ...]) -> tuple[Block, ...]:
+    """The leading dense layers and the mixture-of-experts layers after them, each in one scan."""
     return (
-        Block("dense_layers", (*attention, *MLP), "zero", "dense", because=line),
-        Block("moe_layers", (*attention, *experts), "dense", "layers", because=line),
+        Block("dense_layers", (*attention, *MLP), 0, "dense", because=LINE),
+        Block("moe_layers", (*attention, *experts), "dense", "layers", because=LINE),
+    )
+
+
+def unscanned(attention: tuple[Rule, ...], experts: tuple[Rule, ...]) -> tuple[Block, ...]:
+    """The same, each kind counted from its own first layer."""
+    return (
+        Block("dense_layers_{place}", (*attention, *MLP), 0, "dense", because=LINE),
+        Block("moe_layers_{place}", (*attention, *experts), "dense", "layers", because=LINE),
     )

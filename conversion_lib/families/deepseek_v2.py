@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from conversion_lib.families.common import DROPS, TOP
-from conversion_lib.families.deepseek import ATTENTION, EXPERTS, blocks, dims
+from conversion_lib.families.deepseek import ATTENTION, EXPERTS, dims, scanned, unscanned
 from conversion_lib.rules import Family
 
 FAMILY = Family(
@@ -12,6 +12,7 @@ FAMILY = Family(
     model_type="deepseek_v2",
     dims=dims,
     rules=TOP,
-    blocks=blocks(ATTENTION, EXPERTS),
+    scanned=scanned(ATTENTION, EXPERTS),
+    unscanned=unscanned(ATTENTION, EXPERTS),
     drops=DROPS,
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from conversion_lib.families.common import DROPS, TOP
-from conversion_lib.families.deepseek import ATTENTION, CORRECTION_BIAS, EXPERTS, MTP, blocks, dims
+from conversion_lib.families.deepseek import ATTENTION, CORRECTION_BIAS, EXPERTS, MTP, dims, scanned, unscanned
 from conversion_lib.rules import Family
 
 FAMILY = Family(
@@ -12,6 +12,7 @@ FAMILY = Family(
     model_type="deepseek_v3",
     dims=dims,
     rules=TOP,
-    blocks=blocks(ATTENTION, (*EXPERTS, CORRECTION_BIAS)),
+    scanned=scanned(ATTENTION, (*EXPERTS, CORRECTION_BIAS)),
+    unscanned=unscanned(ATTENTION, (*EXPERTS, CORRECTION_BIAS)),
     drops=(*DROPS, MTP),
 )

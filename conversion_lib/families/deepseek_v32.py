@@ -5,7 +5,7 @@ from __future__ import annotations
 from conversion_lib.config import ModelConfig
 from conversion_lib.families import deepseek
 from conversion_lib.families.common import DROPS, TOP, linear, to_heads
-from conversion_lib.families.deepseek import ATTENTION, CORRECTION_BIAS, EXPERTS, MTP, blocks
+from conversion_lib.families.deepseek import ATTENTION, CORRECTION_BIAS, EXPERTS, MTP, scanned, unscanned
 from conversion_lib.rules import Dims, Family, Rule
 
 
@@ -30,6 +30,7 @@ FAMILY = Family(
     model_type="deepseek_v32",
     dims=dims,
     rules=TOP,
-    blocks=blocks((*ATTENTION, *INDEXER), (*EXPERTS, CORRECTION_BIAS)),
+    scanned=scanned((*ATTENTION, *INDEXER), (*EXPERTS, CORRECTION_BIAS)),
+    unscanned=unscanned((*ATTENTION, *INDEXER), (*EXPERTS, CORRECTION_BIAS)),
     drops=(*DROPS, MTP),
 )

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-from conversion_lib.families.common import DROPS, MLP, NORMS, TOP, VALUE_AND_OUT, grouped_query_dims, one_block
-from conversion_lib.ops import Interleave, Op, Scale, Split, Transpose
+from conversion_lib.families.common import (
+    DROPS,
+    MLP,
+    NORMS,
+    TOP,
+    VALUE_AND_OUT,
+    grouped_query_dims,
+    one_by_one,
+    one_scan,
+)
+from conversion_lib.ops import Interleave, Op, Split, Transpose
 from conversion_lib.rules import Dims, Family, Rule
+from conversion_lib.value_ops import Scale
 
 
 def query(dims: Dims) -> tuple[Op, ...]:
@@ -16,18 +26,21 @@ def key(dims: Dims) -> tuple[Op, ...]:
     return Transpose(), Split(1, (dims["kv_heads"], dims["head_dim"])), Interleave(2)
 
 
+LAYER = (
+    *NORMS,
+    Rule("self_attn.q_proj.weight", "self_attention/query/kernel", ("q", "hidden"), query),
+    Rule("self_attn.k_proj.weight", "self_attention/key/kernel", ("kv", "hidden"), key),
+    *VALUE_AND_OUT,
+    *MLP,
+)
+
 FAMILY = Family(
     name="llama3.1",
     architectures=("LlamaForCausalLM",),
     model_type="llama",
     dims=grouped_query_dims,
     rules=TOP,
-    blocks=one_block(
-        *NORMS,
-        Rule("self_attn.q_proj.weight", "self_attention/query/kernel", ("q", "hidden"), query),
-        Rule("self_attn.k_proj.weight", "self_attention/key/kernel", ("kv", "hidden"), key),
-        *VALUE_AND_OUT,
-        *MLP,
-    ),
+    scanned=one_scan(*LAYER),
+    unscanned=one_by_one(*LAYER),
     drops=DROPS,
 )

@@ -24,63 +24,10 @@ from pathlib import Path
 
 import numpy as np
 
+# beside this file: it is run as a script
+from maxtext_keys import MODEL_NAMES, OVERRIDES
+
 CACHE = Path(__file__).resolve().parents[2] / ".parity" / "jax_cache"
-
-# model_type of config.json -> the name of a MaxText model of that architecture, whose sizes are then overridden.
-MODEL_NAMES = {
-    "qwen3": "qwen3-0.6b",
-    "llama": "llama3.1-8b",
-    "deepseek_v2": "deepseek2-16b",
-    "deepseek_v3": "deepseek3-671b",
-    "deepseek_v32": "deepseek3.2-671b",
-}
-
-# MaxText's key -> the key of config.json; those of RoPE come from `rope_parameters`.
-EVERY_MODEL = {
-    "base_emb_dim": "hidden_size",
-    "base_num_query_heads": "num_attention_heads",
-    "base_num_kv_heads": "num_key_value_heads",
-    "base_mlp_dim": "intermediate_size",
-    "base_num_decoder_layers": "num_hidden_layers",
-    "vocab_size": "vocab_size",
-    "normalization_layer_epsilon": "rms_norm_eps",
-    "logits_via_embedding": "tie_word_embeddings",
-    "rope_max_timescale": "rope_theta",
-}
-GROUPED_QUERY = {"head_dim": "head_dim"}
-LATENT = {
-    "base_moe_mlp_dim": "moe_intermediate_size",
-    "first_num_dense_layers": "first_k_dense_replace",
-    "num_experts": "n_routed_experts",
-    "num_experts_per_tok": "num_experts_per_tok",
-    "shared_experts": "n_shared_experts",
-    "routed_scaling_factor": "routed_scaling_factor",
-    "q_lora_rank": "q_lora_rank",
-    "kv_lora_rank": "kv_lora_rank",
-    "qk_nope_head_dim": "qk_nope_head_dim",
-    "qk_rope_head_dim": "qk_rope_head_dim",
-    "v_head_dim": "v_head_dim",
-    "max_position_embeddings": "max_position_embeddings",
-    "original_max_position_embeddings": "original_max_position_embeddings",
-    "rope_factor": "factor",
-    "beta_fast": "beta_fast",
-    "beta_slow": "beta_slow",
-    "mscale": "mscale",
-}
-# Not in the models' own files: whoever runs MaxText has to pass them.
-GROUPED_ROUTER = {"n_routing_groups": "n_group", "topk_routing_group": "topk_group"}
-INDEXER = {
-    "indexer_n_heads": "index_n_heads",
-    "indexer_head_dim": "index_head_dim",
-    "indexer_topk": "index_topk",
-}
-OVERRIDES = {
-    "qwen3": EVERY_MODEL | GROUPED_QUERY,
-    "llama": EVERY_MODEL | GROUPED_QUERY,
-    "deepseek_v2": EVERY_MODEL | LATENT,
-    "deepseek_v3": EVERY_MODEL | LATENT | GROUPED_ROUTER,
-    "deepseek_v32": EVERY_MODEL | LATENT | GROUPED_ROUTER | INDEXER,
-}
 
 # Float32 on both sides and no shortcut: what is left is the order of additions.
 EXACT = (
@@ -98,19 +45,17 @@ EXACT = (
 
 def model_arguments(source: str, scan: bool, ocdbt: bool = True, zarr3: bool = True) -> list[str]:
     """MaxText's command line for the architecture of `source`, a Hugging Face directory."""
-    config = json.loads((Path(source) / "config.json").read_text())
-    rope = config.get("rope_parameters") or config["rope_scaling"]
-    values = {**config, **rope}
-    if "factor" in rope:  # MaxText scales for YaRN only where the positions are more than the original ones
-        values["max_position_embeddings"] = rope["factor"] * rope["original_max_position_embeddings"]
-    overrides = {key: _plain(values[name]) for key, name in OVERRIDES[config["model_type"]].items()}
-    if config.get("first_k_dense_replace") == 0:  # MaxText insists, though no layer then has this size
+    values = _config_values(source)
+    overrides = {key: _plain(values[name]) for key, name in OVERRIDES[values["kind"]].items()}
+    if values.get("first_k_dense_replace") == 0:  # MaxText insists, though no layer then has this size
         overrides["base_mlp_dim"] = overrides["base_moe_mlp_dim"]
+    if values["model_type"] == "gemma2":  # a layer of MaxText's is a pair
+        overrides["base_num_decoder_layers"] //= 2
     base = Path(importlib.util.find_spec("maxtext").origin).parent / "configs" / "base.yml"
     return [
         "maxtext",
         str(base),
-        f"model_name={MODEL_NAMES[config['model_type']]}",
+        f"model_name={MODEL_NAMES[values['kind']]}",
         "override_model_config=true",
         f"scan_layers={scan}",
         f"checkpoint_storage_use_ocdbt={ocdbt}",
@@ -123,6 +68,38 @@ def model_arguments(source: str, scan: bool, ocdbt: bool = True, zarr3: bool = T
         f"jax_cache_dir={CACHE}",  # instead of the home directory
         *(f"{key}={value}" for key, value in overrides.items()),
     ]
+
+
+def _kind(values: dict) -> str:
+    """The model_type; MaxText has four models of Gemma 4's."""
+    if values["model_type"] != "gemma4":
+        return values["model_type"]
+    if not values["hidden_size_per_layer_input"]:
+        return "gemma4" if values["enable_moe_block"] else "gemma4_dense"
+    return {5: "gemma4_e2b", 6: "gemma4_e4b"}[values["layer_types"].index("full_attention") + 1]
+
+
+def _config_values(source: str) -> dict:
+    """config.json with the defaults of its class, a text model's keys and those of RoPE on the same level.
+
+    Where kinds of layers have a RoPE each, its keys have the kind before them: `full_attention.rope_theta`.
+    """
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(source).to_dict()
+    values = {**config, **config.get("text_config", {}), "model_type": config["model_type"]}
+    values["kind"] = _kind(values)
+    values.setdefault("num_local_experts", values.get("num_experts"))
+    if by_layer := values.get("per_layer_config"):
+        own = next(iter(by_layer.values()))
+        values |= {f"global_layers.{key}": own.get(key, values[key]) for key in ("head_dim", "num_key_value_heads")}
+    rope = values["rope_parameters"]
+    if "rope_type" not in rope:
+        return values | {f"{kind}.{key}": value for kind, keys in rope.items() for key, value in keys.items()}
+    values |= rope
+    if "factor" in rope:  # MaxText scales for YaRN only where the positions are more than the original ones
+        values["max_position_embeddings"] = rope["factor"] * rope["original_max_position_embeddings"]
+    return values
 
 
 def _plain(value):

@@ -30,4 +30,4 @@ if [[ ! -e $stamp ]]; then
   "$env/bin/pip" install -q --no-deps -r "$lock"
   touch "$stamp"
 fi
-exec .venv/bin/python -m pytest tests/parity -o addopts= -q --strict-markers --tb=short --timeout=1800 "$@"
+exec .venv/bin/python -m pytest tests/parity -o addopts= -q --strict-markers --tb=short --timeout=5400 "$@"

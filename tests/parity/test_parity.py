@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.parity.cases import BASES, CANNOT_CONVERT, CASES, CONTROL, MAX_KL, Case
+from tests.parity.cases import CANNOT_CONVERT, CASES, CONTROL, IMPOSSIBLE, MAX_KL, Case
 from tests.parity.conftest import VERIFIED, row, verified
 from tests.parity.harness import Harness
 
@@ -30,8 +30,11 @@ def test_maxtext_expects_the_tree_that_we_write(harness: Harness, case: Case) ->
     assert done.returncode == 0, done.stderr
     tree = answer(harness, f"{case.model.name}-{case.layers}", "tree")
     expected = {"step": [[], "int64"]}
-    for path, shape in tree.items():  # a rounded correction bias would send tokens to other experts
-        expected[f"params/params/{path}"] = [shape, "float32" if path.endswith("gate/bias") else case.save_dtype]
+    for path, shape in tree.items():
+        # rounded, the bias would send tokens to other experts; MaxText's sums of one and a weight are float32
+        keeps = path.endswith("MoeBlock_0/gate/bias")
+        keeps |= case.model.family in ("gemma2", "gemma3") and path.endswith("/scale")
+        expected[f"params/params/{path}"] = [shape, "float32" if keeps else case.save_dtype]
     assert answer(harness, case.name, "leaves") == expected
 
 
@@ -61,7 +64,7 @@ def test_metadata_says_what_was_asked_for(harness: Harness, case: Case) -> None:
 @each([case for case in CASES if case.logits])
 def test_maxtext_computes_what_transformers_does(harness: Harness, case: Case) -> None:
     answer(harness, case.name, "logits")
-    assert harness.max_kl(case) < MAX_KL
+    assert harness.max_kl(case) < case.model.max_kl
 
 
 @each([case for case in CASES if case.logits])
@@ -69,7 +72,7 @@ def test_both_loaders_of_maxtext_give_the_same_weights(harness: Harness, case: C
     assert answer(harness, case.name, "logits")["training_loader"] == "same"
 
 
-@each([Case(BASES[family], scan) for family, scan in CANNOT_CONVERT])
+@each([*IMPOSSIBLE])
 def test_maxtext_still_cannot_convert(harness: Harness, case: Case) -> None:
     """Where it learns to, its conversion is to be compared with ours: take the family out of `CANNOT_CONVERT`."""
     _, words = CANNOT_CONVERT[case.model.family, case.scan]
@@ -78,19 +81,27 @@ def test_maxtext_still_cannot_convert(harness: Harness, case: Case) -> None:
 
 def test_ferry_models_says_what_was_seen(harness: Harness) -> None:
     """Where it differs for a good reason: cp .parity/verified.json conversion_lib/verified.json"""
+    needs_everything(harness)
     assert json.loads(VERIFIED.read_text()) == verified([row(harness, case) for case in CASES])
 
 
 def test_the_comparison_of_bits_can_fail(harness: Harness) -> None:
     """bfloat16 against float32."""
+    needs_everything(harness)
     compared = answer(harness, "control", "compare")
     assert len(compared["differences"]) == compared["leaves"] - 1  # all but the step
 
 
 def test_the_comparison_of_logits_can_fail(harness: Harness) -> None:
     """A checkpoint for MaxText main, whose router bias lies the other way round, and no shape that tells."""
+    needs_everything(harness)
     assert answer(harness, CONTROL.name, "logits")["training_loader"] == "same"
     assert harness.max_kl(CONTROL) > 1000 * MAX_KL
+
+
+def needs_everything(harness: Harness) -> None:
+    if not harness.whole:
+        pytest.skip("looks at a run of every case")
 
 
 def metadata(checkpoint: Path) -> dict[str, Any]:

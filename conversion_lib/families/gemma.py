@@ -1,0 +1,51 @@
+"""What Gemma 2, 3 and 4 share: four norms around attention and MLP, a scaled embedding, GELU."""
+
+from __future__ import annotations
+
+from conversion_lib.families.common import linear
+from conversion_lib.ops import Op
+from conversion_lib.rules import Dims, OpsOf, Rule
+from conversion_lib.value_ops import Resize, ScaleEmbedding, Shift
+
+
+def plus_one(dims: Dims) -> tuple[Op, ...]:
+    """A norm that multiplies by 1 + weight."""
+    return (Shift(1),)
+
+
+def norm(hf: str, maxtext: str, size: str, *, from_zero: bool) -> Rule:
+    """A norm's scale; `from_zero`: the checkpoint has it less one, and MaxText adds the one in float32."""
+    if from_zero:
+        return Rule(f"{hf}.weight", f"{maxtext}/scale", (size,), plus_one, always_float32=True)
+    return Rule(f"{hf}.weight", f"{maxtext}/scale", (size,))
+
+
+def embedding(factor_dtype: str) -> OpsOf:
+    """The table in MaxText's number of rows, times sqrt(hidden)."""
+
+    def ops(dims: Dims) -> tuple[Op, ...]:
+        vocab, rows = dims["vocab"], dims["maxtext_vocab"]
+        resize = (Resize(0, vocab, rows),) if rows != vocab else ()
+        return *resize, ScaleEmbedding(dims["hidden"], "bfloat16" if factor_dtype == "bfloat16" else "float32")
+
+    return ops
+
+
+def norms(suffix: str = "", *, from_zero: bool) -> tuple[Rule, ...]:
+    """The four of a layer; `suffix` follows their names in MaxText."""
+    names = {
+        "input_layernorm": "pre_self_attention_norm",
+        "post_attention_layernorm": "post_self_attention_norm",
+        "pre_feedforward_layernorm": "pre_ffw_norm",
+        "post_feedforward_layernorm": "post_ffw_norm",
+    }
+    return tuple(norm(hf, f"{to}{suffix}", "hidden", from_zero=from_zero) for hf, to in names.items())
+
+
+def mlp(name: str, size: str = "mlp", when: str | None = None) -> tuple[Rule, ...]:
+    """The dense MLP, under `name` in MaxText."""
+    return (
+        Rule("mlp.gate_proj.weight", f"{name}/wi_0/kernel", (size, "hidden"), linear, when),
+        Rule("mlp.up_proj.weight", f"{name}/wi_1/kernel", (size, "hidden"), linear, when),
+        Rule("mlp.down_proj.weight", f"{name}/wo/kernel", ("hidden", size), linear, when),
+    )

@@ -1,0 +1,137 @@
+"""Gemma 4 26b and 31b: five layers of local attention for one of global, whose heads are wider; 26b has experts."""
+
+from __future__ import annotations
+
+from conversion_lib.config import ModelConfig
+from conversion_lib.families.common import (
+    DROPS,
+    experts_transposed,
+    from_heads,
+    grouped_query_dims,
+    half,
+    linear,
+    require_layer_types,
+    to_heads,
+    whole_cycles,
+)
+from conversion_lib.families.gemma import embedding, mlp, norms
+from conversion_lib.rules import Block, Dims, Drop, Family, Rule
+
+CYCLE = (*["sliding_attention"] * 5, "full_attention")
+LAST = len(CYCLE) - 1
+
+
+def has_per_layer_inputs(config: ModelConfig) -> bool:
+    """True of E2B and E4B, which are another model in MaxText."""
+    return bool(config.get("hidden_size_per_layer_input", 0))
+
+
+def attention_dims(config: ModelConfig) -> dict[str, int]:
+    """The sizes of both kinds of attention; those of the global kind begin with `global_`."""
+    sizes = grouped_query_dims(config, tied_by_default=True)
+    wide, kv_heads = _global_sizes(config, sizes)
+    return sizes | {
+        "maxtext_vocab": sizes["vocab"],
+        "one": 1,
+        "shared_kv": int(config.flag("attention_k_eq_v")),
+        "global_dim": wide,
+        "global_q": sizes["heads"] * wide,
+        "global_kv_heads": kv_heads,
+        "global_kv": kv_heads * wide,
+    }
+
+
+def _global_sizes(config: ModelConfig, sizes: Dims) -> tuple[int, int]:
+    """head_dim and key-value heads of global attention.
+
+    Published files have keys beginning with `global` for them, transformers 5 writes them layer by layer.
+    """
+    by_layer = config.get("per_layer_config")
+    if isinstance(by_layer, dict) and by_layer:
+        own = ModelConfig(next(iter(by_layer.values())), config.path)
+        kv_heads = own.count("num_key_value_heads", default=sizes["kv_heads"])
+        return own.count("head_dim", default=sizes["head_dim"]), kv_heads
+    kv_heads = config.count("num_global_key_value_heads", default=sizes["kv_heads"])
+    shared_kv = config.flag("attention_k_eq_v")
+    return config.count("global_head_dim", default=512), kv_heads if shared_kv else sizes["kv_heads"]
+
+
+def dims(config: ModelConfig) -> Dims:
+    require_layer_types(config, CYCLE)
+    sizes = attention_dims(config)
+    moe = config.flag("enable_moe_block")
+    return sizes | {
+        "moe_block": int(moe),
+        "experts": config.count("num_experts") if moe else 0,
+        "moe": config.count("moe_intermediate_size") if moe else 0,
+        "gate_up": 2 * config.count("moe_intermediate_size") if moe else 0,
+        "cycles_end": whole_cycles(sizes["layers"], CYCLE),
+    }
+
+
+def attention(q: str, kv: str, kv_heads: str, head_dim: str, value: str | None = None) -> tuple[Rule, ...]:
+    """Attention with sizes of those names; `value` is the condition of there being a value projection."""
+    to = "self_attention"
+    return (
+        Rule("self_attn.q_proj.weight", f"{to}/query/kernel", (q, "hidden"), to_heads("heads", head_dim)),
+        Rule("self_attn.k_proj.weight", f"{to}/key/kernel", (kv, "hidden"), to_heads(kv_heads, head_dim)),
+        Rule("self_attn.v_proj.weight", f"{to}/value/kernel", (kv, "hidden"), to_heads(kv_heads, head_dim), value),
+        Rule("self_attn.o_proj.weight", f"{to}/out/kernel", ("hidden", q), from_heads("heads", head_dim)),
+        Rule("self_attn.q_norm.weight", f"{to}/query_norm/scale", (head_dim,)),
+        Rule("self_attn.k_norm.weight", f"{to}/key_norm/scale", (head_dim,)),
+    )
+
+
+LOCAL = attention("q", "kv", "kv_heads", "head_dim")
+GLOBAL = attention("global_q", "global_kv", "global_kv_heads", "global_dim", value="!shared_kv")
+
+BLOCK, ROUTED = "mlp/moe_block", "mlp/moe_block/MoeBlock_0"
+GATE_UP = ("experts", "gate_up", "hidden")
+
+MOE_NORMS = ("pre_feedforward_layernorm_2", "post_feedforward_layernorm_1", "post_feedforward_layernorm_2")
+
+SHARED = (
+    *norms(from_zero=False),
+    Rule("layer_scalar", "layer_scalar", ("one",)),
+    *mlp("mlp", when="!moe_block"),
+    *mlp(f"{BLOCK}/shared_experts", when="moe_block"),
+    *(Rule(f"{norm}.weight", f"mlp/{norm}/scale", ("hidden",), when="moe_block") for norm in MOE_NORMS),
+    Rule("router.scale", "mlp/pre_forward_scale_2", ("hidden",), when="moe_block"),
+    Rule("router.per_expert_scale", f"{ROUTED}/per_expert_scale", ("experts",), when="moe_block"),
+    Rule("router.proj.weight", f"{ROUTED}/gate/kernel", ("experts", "hidden"), linear, when="moe_block"),
+    Rule("experts.gate_up_proj", f"{ROUTED}/wi_0", GATE_UP, half(0), when="moe_block"),
+    Rule("experts.gate_up_proj", f"{ROUTED}/wi_1", GATE_UP, half(1), when="moe_block"),
+    Rule("experts.down_proj", f"{ROUTED}/wo", ("experts", "hidden", "moe"), experts_transposed, when="moe_block"),
+)
+
+TOP = (
+    Rule("model.embed_tokens.weight", "token_embedder/embedding", ("vocab", "hidden"), embedding("float32")),
+    Rule("model.norm.weight", "decoder/decoder_norm/scale", ("hidden",)),
+)
+
+TOWERS = Drop(
+    "vision and audio towers",
+    r"(model\.)?(vision_tower|embed_vision|audio_tower|embed_audio)\..*",
+    "the text model alone is converted",
+)
+
+PREFIXES = ("model.language_model.", "language_model.model.", "model.")
+
+FAMILY = Family(
+    name="gemma4",
+    architectures=("Gemma4ForConditionalGeneration", "Gemma4ForCausalLM"),
+    model_type="gemma4",
+    fits=lambda config: not has_per_layer_inputs(config),
+    dims=dims,
+    rules=TOP,
+    scanned=(
+        Block("scanned_blocks/local_layers", (*LOCAL, *SHARED), 0, "cycles_end", len(CYCLE), run=LAST),
+        Block("scanned_blocks/global_layer", (*GLOBAL, *SHARED), LAST, "cycles_end", len(CYCLE)),
+    ),
+    unscanned=(
+        Block("layers_{layer}", (*LOCAL, *SHARED), 0, "cycles_end", len(CYCLE), run=LAST),
+        Block("layers_{layer}", (*GLOBAL, *SHARED), LAST, "cycles_end", len(CYCLE)),
+    ),
+    drops=(*DROPS, TOWERS),
+    prefixes=PREFIXES,
+)

@@ -1,0 +1,95 @@
+"""Qwen 3.5, its mixture-of-experts models: Qwen 3 Next, but what goes into a delta net is in tensors of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from conversion_lib.config import ModelConfig
+from conversion_lib.families import qwen3_next
+from conversion_lib.families.common import DROPS, TOP, experts_transposed, half, linear
+from conversion_lib.families.qwen3_next import CYCLE, DELTA_NET, FULL, LAST, MTP, SHARED
+from conversion_lib.rules import Block, Dims, Drop, Family, Join, Rule
+
+
+def dims(config: ModelConfig) -> Dims:
+    sizes = qwen3_next.dims(config)
+    return {
+        **sizes,
+        "gate_up": 2 * sizes["moe"],
+        "key_heads": config.count("linear_num_key_heads"),
+        "key_dim": config.count("linear_key_head_dim"),
+    }
+
+
+def qkvz_rows(dims: Dims) -> Sequence[tuple[int, int, int]]:
+    """For each key head its query, its key, its values, which the first tensor has, and their gates of the second."""
+    heads, key = dims["key_heads"], dims["key_dim"]
+    value, keys = dims["values"] // heads, heads * key
+    rows = []
+    for head in range(heads):
+        rows += [(0, start + head * key, start + (head + 1) * key) for start in (0, keys)]
+        rows += [(part, start + head * value, start + (head + 1) * value) for part, start in ((0, 2 * keys), (1, 0))]
+    return rows
+
+
+def ba_rows(dims: Dims) -> Sequence[tuple[int, int, int]]:
+    """For each key head its rows of the one and of the other."""
+    each = dims["value_heads"] // dims["key_heads"]
+    return [(part, head * each, (head + 1) * each) for head in range(dims["key_heads"]) for part in (0, 1)]
+
+
+JOINS = (
+    Join(
+        "linear_attn.in_proj_{qkv,z}.weight",
+        ("linear_attn.in_proj_qkv.weight", "linear_attn.in_proj_z.weight"),
+        qkvz_rows,
+    ),
+    Join(
+        "linear_attn.in_proj_{b,a}.weight",
+        ("linear_attn.in_proj_b.weight", "linear_attn.in_proj_a.weight"),
+        ba_rows,
+    ),
+)
+
+INTO = (
+    Rule("linear_attn.in_proj_{qkv,z}.weight", "attention/in_proj_qkvz/kernel", ("qkvz", "hidden"), linear),
+    Rule("linear_attn.in_proj_{b,a}.weight", "attention/in_proj_ba/kernel", ("ba", "hidden"), linear),
+)
+
+# One tensor for all experts as published in bfloat16, one for each where it is quantized or written by transformers.
+TO, FUSED = "mlp/routed_experts", "fused_experts"
+GATE_UP = ("experts", "gate_up", "hidden")
+EXPERTS = (
+    Rule("mlp.experts.gate_up_proj", f"{TO}/wi_0", GATE_UP, half(0), FUSED),
+    Rule("mlp.experts.gate_up_proj", f"{TO}/wi_1", GATE_UP, half(1), FUSED),
+    Rule("mlp.experts.down_proj", f"{TO}/wo", ("experts", "hidden", "moe"), experts_transposed, FUSED),
+    Rule("mlp.experts.{expert}.gate_proj.weight", f"{TO}/wi_0", ("moe", "hidden"), linear, f"!{FUSED}"),
+    Rule("mlp.experts.{expert}.up_proj.weight", f"{TO}/wi_1", ("moe", "hidden"), linear, f"!{FUSED}"),
+    Rule("mlp.experts.{expert}.down_proj.weight", f"{TO}/wo", ("hidden", "moe"), linear, f"!{FUSED}"),
+)
+
+LINEAR_LAYER = (*SHARED, *EXPERTS, *INTO, *DELTA_NET)
+FULL_LAYER = (*SHARED, *EXPERTS, *FULL)
+
+VISION = Drop("vision tower", r"(model\.)?visual\..*", "the text model alone is converted")
+
+
+def cycles(name: str, stop: str) -> tuple[Block, ...]:
+    """The places of a cycle; `{}` in `name` is the place."""
+    layers = [*[LINEAR_LAYER] * LAST, FULL_LAYER]
+    return tuple(Block(name.replace("{}", str(p)), rules, p, stop, len(CYCLE)) for p, rules in enumerate(layers))
+
+
+FAMILY = Family(
+    name="qwen3.5",
+    architectures=("Qwen3_5MoeForConditionalGeneration", "Qwen3_5MoeForCausalLM"),
+    model_type="qwen3_5_moe",
+    dims=dims,
+    rules=TOP,
+    scanned=cycles("layers/layer_{}", "cycles_end"),
+    unscanned=cycles("layers_{layer}", "layers"),
+    drops=(*DROPS, MTP, VISION),
+    prefixes=("model.language_model.", "model."),
+    joins=JOINS,
+    marks={FUSED: r".*\.mlp\.experts\.gate_up_proj"},
+)

@@ -1,0 +1,34 @@
+"""Qwen 3 MoE: Qwen 3's attention, and experts in every layer."""
+
+from __future__ import annotations
+
+from conversion_lib.config import ModelConfig
+from conversion_lib.families import qwen3
+from conversion_lib.families.common import DROPS, TOP, linear, one_by_one, one_scan, require_no_dense_layers
+from conversion_lib.rules import Dims, Family, Rule
+
+
+def dims(config: ModelConfig) -> Dims:
+    require_no_dense_layers(config)
+    experts = config.count("num_experts", "num_local_experts", default=128)
+    return {**qwen3.dims(config), "moe": config.count("moe_intermediate_size", default=768), "experts": experts}
+
+
+LAYER = (
+    *qwen3.ATTENTION,
+    Rule("mlp.gate.weight", "moe_block/gate/kernel", ("experts", "hidden"), linear),
+    Rule("mlp.experts.{expert}.gate_proj.weight", "moe_block/wi_0", ("moe", "hidden"), linear),
+    Rule("mlp.experts.{expert}.up_proj.weight", "moe_block/wi_1", ("moe", "hidden"), linear),
+    Rule("mlp.experts.{expert}.down_proj.weight", "moe_block/wo", ("hidden", "moe"), linear),
+)
+
+FAMILY = Family(
+    name="qwen3_moe",
+    architectures=("Qwen3MoeForCausalLM",),
+    model_type="qwen3_moe",
+    dims=dims,
+    rules=TOP,
+    scanned=one_scan(*LAYER),
+    unscanned=one_by_one(*LAYER),
+    drops=DROPS,
+)

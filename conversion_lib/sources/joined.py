@@ -1,0 +1,102 @@
+"""Tensors that a checkpoint holds apart and MaxText as one: their rows, in MaxText's order, shown as one tensor."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import numpy as np
+
+from conversion_lib.boxes import Box, whole
+from conversion_lib.errors import BadInput
+from conversion_lib.rules import Dims, Join
+from conversion_lib.sources.base import Array, Source, TensorInfo
+
+
+def joined(source: Source, joins: Sequence[Join], dims: Dims) -> Source:
+    """`source` itself where it holds nothing that is to be joined, else a source that shows it joined.
+
+    Raises BadInput for a tensor whose companion is missing or does not fit.
+    """
+    tensors: dict[str, TensorInfo] = {}
+    made: dict[str, _Joined] = {}
+    companions: set[str] = set()
+    for name, info in source.tensors.items():
+        join = next((join for join in joins if name.endswith("." + join.parts[0])), None)
+        if join is None:
+            tensors[name] = info
+            continue
+        before = name.removesuffix(join.parts[0])
+        result = _Joined.of([_found(source, before + part, name) for part in join.parts], join.rows(dims))
+        made[before + join.name] = result
+        tensors[before + join.name] = TensorInfo(before + join.name, result.shape, info.dtype, info.file)
+        companions.update(before + part for part in join.parts)
+    if not made:
+        return source
+    return JoinedSource(source, {name: info for name, info in tensors.items() if name not in companions}, made)
+
+
+def _found(source: Source, name: str, companion: str) -> TensorInfo:
+    info = source.tensors.get(name)
+    if info is None:
+        raise BadInput(f"tensor {name} is missing: MaxText has it in one array with {companion}")
+    return info
+
+
+@dataclass(frozen=True)
+class _Joined:
+    """`runs`: (tensor, first row, row after the last) from top to bottom; `ends`: where each ends in the whole."""
+
+    runs: tuple[tuple[str, int, int], ...]
+    ends: tuple[int, ...]
+    columns: int
+
+    @staticmethod
+    def of(parts: Sequence[TensorInfo], rows: Sequence[tuple[int, int, int]]) -> _Joined:
+        """Raises BadInput where the parts do not have the rows that are asked for, or are not alike otherwise."""
+        for number, info in enumerate(parts):
+            wanted = sum(stop - start for part, start, stop in rows if part == number)
+            if (*info.shape[1:], info.dtype) != (*parts[0].shape[1:], parts[0].dtype) or info.shape[0] != wanted:
+                raise BadInput(
+                    f"{info.file}: tensor {info.name} is {info.dtype} {list(info.shape)}, expected {parts[0].dtype} "
+                    f"{[wanted, *parts[0].shape[1:]]}: it makes one array with {parts[0].name}"
+                )
+        return _Joined(
+            tuple((parts[part].name, start, stop) for part, start, stop in rows),
+            tuple(accumulate(stop - start for _, start, stop in rows)),
+            parts[0].shape[1],
+        )
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.ends[-1], self.columns
+
+    def within(self, box: Box) -> Iterator[tuple[str, Box]]:
+        """What to read of which tensor, from top to bottom."""
+        (first, last), columns = box
+        for place in range(bisect_right(self.ends, first), len(self.runs)):
+            name, start, stop = self.runs[place]
+            offset = start - (self.ends[place] - (stop - start))
+            if first + offset >= stop or last + offset <= start:
+                return
+            yield name, ((max(first + offset, start), min(last + offset, stop)), columns)
+
+
+class JoinedSource:
+    """A source some of whose tensors are joined from rows of others."""
+
+    def __init__(self, source: Source, tensors: Mapping[str, TensorInfo], made: Mapping[str, _Joined]) -> None:
+        self._source, self.tensors, self._made = source, tensors, made
+
+    def stored_bytes(self, name: str, box: Box) -> int:
+        if name not in self._made:
+            return self._source.stored_bytes(name, box)
+        return sum(self._source.stored_bytes(part, rows) for part, rows in self._made[name].within(box))
+
+    def read(self, name: str, box: Box | None = None) -> Array:
+        if name not in self._made:
+            return self._source.read(name, box)
+        parts = self._made[name].within(box or whole(self.tensors[name].shape))
+        return np.concatenate([self._source.read(part, rows) for part, rows in parts])
