@@ -1,8 +1,9 @@
 """How arrays are cut into chunks: for readers that load shards, and for a writer that streams.
 
-A chunk holds one layer where a layer is large enough, and is cut along axis 0 first, into sixteenths where that
-divides: what a reader sharded 16 ways (or 8, 4, 2) on that axis fetches is then whole chunks. Measured, such chunks
-restore as fast as MaxText's own, whose chunks span all layers.
+Axis 0 is divided first, into sixteenths where that divides it: what a reader sharded 16 ways (or 8, 4, 2) on that
+axis fetches is then whole chunks, and none is decoded for two devices. Then come the layers: as few a chunk as make
+it large enough, one where a layer's sixteenth is. Measured, such chunks restore as fast as MaxText's own, which span
+all layers; a chunk that two shards share costs each of them the whole.
 """
 
 from __future__ import annotations
@@ -13,9 +14,15 @@ from collections.abc import Iterable
 from conversion_lib.boxes import Shape
 
 SMALLEST = 8 << 20
-"""Bytes of a chunk, at least about, where the array has as many: smaller ones cost a request each."""
+"""Bytes of a chunk, about at least, where the array has as many: smaller ones cost a request each."""
+
+ABOUT = 2 / 3
+"""Of SMALLEST: alignment is worth so much."""
 
 SHARDS = 16
+
+LITTLE_PADDING = 0.03
+"""Of an axis: a chunk at its edge is stored whole."""
 
 
 def chunk_shape(shape: Shape, itemsize: int, limit: int, layer_axis: int | None = None) -> Shape:
@@ -25,23 +32,31 @@ def chunk_shape(shape: Shape, itemsize: int, limit: int, layer_axis: int | None 
     """
     chunk = list(shape)
     smallest = min(SMALLEST, limit)
-    if layer_axis is not None:
-        layer = math.prod(shape) // max(shape[layer_axis], 1) * itemsize
-        fewest = max(1, min(shape[layer_axis], -(-smallest // max(layer, 1))))
-        chunk[layer_axis] = _least_padding(shape[layer_axis], range(fewest, min(2 * fewest, shape[layer_axis]) + 1))
     _cut_to_shards(chunk, itemsize, smallest)
+    if layer_axis is not None:
+        _cut_layers(chunk, layer_axis, itemsize, smallest, limit)
     for axis in range(len(chunk)):
         _cut_to_limit(chunk, axis, itemsize, limit)
     return tuple(chunk)
 
 
 def _cut_to_shards(chunk: list[int], itemsize: int, smallest: int) -> None:
-    """Divides axis 0 by the largest power of two up to SHARDS that leaves chunks no smaller than `smallest`."""
-    parts = SHARDS
-    while parts > 1 and (chunk[:1] == [] or chunk[0] % parts or math.prod(chunk) // parts * itemsize < smallest):
+    """Divides axis 0 by the largest power of two up to SHARDS that leaves chunks of about `smallest` bytes."""
+    parts, enough = SHARDS, ABOUT * smallest
+    while parts > 1 and (chunk[:1] == [] or chunk[0] % parts or math.prod(chunk) // parts * itemsize < enough):
         parts //= 2
     if parts > 1:
         chunk[0] //= parts
+
+
+def _cut_layers(chunk: list[int], axis: int, itemsize: int, smallest: int, limit: int) -> None:
+    """Leaves so few layers in a chunk that it has about `smallest` bytes: a few more where fewer would pad much."""
+    layers = chunk[axis]
+    layer = max(math.prod(chunk) // max(layers, 1) * itemsize, 1)
+    fewest = min(max(1, math.ceil(ABOUT * smallest / layer)), max(1, limit // layer), layers)
+    counts = range(fewest, min(2 * fewest, max(fewest, limit // layer), layers) + 1)
+    little = next((count for count in counts if -layers % count <= LITTLE_PADDING * layers), None)
+    chunk[axis] = little or _least_padding(layers, counts)
 
 
 def _cut_to_limit(chunk: list[int], axis: int, itemsize: int, limit: int) -> None:

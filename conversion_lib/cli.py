@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from pydantic import ValidationError
@@ -13,6 +13,7 @@ from typer.exceptions import TyperException
 
 from conversion_lib.command import VERSION_OPTION, Group, Outcome, command, parse_size, refuse_usage
 from conversion_lib.errors import BadInput
+from conversion_lib.process import collect_rarely, reuse_freed_memory
 from conversion_lib.progress import Reporter
 from conversion_lib.record import Target
 
@@ -163,14 +164,30 @@ def convert(
     model: Model = None,
     memory_budget: Budget = "2GiB",
     threads: Threads = None,
+    part: Annotated[
+        str | None,
+        typer.Option("--part", metavar="I/N", help="Only the share I of N, counted from 0; `ferry finalize` commits."),
+    ] = None,
     overwrite: Overwrite = False,
     skip_disk_check: SkipDisk = False,
 ) -> Outcome:
     """Converts a Hugging Face checkpoint to a MaxText one at DST/0/items."""
     from conversion_lib import convert as conversions
+    from conversion_lib.parts import Part
 
-    options = conversions.Options(parse_size(memory_budget, "--memory-budget"), threads, overwrite, skip_disk_check)
+    share = None if part is None else Part.parse(part)
+    budget = parse_size(memory_budget, "--memory-budget")
+    options = conversions.Options(budget, threads, overwrite, skip_disk_check, share)
     result = conversions.convert(_local(src, reporter), dst, target, model=model, options=options, reporter=reporter)
+    return Outcome(result, [_done(result)])
+
+
+@command(app, "finalize")
+def finalize(reporter: Reporter, dst: Dst) -> Outcome:
+    """Merges the parts of a split conversion at DST, and commits."""
+    from conversion_lib.finalize import finalize as finalize_parts
+
+    result = finalize_parts(dst, reporter=reporter)
     return Outcome(result, [_done(result)])
 
 
@@ -179,7 +196,8 @@ def check(
     reporter: Reporter,
     ckpt: Ckpt,
     reference: Annotated[
-        Path, typer.Option("--reference", help="The Hugging Face checkpoint, or golden logits (.npz).")
+        Path,
+        typer.Option("--reference", help="The Hugging Face checkpoint, or golden logits (.npz, .jsonl, .pickle)."),
     ],
     report: Annotated[
         Path | None, typer.Option("--report", help="Where the report goes; default: CKPT's report/.")
@@ -188,18 +206,34 @@ def check(
         float | None, typer.Option("--max-kl", help="The largest KL divergence of a token that passes.")
     ] = None,
     tokens: Annotated[int, typer.Option("--tokens", min=1, help="Tokens of the longest prompt.")] = 512,
+    memory_budget: Annotated[
+        str, typer.Option("--memory-budget", help="The most memory to use, such as 6GiB.")
+    ] = "6GiB",
     save_golden: Annotated[
         Path | None, typer.Option("--save-golden", help="Keep the reference's logits here (.npz).")
     ] = None,
+    engine: Annotated[
+        Literal["ferry", "maxtext"], typer.Option("--engine", help="What runs the checkpoint: ferry or maxtext.")
+    ] = "ferry",
+    maxtext_python: Annotated[
+        Path | None, typer.Option("--maxtext-python", help="For --engine maxtext: an interpreter that has MaxText.")
+    ] = None,
 ) -> Outcome:
     """Compares the logits of a MaxText checkpoint with the original's."""
-    from conversion_lib.logits.check import run_check
+    from conversion_lib.logits.check import Options, run_check
+    from conversion_lib.logits.report import summary
 
-    result = run_check(
-        ckpt, reference, report_dir=report, max_kl=max_kl, tokens=tokens, save_golden=save_golden, reporter=reporter
+    options = Options(
+        max_kl=max_kl,
+        tokens=tokens,
+        save_golden=save_golden,
+        memory_budget=parse_size(memory_budget, "--memory-budget"),
+        engine=engine,
+        maxtext_python=maxtext_python,
     )
-    line = f"{result.verdict}: {result.reason} The report is {result.report}"
-    return Outcome(result, [line], failed=result.verdict != "pass", message=f"check failed: {result.reason}")
+    result = run_check(ckpt, reference, report_dir=report, options=options, reporter=reporter)
+    failed = result.verdict != "pass"
+    return Outcome(result, list(summary(result)), failed=failed, message=f"check failed: {result.reason}")
 
 
 @command(app, "publish")
@@ -323,7 +357,8 @@ def _directory(src: str) -> Path | None:
 
 
 def _done(result: Any) -> str:
-    return f"{result.path}: {'was already done' if result.already else 'done'}, fingerprint {result.fingerprint[:12]}"
+    what = f"{result.path}, part {result.part}" if getattr(result, "part", None) else result.path
+    return f"{what}: {'was already done' if result.already else 'done'}, fingerprint {result.fingerprint[:12]}"
 
 
 def _plain(result: Any) -> dict[str, Any]:
@@ -334,6 +369,8 @@ def _plain(result: Any) -> dict[str, Any]:
 
 
 def main() -> None:
+    reuse_freed_memory()
+    collect_rarely()
     if len(sys.argv) == 1:
         app(prog_name="ferry")  # prints its help
     try:

@@ -8,13 +8,11 @@ from __future__ import annotations
 import functools
 import inspect
 import json
-import resource
 import signal
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
@@ -26,6 +24,7 @@ from typer.exceptions import TyperException
 import conversion_lib
 from conversion_lib.errors import BadInput, FerryError, Terminated
 from conversion_lib.files import disk_error
+from conversion_lib.process import peak_bytes
 from conversion_lib.progress import Reporter
 
 
@@ -174,20 +173,6 @@ def _console() -> Console:
     """Standard output; no line is folded where there is no terminal to fit."""
     console = Console()
     return console if console.is_terminal else Console(width=1000)
-
-
-def peak_bytes() -> int:
-    """The largest resident memory of this process so far.
-
-    Linux's own figure for this address space comes first: `ru_maxrss` outlives exec, so that in a subprocess of a
-    large program it tells that program's size.
-    """
-    try:
-        status = Path("/proc/self/status").read_text()
-    except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    high_water = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
-    return int(high_water.split()[1]) * 1024
 
 
 def parse_size(text: str, option: str) -> int:

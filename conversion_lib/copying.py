@@ -1,7 +1,9 @@
 """Moving bytes between layouts and dtypes at the speed of memory.
 
-numpy's own copy of a transposed array touches a new cache line for every element and runs nine times slower than
-a copy in bands; and ml_dtypes converts bfloat16 through a slow path that bit shifts avoid.
+numpy's own copy of a transposed array reads down columns, a new cache line for every element; and where rows lie a
+power of two apart, as most models' do, the lines of a column fall into the same few sets of the cache and drive each
+other out. Tiles that go through a small buffer with rows an odd number of lines apart run five times faster. And
+ml_dtypes converts bfloat16 through a slow path that bit shifts avoid.
 """
 
 from __future__ import annotations
@@ -12,8 +14,12 @@ import numpy as np
 from conversion_lib.dtypes import numpy_dtype
 from conversion_lib.sources.base import Array
 
-BAND = 32
-"""Elements of a band: 32 of bfloat16 fill a cache line; twice as many run at half the speed."""
+CACHE_LINE = 64
+TILE_ROWS, TILE_ROW_BYTES = 256, 2048
+"""A tile, 528 KiB with its padding, fits the second cache; in smaller ones threads wait for the interpreter's lock."""
+
+SMALLEST_SLAB = 4096
+"""Elements for which a tile's two calls of numpy cost less than they gain."""
 
 _UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 
@@ -21,13 +27,34 @@ _UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 def copy_into(destination: Array, source: Array) -> None:
     """Copies `source` into `destination` of the same shape and dtype, whatever the strides of the two."""
     unsigned = _UNSIGNED[destination.itemsize]
-    to, of = destination.view(unsigned), source.view(unsigned)
-    last = to.shape[-1] if to.ndim else 0
-    if of.ndim < 2 or of.strides[-1] == of.itemsize or last <= BAND:
+    to, of = _joined(destination.view(unsigned).squeeze(), source.view(unsigned).squeeze())
+    inner = next((axis for axis, stride in enumerate(of.strides[:-1]) if stride == of.itemsize), None)
+    if inner is None or of.strides[-1] == of.itemsize or of.shape[inner] * of.shape[-1] < SMALLEST_SLAB:
         np.copyto(to, of)
         return
-    for start in range(0, last, BAND):
-        np.copyto(to[..., start : start + BAND], of[..., start : start + BAND])
+    to, of = np.moveaxis(to, inner, -2), np.moveaxis(of, inner, -2)
+    for slab in np.ndindex(of.shape[:-2]):
+        _transpose_tiles(to[slab], of[slab])
+
+
+def _joined(to: Array, of: Array) -> tuple[Array, Array]:
+    """The two arrays with their last axes made one, as far as each of them steps through those evenly."""
+    while to.ndim > 2 and all(a.strides[-2] == a.strides[-1] * a.shape[-1] for a in (to, of)):
+        shape = (*to.shape[:-2], to.shape[-2] * to.shape[-1])
+        to, of = to.reshape(shape), of.reshape(shape)
+    return to, of
+
+
+def _transpose_tiles(to: Array, of: Array) -> None:
+    """Copies between two matrices, `of` in column-major order, through a padded tile."""
+    columns = TILE_ROW_BYTES // of.itemsize
+    tile = np.empty((TILE_ROWS, columns + CACHE_LINE // of.itemsize), of.dtype)
+    for row in range(0, of.shape[0], columns):
+        for column in range(0, of.shape[1], TILE_ROWS):
+            part = of[row : row + columns, column : column + TILE_ROWS]
+            held = tile[: part.shape[1], : part.shape[0]].T
+            np.copyto(held, part)
+            np.copyto(to[row : row + columns, column : column + TILE_ROWS], held)
 
 
 def cast(array: Array, dtype: str) -> Array:

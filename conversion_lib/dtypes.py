@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import ml_dtypes
 import numpy as np
 
@@ -32,6 +34,7 @@ SAFETENSORS_NAMES = {name: code for code, name in SAFETENSORS_DTYPES.items()}
 FLOATS = frozenset({"bfloat16", "float16", "float32", "float64"})
 
 
+@cache
 def numpy_dtype(name: str) -> np.dtype:
     """`bfloat16` and the float8 kinds come from ml_dtypes, everything else from numpy itself.
 
@@ -43,6 +46,7 @@ def numpy_dtype(name: str) -> np.dtype:
         raise BadInput(f"no such dtype: {name}") from None
 
 
+@cache
 def itemsize(name: str) -> int:
     """Bytes of one element."""
     return numpy_dtype(name).itemsize

@@ -1,9 +1,10 @@
 """The executor: reads ahead, transforms, writes behind, on threads, within a memory budget, and journals.
 
 Worker threads each make one piece at a time, band by band: read a slice of a source, apply the ops, copy into the
-piece's buffer. The main thread hands finished pieces to the sink in groups; a group is journaled when all of its
-writes are durable. Bytes held in buffers never pass half of the budget; the other half is for what the codec makes
-of them, for bands, and for the sink.
+piece's buffer. The main thread hands finished pieces to the sink in groups; several groups are on their way to the
+disk at once, so that one is compressed while another is synced, and each is journaled when all of its writes are
+durable. Bytes held in buffers never pass three eighths of the budget; as much again is for what the codec makes of
+them, and the rest is for bands and for the sink.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
@@ -24,7 +26,7 @@ from conversion_lib.dtypes import itemsize, numpy_dtype
 from conversion_lib.errors import BadInput, FerryError, OutsideFailure
 from conversion_lib.journal import Journal
 from conversion_lib.ops import forward_chain
-from conversion_lib.pieces import Piece, bands, cut
+from conversion_lib.pieces import Piece, bands, cut, source_order
 from conversion_lib.plan import Plan
 from conversion_lib.progress import SILENT, Reporter, Task
 from conversion_lib.sinks.base import Sink, Write
@@ -34,6 +36,11 @@ DEFAULT_BUDGET = 2 << 30
 SMALLEST_BUDGET = 64 << 20
 GROUP_SECONDS = 10.0
 """A group is committed after so long even when small, so that little is lost by a kill."""
+
+GRACE_SECONDS = 3.0
+"""How long a run that is ended waits for what it has begun to write."""
+
+POLL_SECONDS = 0.02
 
 
 @dataclass(frozen=True)
@@ -48,8 +55,8 @@ class Limits:
     def of(budget: int, threads: int) -> Limits:
         """Raises BadInput for a budget that no piece would fit."""
         _require_enough(budget)
-        buffers = budget // 2
-        return Limits(buffers, max(buffers // (2 * threads), 1), buffers // 4)
+        buffers = budget * 3 // 8
+        return Limits(buffers, buffers // (2 * makers(threads)), buffers // 8)
 
 
 def largest_chunk(budget: int) -> int:
@@ -67,7 +74,16 @@ def _require_enough(budget: int) -> None:
 
 
 def default_threads() -> int:
-    return min(os.cpu_count() or 1, 16)
+    return min(len(os.sched_getaffinity(0)), 16)
+
+
+def makers(threads: int) -> int:
+    """How many of `threads` make pieces; all of them encode chunks.
+
+    A core makes pieces several times as fast as it compresses them, and the fewer there are the larger each may be:
+    then sources are read in longer runs.
+    """
+    return min(threads, max(2, threads // 4))
 
 
 @dataclass
@@ -82,6 +98,7 @@ class Totals:
 
 def run(
     plan: Plan,
+    share: Sequence[Piece],
     source: Source,
     sink: Sink,
     journal: Journal,
@@ -91,36 +108,29 @@ def run(
     reporter: Reporter = SILENT,
     name: str = "convert",
 ) -> Totals:
-    """Writes every piece of `plan` that the journal does not have. The sink is open; `finish` is the caller's.
+    """Writes what the journal does not have of a plan's `share`. The sink is open; `finish` is the caller's.
 
     Raises what a source or the sink raises; what was journaled by then stays.
     """
     threads = threads or default_threads()
     limits = Limits.of(budget, threads)
-    pieces = cut(plan, limits.piece)
+    pieces = cut(plan, share, limits.piece)
     todo = [piece for piece in pieces if not journal.has(piece)]
     totals = Totals(pieces=len(todo), pieces_skipped=len(pieces) - len(todo))
-    todo.sort(key=_source_order(plan, source))
-    with reporter.task(name, plan.bytes_out) as task:
-        task.advance(plan.bytes_out - sum(_nbytes(plan, piece) for piece in todo))
-        with _workers(plan, source, todo, threads, limits.buffers) as made:
-            _write_groups(plan, sink, journal, made, limits, totals, task)
+    todo.sort(key=source_order(plan, source.tensors))
+    share_bytes = sum(_nbytes(plan, piece) for piece in share)
+    with reporter.task(name, share_bytes) as task:
+        task.advance(share_bytes - sum(_nbytes(plan, piece) for piece in todo))
+        with _workers(plan, source, todo, makers(threads), limits.buffers) as made:
+            try:
+                _write_groups(plan, sink, journal, made, limits, totals, task)
+            except OutsideFailure as error:
+                raise OutsideFailure(f"{error}; {task.state} are done and kept") from error
     return totals
 
 
 def _nbytes(plan: Plan, piece: Piece) -> int:
     return size(piece.box) * itemsize(plan.arrays[piece.array].dtype)
-
-
-def _source_order(plan: Plan, source: Source) -> Callable[[Piece], tuple[int, int]]:
-    """Pieces in the order in which their first tensors lie in the source, so that it is read front to back."""
-    order = {name: place for place, name in enumerate(source.tensors)}
-
-    def key(piece: Piece) -> tuple[int, int]:
-        first = next(plan.arrays[piece.array].sources_in(piece.box))
-        return order[first.tensor], piece.array
-
-    return key
 
 
 @dataclass
@@ -187,7 +197,7 @@ class _Workers:
 
 
 @contextmanager
-def _workers(plan: Plan, source: Source, todo: list[Piece], threads: int, buffers: int) -> Iterator[_Workers]:
+def _workers(plan: Plan, source: Source, todo: list[Piece], count: int, buffers: int) -> Iterator[_Workers]:
     workers = _Workers(room=_Room(buffers), count=len(todo))
     pending = iter(todo)
     lock = threading.Lock()
@@ -207,7 +217,7 @@ def _workers(plan: Plan, source: Source, todo: list[Piece], threads: int, buffer
                 made.error = error
             workers.results.put(made)
 
-    pool = [threading.Thread(target=work, name=f"ferry-worker-{i}", daemon=True) for i in range(threads)]
+    pool = [threading.Thread(target=work, name=f"ferry-worker-{i}", daemon=True) for i in range(count)]
     for thread in pool:
         thread.start()
     try:
@@ -238,88 +248,130 @@ def make(plan: Plan, source: Source, piece: Piece, out: Array) -> int:
 def _write_groups(
     plan: Plan, sink: Sink, journal: Journal, made: _Workers, limits: Limits, totals: Totals, task: Task
 ) -> None:
-    """Writes pieces as they are made, one group gathering while the group before is committed."""
-    gathering, committing = _Group(), _Group()
+    """Writes pieces as they are made, one group gathering while those before it are committed."""
+    groups = _Groups(journal, made.room, task, limits.group)
     try:
         for _ in range(made.count):
-            if gathering.pieces and (gathering.nbytes >= limits.group or gathering.age > GROUP_SECONDS):
-                gathering.start()
-                committing.commit(journal, made.room, task)
-                gathering, committing = _Group(), gathering
-            result = _next(made, committing, gathering, journal, task)
+            result = _next(made, groups)
             if result.error is not None:
                 raise result.error
             piece, data = result.piece, shaped(plan, result.piece, result.buffer)
-            gathering.add(piece, sink.write(piece.array, piece.box, data), result.buffer)
+            groups.add(piece, sink.write(piece.array, piece.box, data), result.buffer)
             totals.bytes_in += result.bytes_in
             totals.bytes_out += data.nbytes
-        for group in (committing, gathering):
-            group.start()
-            group.commit(journal, made.room, task)
+        groups.finish()
     except BadInput:
         # the work directory is removed next: nothing may still be writing there
-        for group in (committing, gathering):
-            group.settle()
+        groups.settle()
         raise
-    except FerryError:
-        # the disk is full, or the run is ended: what was begun before is kept where it can be
-        with suppress(FerryError, OSError):
-            committing.commit(journal, made.room, task)
+    except BaseException:
+        # a source cannot be read, the disk is full, the run is ended: what was made is kept where it can be
+        groups.keep(GRACE_SECONDS)
         raise
 
 
-def _next(made: _Workers, committing: _Group, gathering: _Group, journal: Journal, task: Task) -> _Made:
-    """The next piece. Where none is ready the time is used to commit what is under way, which frees its buffers."""
+def _next(made: _Workers, groups: _Groups) -> _Made:
+    """The next piece; while there is none, what has become durable is journaled, which frees its buffers."""
     while True:
-        if made.results.empty():
-            committing.commit(journal, made.room, task)
+        groups.journal_durable()
         if made.room.waited_for and made.results.empty():
             # the workers have no buffers left but those that are being gathered
-            gathering.start()
-            gathering.commit(journal, made.room, task)
-        try:
-            return made.results.get(timeout=0.05)
-        except queue.Empty:
-            continue
+            groups.start()
+        with suppress(queue.Empty):
+            return made.results.get(timeout=POLL_SECONDS)
+
+
+class _Groups:
+    """Groups of pieces on their way to the disk: one gathers, those before it are being written, oldest first."""
+
+    def __init__(self, journal: Journal, room: _Room, task: Task, limit: int) -> None:
+        self._journal, self._room, self._task, self._limit = journal, room, task, limit
+        self._gathering = _Group()
+        self._started: deque[_Group] = deque()
+
+    def add(self, piece: Piece, write: Write, buffer: Array) -> None:
+        self._gathering.add(piece, write, buffer)
+        if self._gathering.nbytes >= self._limit or self._gathering.age > GROUP_SECONDS:
+            self.start()
+
+    def start(self) -> None:
+        """Begins to make durable what was gathered."""
+        if self._gathering.pieces:
+            self._gathering.start()
+            self._started.append(self._gathering)
+            self._gathering = _Group()
+
+    def journal_durable(self) -> None:
+        """Journals the groups that are durable, without waiting. Raises OutsideFailure where writing one failed."""
+        while self._started and self._started[0].done():
+            self._commit_oldest()
+
+    def finish(self) -> None:
+        """Waits for everything."""
+        self.start()
+        while self._started:
+            self._commit_oldest()
+
+    def keep(self, seconds: float) -> None:
+        """Journals what becomes durable in so many seconds, up to the first group that does not."""
+        deadline = time.monotonic() + seconds
+        with suppress(FerryError, OSError):
+            self.start()
+            while self._started and time.monotonic() < deadline:
+                self.journal_durable()
+                time.sleep(POLL_SECONDS)
+
+    def settle(self) -> None:
+        """Returns when no write is under way any more, whatever has become of it."""
+        for group in (*self._started, self._gathering):
+            group.settle()
+
+    def _commit_oldest(self) -> None:
+        group = self._started.popleft()
+        group.wait()
+        self._journal.add(group.pieces)
+        for buffer in group.buffers:
+            self._room.give(buffer)
+        self._task.advance(group.nbytes)
 
 
 class _Group:
     """Pieces that are committed and journaled together."""
 
     def __init__(self) -> None:
-        self.pieces: list[Piece] = []
+        # one list: a signal between two appends must not leave a piece here without its write
+        self._members: list[tuple[Piece, Write, Array]] = []
         self.nbytes = 0
-        self._writes: list[tuple[Write, Array]] = []
         self._since = time.monotonic()
+
+    @property
+    def pieces(self) -> list[Piece]:
+        return [piece for piece, _, _ in self._members]
+
+    @property
+    def buffers(self) -> list[Array]:
+        return [buffer for _, _, buffer in self._members]
 
     @property
     def age(self) -> float:
         return time.monotonic() - self._since
 
     def add(self, piece: Piece, write: Write, buffer: Array) -> None:
-        self.pieces.append(piece)
-        self._writes.append((write, buffer))
+        self._members.append((piece, write, buffer))
         self.nbytes += buffer.nbytes
 
     def start(self) -> None:
-        for write, _ in self._writes:
+        for _, write, _ in self._members:
             write.start()
 
-    def commit(self, journal: Journal, room: _Room, task: Task) -> None:
-        """Waits until every write is durable, then journals; leaves the group empty."""
-        if not self.pieces:
-            return
-        for write, _ in self._writes:
+    def done(self) -> bool:
+        return all(write.done() for _, write, _ in self._members)
+
+    def wait(self) -> None:
+        for _, write, _ in self._members:
             write.wait()
-        journal.add(self.pieces)
-        for _, buffer in self._writes:
-            room.give(buffer)
-        task.advance(self.nbytes)
-        self.pieces, self._writes, self.nbytes = [], [], 0
-        self._since = time.monotonic()
 
     def settle(self) -> None:
-        """Returns when no write is under way any more, whatever has become of it."""
-        for write, _ in self._writes:
+        for _, write, _ in self._members:
             with suppress(OutsideFailure):
                 write.wait()

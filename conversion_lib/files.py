@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
+import shutil
 import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -17,6 +19,10 @@ from conversion_lib.errors import BadInput, FerryError, OutsideFailure
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
+"""The names of files that are being written, to be renamed when they are whole."""
 
 
 def in_parallel(
@@ -53,18 +59,65 @@ def in_parallel(
     return [cast(Result, future.result()) for future in futures]
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes `content` beside `path`, syncs it and renames it there: a reader sees the old file or the new one."""
+@contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """A name of its own in the directory of `path`; what is left of it at the end is removed."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        with temporary.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
+        yield temporary
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _write_synced(path: Path, content: bytes) -> None:
+    with path.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes `content` beside `path`, syncs it and renames it there: a reader sees the old file or the new one."""
+    with _beside(path) as temporary:
+        _write_synced(temporary, content)
+        temporary.replace(path)
     sync_directory(path.parent)
+
+
+def write_first(path: Path, content: bytes) -> bool:
+    """Writes `path` unless it is there, and returns whether it did: of several machines at once, only one does.
+
+    A reader sees no file or the whole. Where the file system has no hard links it is for the caller to hold a lock.
+    """
+    with _beside(path) as temporary:
+        _write_synced(temporary, content)
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
+                raise
+            if path.exists():
+                return False
+            temporary.replace(path)
+    sync_directory(path.parent)
+    return True
+
+
+def copy_atomically(source: Path, destination: Path) -> None:
+    """Copies a file's content so that a reader of `destination` sees the old file or the new one."""
+    with _beside(destination) as temporary:
+        shutil.copyfile(source, temporary)
+        sync_file(temporary)
+        temporary.replace(destination)
+
+
+def remove_temporaries(directory: Path) -> None:
+    """Removes, in `directory` and below, what kills left of files that were to be written or copied whole."""
+    for path in directory.rglob(".*.tmp"):
+        if TEMPORARY.fullmatch(path.name):
+            path.unlink(missing_ok=True)
 
 
 def sync_file(path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,22 +27,42 @@ def origin_of(directory: Path) -> Origin:
 
 
 def source_identity(source: SafetensorsSource) -> str:
-    """Hex sha256 of the source: its headers, and of its files what is known of their content.
+    """Hex sha256 over `source_content`."""
+    return hashlib.sha256(json.dumps(source_content(source)).encode()).hexdigest()
 
-    That is the fingerprint of the run that wrote them, or the hashes that the download verified. Where there is
-    neither, or a file was changed after it was written or verified, size and time of modification stand in, so that
-    a file that was changed or copied counts as another.
+
+def source_content(source: SafetensorsSource) -> dict[str, str]:
+    """By file name, size and what is known of its content; and the hash of all headers, as `headers`.
+
+    What is known is the fingerprint of the run that wrote the files, or the hashes that the download verified. Where
+    there is neither, or a file was changed after it was written or verified, the time of modification stands in, so
+    that a file that was changed or copied counts as another.
     """
     written = _load(source.directory / HF_RECORD_NAME).get("fingerprint")
     hashes = _verified_hashes(_load(source.directory / PROVENANCE_NAME))
     # both are written last, by the run and by the download
     sealed = max(_modified(source.directory / name) for name in (HF_RECORD_NAME, PROVENANCE_NAME))
-    content: list[Any] = [source.header_digest, written]
+    content = {}
     for file in source.files:
         stat = file.stat()
         known = written or hashes.get((file.name, stat.st_size))
-        content.append([file.name, stat.st_size, known if known and stat.st_mtime_ns <= sealed else stat.st_mtime_ns])
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+        seal = known if known and stat.st_mtime_ns <= sealed else f"modified {stat.st_mtime_ns}"
+        content[file.name] = f"{stat.st_size} bytes, {seal}"
+    return content | {"headers": source.header_digest}
+
+
+def refuse_change(directory: Path, noted: Mapping[str, str]) -> None:
+    """Raises BadInput where the source is not what it was when `noted`, its content, was taken.
+
+    What was read of it before and after a change does not belong together.
+    """
+    now = source_content(SafetensorsSource(directory))
+    changed = [name for name in {**noted, **now} if noted.get(name) != now.get(name)]
+    if changed:
+        raise BadInput(
+            f"{directory / changed[0]} changed while it was read: {noted.get(changed[0])} at first, now "
+            f"{now.get(changed[0])}. Nothing of this run is kept; run again when the source is at rest"
+        )
 
 
 def _modified(path: Path) -> int:

@@ -1,4 +1,4 @@
-"""The journal: which pieces are committed. Appended a group at a time, and read first by a retry.
+"""The journal of one part: which pieces are committed. Appended a group at a time, and read first by a retry.
 
 One JSON line a group, `{"pieces": [[path, [[start, stop], ...]], ...]}`, written only after the group's data are
 durable. A line cut short by a kill is left out. Some room is kept aside for it, so that on a disk that runs full what
@@ -8,53 +8,35 @@ was written before can still be noted.
 from __future__ import annotations
 
 import errno
-import itertools
 import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from conversion_lib.pieces import Piece
-from conversion_lib.plan import ArrayPlan, Plan
+from conversion_lib.plan import Plan
 
 RESERVE_BYTES = 64 << 10
 
 
 class Journal:
-    """The committed chunks of one run, in the file `path`."""
+    """The committed chunks of one part, in the file `path`."""
 
     def __init__(self, path: Path, plan: Plan) -> None:
         self._path, self._plan = path, plan
-        self._done: dict[str, set[tuple[int, ...]]] = {}
-        self._arrays = {array.path: array for array in plan.arrays}
-        if path.exists():
-            self._read()
+        self._done, end = _read(path, plan)
+        if path.exists() and end < path.stat().st_size:
+            os.truncate(path, end)
         self._reserve = path.with_suffix(".reserve")
         if not self._reserve.exists():
             self._reserve.write_bytes(os.urandom(RESERVE_BYTES))  # not zeros: some file systems would not store them
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
 
-    def _read(self) -> None:
-        data, kept = self._path.read_bytes(), 0
-        for line in data.splitlines(keepends=True):
-            try:
-                entries = [(self._arrays[path], box) for path, box in json.loads(line)["pieces"]]
-                chunks = [(array.path, [*_chunks(array, box)]) for array, box in entries]
-            except (ValueError, KeyError, TypeError):
-                break  # damaged, or cut short by a kill: what follows is done again
-            if not line.endswith(b"\n"):
-                break
-            for path, found in chunks:
-                self._done.setdefault(path, set()).update(found)
-            kept += len(line)
-        if kept < len(data):
-            os.truncate(self._path, kept)
-
     def has(self, piece: Piece) -> bool:
         """Whether every chunk of `piece` is committed, in pieces of whatever size."""
         array = self._plan.arrays[piece.array]
         done = self._done.get(array.path)
-        return done is not None and all(chunk in done for chunk in _chunks(array, piece.box))
+        return done is not None and all(chunk in done for chunk in array.chunks_in(piece.box))
 
     def add(self, pieces: Iterable[Piece]) -> None:
         """Notes a group whose data are durable."""
@@ -83,7 +65,25 @@ class Journal:
         os.close(self._fd)
 
 
-def _chunks(array: ArrayPlan, box: Iterable[tuple[int, int]]) -> Iterable[tuple[int, ...]]:
-    """The indices of the chunks in a chunk-aligned box."""
-    spans = zip(box, array.chunk_shape, strict=True)
-    return itertools.product(*(range(start // step, -(-stop // step)) for (start, stop), step in spans))
+def committed_chunks(path: Path, plan: Plan) -> int:
+    """How many chunks of `plan` the journal in the file `path` has; 0 where there is none."""
+    return sum(len(chunks) for chunks in _read(path, plan)[0].values())
+
+
+def _read(path: Path, plan: Plan) -> tuple[dict[str, set[tuple[int, ...]]], int]:
+    """The committed chunks of each array, and how many bytes of the file say so: what follows them is damaged."""
+    arrays = {array.path: array for array in plan.arrays}
+    done: dict[str, set[tuple[int, ...]]] = {}
+    end = 0
+    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else []:
+        try:
+            entries = [(arrays[name], box) for name, box in json.loads(line)["pieces"]]
+            chunks = [(array.path, [*array.chunks_in(box)]) for array, box in entries]
+        except (ValueError, KeyError, TypeError):
+            break  # damaged, or cut short by a kill: what follows is done again
+        if not line.endswith(b"\n"):
+            break
+        for name, found in chunks:
+            done.setdefault(name, set()).update(found)
+        end += len(line)
+    return done, end

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from conversion_lib.boxes import Box, Shape, box_shape, intersect, relative_to, shift, size
+from conversion_lib.boxes import Box, Shape, box_shape, intersect, relative_to, shift, size, whole
 from conversion_lib.dtypes import itemsize
 from conversion_lib.ops import pull_chain
 from conversion_lib.plan import ArrayPlan, Plan, SourceSlice
 
-BAND_BYTES = 2 << 20
+BAND_BYTES = 1 << 20
 LONG_RUN = 256 << 10
 """Bytes that lie one after the other in a source; longer runs read no faster."""
 
@@ -41,16 +41,37 @@ class Band:
     write: Box
 
 
-def cut(plan: Plan, limit: int) -> list[Piece]:
-    """The pieces of a plan, `limit` bytes each at most where one chunk is no larger, in the order of the sources."""
+def whole_arrays(plan: Plan) -> list[Piece]:
+    """Every array as one piece."""
+    return [Piece(number, whole(array.shape)) for number, array in enumerate(plan.arrays)]
+
+
+def cut(plan: Plan, share: Iterable[Piece], limit: int) -> list[Piece]:
+    """Cuts the pieces of `share` into smaller ones, `limit` bytes each at most where one chunk is no larger."""
+    shapes: dict[int, Shape] = {}
     pieces = []
-    for number, array in enumerate(plan.arrays):
-        shape = piece_shape(array, limit)
-        steps = [range(0, extent, step) for extent, step in zip(array.shape, shape, strict=True)]
+    for large in share:
+        if (shape := shapes.get(large.array)) is None:
+            shape = shapes[large.array] = piece_shape(plan.arrays[large.array], limit)
+        steps = [range(start, stop, step) for (start, stop), step in zip(large.box, shape, strict=True)]
         for corner in itertools.product(*steps):
-            stops = (min(start + step, extent) for start, step, extent in zip(corner, shape, array.shape, strict=True))
-            pieces.append(Piece(number, tuple(zip(corner, stops, strict=True))))
+            stops = (min(at + step, stop) for at, step, (_, stop) in zip(corner, shape, large.box, strict=True))
+            pieces.append(Piece(large.array, tuple(zip(corner, stops, strict=True))))
     return pieces
+
+
+def source_order(plan: Plan, tensors: Iterable[str]) -> Callable[[Piece], tuple[int, int]]:
+    """A sort key: pieces in the order in which their first tensors lie in the source, to read it front to back.
+
+    tensors: the names of the source's tensors, in the order of its files.
+    """
+    order = {name: place for place, name in enumerate(tensors)}
+
+    def key(piece: Piece) -> tuple[int, int]:
+        first = next(plan.arrays[piece.array].sources_in(piece.box))
+        return order[first.tensor], piece.array
+
+    return key
 
 
 def piece_shape(array: ArrayPlan, limit: int) -> Shape:
@@ -113,16 +134,23 @@ def _cut_bands(array: ArrayPlan, source: SourceSlice, result: Box) -> Iterator[B
     if step > 128:
         step -= step % 128  # quantization blocks and cache lines
     for begin in range(start, stop, step):
-        yield (*result[:axis], (begin, min(begin + step, stop)), *result[axis + 1 :])
+        band = (*result[:axis], (begin, min(begin + step, stop)), *result[axis + 1 :])
+        # an expert of a tensor that holds many may be more than a band by itself: then its own rows are cut
+        yield from _cut_bands(array, source, band) if step == 1 else (band,)
 
 
 def _row_axis(array: ArrayPlan, source: SourceSlice, result: Box, read: Box) -> int | None:
-    """The axis of the output that the rows of the source become, None where the ops mix them."""
+    """The axis of the output that the rows of the source become, None where the ops mix them.
+
+    Rows lie along the first axis of which more than one place is read.
+    """
+    lead = next((axis for axis, (start, stop) in enumerate(read) if stop - start > 1), 0)
     for axis, (start, stop) in enumerate(result):
         if stop - start < 2:
             continue
         first = (*result[:axis], (start, start + 1), *result[axis + 1 :])
         part = pull_chain(array.ops, first, source.shape)
-        if part[1:] == read[1:] and part[0][1] - part[0][0] <= (read[0][1] - read[0][0]) // 2:
+        alike = (*part[:lead], *part[lead + 1 :]) == (*read[:lead], *read[lead + 1 :])
+        if alike and part[lead][1] - part[lead][0] <= (read[lead][1] - read[lead][0]) // 2:
             return axis
     return None

@@ -21,7 +21,7 @@ from conversion_lib.boxes import Box, Shape, shift, whole
 from conversion_lib.dtypes import itemsize
 from conversion_lib.ops import Ops, chain_shape
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Rises when the same input would be written otherwise than before: a retry across versions starts anew."""
 
 
@@ -54,6 +54,18 @@ class ArrayPlan:
         """Bytes of all chunks before compression; those at the edges are stored whole."""
         padded = (-(-extent // step) * step for extent, step in zip(self.shape, self.chunk_shape, strict=True))
         return math.prod(padded) * itemsize(self.dtype)
+
+    def chunks_in(self, box: Box) -> Iterator[tuple[int, ...]]:
+        """The indices, in the grid of chunks, of the chunks in a chunk-aligned box."""
+        return itertools.product(*self._chunk_ranges(box))
+
+    def count_chunks(self, box: Box) -> int:
+        """How many chunks there are in a chunk-aligned box."""
+        return math.prod(len(indices) for indices in self._chunk_ranges(box))
+
+    def _chunk_ranges(self, box: Box) -> Iterator[range]:
+        spans = zip(box, self.chunk_shape, strict=True)
+        return (range(start // step, -(-stop // step)) for (start, stop), step in spans)
 
     @cached_property
     def slice_shape(self) -> Shape:

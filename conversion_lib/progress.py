@@ -38,6 +38,11 @@ class Task:
         self._lock = threading.Lock()
         self._bar: tuple[Progress, int] | None = None
 
+    @property
+    def state(self) -> str:
+        """How far it is, as in '1.5 GB of 3.0 GB'."""
+        return f"{format_bytes(self._done)} of {format_bytes(self._total)}"
+
     def advance(self, nbytes: int) -> None:
         with self._lock:
             self._done += nbytes
@@ -51,10 +56,7 @@ class Task:
         self._last_line = time.monotonic()
         rate = self._done / max(self._last_line - self._started, 1e-9)
         left = (self._total - self._done) / rate if rate else 0.0
-        self._reporter.say(
-            f"{self._name}: {format_bytes(self._done)} of {format_bytes(self._total)}, "
-            f"{format_bytes(rate)}/s, {left:.0f} s left"
-        )
+        self._reporter.say(f"{self._name}: {self.state}, {format_bytes(rate)}/s, {left:.0f} s left")
 
 
 class Reporter:

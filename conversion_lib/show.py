@@ -12,7 +12,7 @@ from rich.table import Table
 from conversion_lib.catalog import MODELS
 from conversion_lib.compare import open_checkpoint
 from conversion_lib.convert import Job, disk_bytes
-from conversion_lib.engine import default_threads
+from conversion_lib.engine import default_threads, makers
 from conversion_lib.pieces import BAND_BYTES
 from conversion_lib.plan import Plan
 from conversion_lib.progress import format_bytes
@@ -29,7 +29,7 @@ SHOWN = 40
 
 def peak_estimate(plan: Plan, budget: int, threads: int | None) -> int:
     """Bytes of resident memory that a conversion takes at most, by what the engine allows itself."""
-    workers = threads or default_threads()
+    workers = makers(threads or default_threads())
     return PROCESS_BYTES + min(budget, 2 * plan.bytes_out) + workers * WORKER_BYTES
 
 

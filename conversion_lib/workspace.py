@@ -1,27 +1,31 @@
 """Where a run builds what it writes, and what it finds at its destination.
 
 Everything is built in a hidden sibling of what it will become, on the same file system, and renamed at the end. So
-a reader sees nothing or the whole, and a killed run leaves its journal and its data where the next one looks.
+a reader sees nothing or the whole, and a killed run leaves its journal and its data where the next one looks. The
+parts of one run share the directory; each has a journal and a lock of its own.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import BaseModel, ConfigDict, ValidationError
+
 from conversion_lib.errors import BadInput, OutsideFailure
-from conversion_lib.files import disk_error, existing_parent, sync_directory, write_atomically
+from conversion_lib.files import disk_error, existing_parent, remove_temporaries, sync_directory, write_first
+from conversion_lib.locks import LOCK_NAME, Locks
+from conversion_lib.parts import WHOLE, Part
 from conversion_lib.progress import format_bytes
 
 RUN_NAME = "run.json"
-JOURNAL_NAME = "journal.jsonl"
-LOCK_NAME = "lock"
 REPLACED_NAME = "replaced"
+NAMED_DIFFERENCES = 4
 
 
 @dataclass(frozen=True)
@@ -49,35 +53,61 @@ class Layout:
         return self.final.parent / name
 
 
-class Workspace:
-    """One run's place. Use as a context manager: it holds a lock against a second run at the same destination.
+class Run(BaseModel):
+    """`run.json`: what an unfinished run writes and how it is shared out. All of its parts keep to it."""
 
+    model_config = ConfigDict(frozen=True)
+
+    identity: dict[str, str]
+    chunk_limit: int
+    """Bytes of a chunk at most. It depends on the memory of whoever began; the others must cut chunks alike."""
+    chunks: tuple[int, ...]
+    """How many chunks each part has to write: as many numbers as there are parts."""
+
+    def __str__(self) -> str:
+        return "of the whole" if len(self.chunks) == 1 else f"in {len(self.chunks)} parts"
+
+
+def read_run(layout: Layout) -> Run | None:
+    """The unfinished run at `layout`, None where there is none."""
+    try:
+        return Run.model_validate_json((layout.work / RUN_NAME).read_bytes())
+    except (FileNotFoundError, NotADirectoryError, ValidationError):
+        return None
+
+
+class Workspace:
+    """One run's place. Use as a context manager: it holds locks against other runs at the same destination.
+
+    run: noted where this is the first; else the one that is noted is gone on with, as `self.run`.
+    part: the part that this run is; None: a run of the whole. Parts of one run enter together.
+    overwrite: begins anew, whatever is there; a part joins an unfinished run of its own kind all the same, since a
+        retry of one part must not throw away what the others did.
     needed_bytes: what the run will take on disk, less what an unfinished one has there; 0: not checked.
-    chunk_limit: noted for the next try, which must cut chunks alike.
 
     Entering prepares the work directory: it goes on with an unfinished run, or begins one. Raises BadInput where the
-    destination or an unfinished run is of another source, target or version, unless it may be overwritten, and where
-    the disk is too small; OutsideFailure where another run is at work.
+    destination or an unfinished run is of another source, target, version or number of parts, unless it may be
+    overwritten, and where the disk is too small; OutsideFailure where another run is at work.
     """
 
     def __init__(
         self,
         layout: Layout,
-        identity: dict[str, str],
+        run: Run,
         *,
+        part: Part | None = None,
         overwrite: bool = False,
         needed_bytes: int = 0,
-        chunk_limit: int = 0,
     ) -> None:
-        self.layout, self._identity, self._overwrite = layout, identity, overwrite
-        self._needed, self._chunk_limit = needed_bytes, chunk_limit
-        self._lock: int | None = None
+        self.layout, self.run = layout, run
+        self._part, self._overwrite, self._needed = part, overwrite, needed_bytes
+        self._locks = Locks(layout.work)
         self.already = False
         """Whether the very same run has been finished here: then there is nothing to do."""
 
     @property
     def journal(self) -> Path:
-        return self.layout.work / JOURNAL_NAME
+        return journal_path(self.layout, (self._part or WHOLE).index)
 
     def __enter__(self) -> Workspace:
         work = self.layout.work
@@ -89,33 +119,71 @@ class Workspace:
         if self._needed:
             check_disk(self.layout.final, self._needed - _bytes_in(work))
         _make_directory(work)
-        self._take_lock()
         try:
-            _restore(self.layout)
-            # another run may have finished while this one waited for nothing
-            self.already = self._finished()
-            if self.already:
-                shutil.rmtree(work)
-            else:
-                self._begin()
+            with self._locks.entering():
+                self._prepare()
         except BaseException:
             self.__exit__()
             raise
         return self
 
-    def _begin(self) -> None:
-        unfinished = _identity_in(self.layout.work / RUN_NAME)
-        if unfinished is not None and not self._overwrite:
-            self._refuse_difference(unfinished, f"{self.layout.work} holds an unfinished run")
-        else:
-            self._clear()
-        note = {"identity": self._identity, "chunk_limit": self._chunk_limit}
-        write_atomically(self.layout.work / RUN_NAME, json.dumps(note).encode())
-
     def __exit__(self, *exc: object) -> None:
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        self._locks.release()
+
+    def _prepare(self) -> None:
+        # what differs is said first: waiting for another run to end would not help then
+        if not self._finished() and self._join() and self._part is not None:
+            self._locks.take_part(self._part)
+            return
+        self._locks.take_alone()
+        _restore(self.layout)
+        # another run may have finished while this one waited for nothing
+        self.already = self._finished()
+        if self.already:
+            shutil.rmtree(self.layout.work)
+            return
+        found = self._leftovers()
+        if not self._join():
+            self._begin(found)
+        if self._part is not None:
+            self._locks.take_part(self._part)
+
+    def _join(self) -> bool:
+        """Takes an unfinished run as this one, and says whether there was one to take."""
+        held = read_run(self.layout)
+        if held is None or (self._overwrite and self._part is None):
+            return False
+        same = held.identity == self.run.identity and len(held.chunks) == len(self.run.chunks)
+        if not same and self._overwrite:
+            return False
+        where = f"{self.layout.work} holds an unfinished run"
+        self._refuse_difference(held.identity, where)
+        if not same:
+            raise BadInput(
+                f"{where} {held}, and this one is {self.run}: give the same --part I/N, or --overwrite to start anew"
+            )
+        if not self.layout.build.exists():
+            return False  # it was committed, and ended before its note was removed
+        self.run = held
+        return True
+
+    def _leftovers(self) -> list[Path]:
+        """What there is to clear away, less what other parts may just be beginning with: see `_begin`."""
+        return [
+            path
+            for path in self.layout.work.iterdir()
+            if not path.name.startswith((LOCK_NAME, f".{RUN_NAME}"))
+            and not (path == self.layout.build and _is_empty(path))
+        ]
+
+    def _begin(self, leftovers: list[Path]) -> None:
+        """Begins anew. Where there are no locks, several parts may come here at once: the first one's note holds."""
+        for path in leftovers:
+            _remove(path)
+        self.layout.build.mkdir(exist_ok=True)
+        note = self.run.model_dump_json().encode()
+        if not write_first(self.layout.work / RUN_NAME, note) and not self._join():
+            raise OutsideFailure(f"another run has begun in {self.layout.work} at the same moment; run this one again")
 
     def _finished(self) -> bool:
         final = self.layout.final
@@ -127,69 +195,72 @@ class Workspace:
         self._refuse_difference(held, f"{final} is there already, from another run")
         return True
 
-    def commit(self) -> None:
-        """Renames what was built to where it belongs, and removes the work directory.
-
-        What it replaces is moved into the work directory first, and comes back where the run ends before the new is
-        in place.
-        """
-        layout = self.layout
-        if layout.final.exists():
-            replaced = layout.work / REPLACED_NAME
-            replaced.mkdir(exist_ok=True)
-            # the record first: without it nothing at the destination counts as finished
-            for name in (*reversed(layout.beside), *layout.dropped, layout.final.name):
-                if layout.next_to(name).exists():
-                    layout.next_to(name).rename(replaced / name)
-        for name in layout.beside:
-            _remove(layout.next_to(name))
-            (layout.work / name).rename(layout.next_to(name))
-        layout.build.rename(layout.final)
-        sync_directory(layout.final.parent)
-        shutil.rmtree(layout.work, ignore_errors=True)
-
     def abandon(self) -> None:
-        """Removes the work directory: what is in it came from input that turned out bad."""
-        shutil.rmtree(self.layout.work, ignore_errors=True)
+        """Removes what this run wrote, or for a part its journal, so that it counts as not done.
+
+        It came from input that turned out bad. What other parts wrote is theirs.
+        """
+        if self._part is None:
+            shutil.rmtree(self.layout.work, ignore_errors=True)
+        else:
+            self.journal.unlink(missing_ok=True)
 
     def _refuse_difference(self, held: dict[str, str], what: str) -> None:
-        there, here = _flat(held), _flat(self._identity)
+        there, here = _flat(held), _flat(self.run.identity)
         parts = [
             f"{key}: {there.get(key)} there, {here.get(key)} here"
-            for key in sorted({*there, *here})
+            for key in {**there, **here}  # the source before the config before the target
             if there.get(key) != here.get(key)
         ]
         if parts:
-            raise BadInput(f"{what}; it differs in {'; '.join(parts)}. --overwrite starts anew")
-
-    def _take_lock(self) -> None:
-        path = self.layout.work / LOCK_NAME
-        self._lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            busy = True
-        except OSError:
-            return  # some network file systems have no locks
-        else:
-            # a run that was just finishing has removed the file: then the lock is on nothing
-            busy = not path.exists() or not os.path.samestat(os.fstat(self._lock), path.stat())
-        if busy:
-            self.__exit__()
-            raise OutsideFailure(f"another run is at work in {self.layout.work}; wait for it to end")
-
-    def _clear(self) -> None:
-        for path in self.layout.work.iterdir():
-            if path.name != LOCK_NAME:
-                _remove(path)
+            named = "; ".join(parts[:NAMED_DIFFERENCES])
+            more = len(parts) - NAMED_DIFFERENCES
+            rest = f"; and {more} more" if more > 0 else ""
+            raise BadInput(f"{what}; it differs in {named}{rest}. --overwrite starts anew")
 
 
-def noted_chunk_limit(layout: Layout) -> int | None:
-    """The chunk limit of the unfinished run at `layout`, None where there is none."""
+def journal_path(layout: Layout, part: int) -> Path:
+    """The journal of a part; a run of the whole is part 0."""
+    return layout.work / f"journal-{part}.jsonl"
+
+
+@contextmanager
+def alone(layout: Layout) -> Iterator[None]:
+    """Keeps every run away from the destination, which is as if no commit had been ended midway.
+
+    Raises OutsideFailure where a run is at work there.
+    """
+    locks = Locks(layout.work)
     try:
-        return int(json.loads((layout.work / RUN_NAME).read_bytes())["chunk_limit"]) or None
-    except (OSError, KeyError, ValueError, TypeError):
-        return None
+        with locks.entering():
+            locks.take_alone()
+        _restore(layout)
+        yield
+    finally:
+        locks.release()
+
+
+def commit(layout: Layout) -> None:
+    """Renames what was built to where it belongs, and removes the work directory.
+
+    What it replaces is moved into the work directory first, and comes back where the run ends before the new is in
+    place. To be called by whoever holds the place alone; ended midway, it can be called again.
+    """
+    remove_temporaries(layout.work)
+    if layout.final.exists():
+        replaced = layout.work / REPLACED_NAME
+        replaced.mkdir(exist_ok=True)
+        # the record first: without it nothing at the destination counts as finished
+        for name in (*reversed(layout.beside), *layout.dropped, layout.final.name):
+            if layout.next_to(name).exists():
+                layout.next_to(name).rename(replaced / name)
+    for name in layout.beside:
+        if (layout.work / name).exists():  # else an earlier try has placed it
+            _remove(layout.next_to(name))
+            (layout.work / name).rename(layout.next_to(name))
+    layout.build.rename(layout.final)
+    sync_directory(layout.final.parent)
+    shutil.rmtree(layout.work, ignore_errors=True)
 
 
 def _restore(layout: Layout) -> None:
@@ -200,7 +271,9 @@ def _restore(layout: Layout) -> None:
     if layout.build.exists() or not layout.final.exists():
         for name in (*layout.dropped, layout.final.name, *layout.beside):
             placed = name in layout.beside and not (layout.work / name).exists()
-            if placed or (replaced / name).exists():
+            if placed and layout.next_to(name).exists():
+                layout.next_to(name).rename(layout.work / name)  # for the next try to place
+            elif (replaced / name).exists():
                 _remove(layout.next_to(name))
             if (replaced / name).exists():
                 (replaced / name).rename(layout.next_to(name))
@@ -216,7 +289,12 @@ def _remove(path: Path) -> None:
 
 def _bytes_in(directory: Path) -> int:
     """Bytes that the files below take on disk."""
-    return sum(path.stat().st_blocks * 512 for path in directory.rglob("*") if path.is_file())
+    total = 0
+    for parent, _, names in os.walk(directory):
+        for name in names:
+            with suppress(FileNotFoundError):  # other parts are at work there
+                total += Path(parent, name).lstat().st_blocks * 512
+    return total
 
 
 def check_disk(destination: Path, needed: int) -> None:
@@ -282,12 +360,7 @@ def clean(layouts: Iterable[Layout]) -> list[Path]:
     for layout in layouts:
         if not layout.work.is_dir():
             continue
-        workspace = Workspace(layout, {})
-        workspace._take_lock()
-        try:
-            _restore(layout)
-            workspace.abandon()
-        finally:
-            workspace.__exit__()
+        with alone(layout):
+            shutil.rmtree(layout.work, ignore_errors=True)
         removed.append(layout.work)
     return removed

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -95,6 +96,12 @@ def _random(rng: np.random.Generator, shape: tuple[int, ...], dtype: str, name: 
         return rng.uniform(1e-4, 1e-2, shape).astype(np.float32)
     values = rng.standard_normal(shape, np.float32)
     return values if dtype == "F32" else values.astype(BF16)
+
+
+def incompressible_tensors(listing: Iterable[Tensor], seed: int = 0) -> Tensors:
+    """Random bits, NaNs among them, for a listing in bfloat16: zstd cannot make them smaller."""
+    bits = np.random.default_rng(seed)
+    return {name: np.frombuffer(bits.bytes(2 * math.prod(shape)), BF16).reshape(shape) for name, shape, _ in listing}
 
 
 def write_checkpoint(directory: Path, config: dict[str, Any], tensors: Tensors, shards: int = 2) -> Path:

@@ -484,7 +484,7 @@ def test_an_unfinished_run_of_another_target(tmp_path, converted):
     """What another run has begun is not thrown away without being asked."""
     work = tmp_path / "out" / ".ferry"
     work.mkdir(parents=True)
-    (work / "run.json").write_text(json.dumps({"identity": {"source": "another"}}))
+    (work / "run.json").write_text(json.dumps({"identity": {"source": "another"}, "chunk_limit": 1, "chunks": [1]}))
     refused(
         ferry_here("convert", converted / "source", tmp_path / "out"), str(work), "unfinished", "source", "--overwrite"
     )

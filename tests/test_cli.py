@@ -19,7 +19,6 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from conversion_lib.workspace import JOURNAL_NAME
 from tests.checkpoints import (
     DEEPSEEK_V3,
     QWEN3,
@@ -35,7 +34,7 @@ from tests.checkpoints import (
 from tests.sparse_checkpoints import deepseek_tensors, llama_tensors
 
 COMMANDS = ("models", "plan", "download", "dequantize", "convert", "check", "publish", "verify", "inspect", "compare")
-COMMANDS += ("clean", "demo")
+COMMANDS += ("finalize", "clean", "demo")
 
 BYTES = {"bfloat16": 2, "float32": 4, "int64": 8}
 
@@ -429,7 +428,7 @@ def test_progress_on_a_terminal(undisturbed):
 def begin(arguments: list[str], destination: Path) -> subprocess.Popen[str]:
     """Starts a conversion and returns when it has journaled its first group."""
     process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    journal = destination / ".ferry" / JOURNAL_NAME
+    journal = destination / ".ferry" / "journal-0.jsonl"
     while process.poll() is None and not (journal.exists() and journal.stat().st_size):
         time.sleep(0.002)
     return process

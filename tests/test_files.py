@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from conversion_lib.errors import BadInput
-from conversion_lib.files import in_parallel, one_at_a_time, write_atomically
+from conversion_lib.files import copy_atomically, in_parallel, one_at_a_time, write_atomically, write_first
 from conversion_lib.retry import Backoff, Passing
 
 
@@ -24,6 +27,44 @@ def test_write_atomically_replaces_and_leaves_nothing(tmp_path: Path) -> None:
         write_atomically(path, "three")  # type: ignore[arg-type]
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
     assert path.read_bytes() == b"two"
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_write_first_leaves_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool) -> None:
+    """Also on a file system without hard links."""
+
+    def no_links(source: Path, destination: Path) -> None:
+        raise OSError(errno.EPERM, "no hard links here")
+
+    if not links:
+        monkeypatch.setattr(os, "link", no_links)
+    assert write_first(tmp_path / "note", b"one")
+    assert not write_first(tmp_path / "note", b"two")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("note", b"one")]
+
+
+def test_write_first_among_many(tmp_path: Path) -> None:
+    barrier = threading.Barrier(8)
+
+    def write(index: int) -> bool:
+        barrier.wait()
+        return write_first(tmp_path / "note", str(index).encode())
+
+    with ThreadPoolExecutor(8) as pool:
+        wrote = list(pool.map(write, range(8)))
+    assert wrote.count(True) == 1
+    assert (tmp_path / "note").read_bytes() == str(wrote.index(True)).encode()
+
+
+def test_a_copy_appears_whole(tmp_path: Path) -> None:
+    (tmp_path / "from").write_bytes(b"new")
+    (tmp_path / "to").write_bytes(b"old, and longer")
+    copy_atomically(tmp_path / "from", tmp_path / "to")
+    assert (tmp_path / "to").read_bytes() == b"new"
+    with pytest.raises(FileNotFoundError):
+        copy_atomically(tmp_path / "nowhere", tmp_path / "to")
+    assert {path.name for path in tmp_path.iterdir()} == {"from", "to"}
+    assert (tmp_path / "to").read_bytes() == b"new"
 
 
 def test_results_come_in_order() -> None:

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from conversion_lib import pieces
 from conversion_lib.boxes import box_shape, slices
 from conversion_lib.chunking import chunk_shape
-from conversion_lib.ops import Expand, Interleave, Split, Transpose
-from conversion_lib.pieces import Piece, bands, cut, piece_shape
+from conversion_lib.ops import Expand, Interleave, Permute, Pick, Split, Transpose
+from conversion_lib.pieces import Piece, bands, cut, piece_shape, whole_arrays
 from conversion_lib.plan import ArrayPlan, Plan, SourceSlice
 
 MIB = 1 << 20
@@ -36,7 +36,8 @@ def test_pieces_tile_the_array_in_whole_chunks(sizes, chunk, limit):
     chunk = tuple(min(c, n) for c, n in zip(chunk, (columns, layers, rows), strict=True))
     array = stacked(rows, columns, layers, chunk)
     count = np.zeros(array.shape, int)
-    for piece in cut(Plan(kind="maxtext", arrays=(array,), identity={}), limit):
+    plan = Plan(kind="maxtext", arrays=(array,), identity={})
+    for piece in cut(plan, whole_arrays(plan), limit):
         count[slices(piece.box)] += 1
         for (start, stop), step, extent in zip(piece.box, chunk, array.shape, strict=True):
             assert start % step == 0
@@ -82,8 +83,26 @@ def test_bands_are_contiguous_rows_of_the_source():
         assert box_shape(band.read)[0] * 7168 * 2 <= pieces.BAND_BYTES
 
 
+@pytest.mark.parametrize(
+    ("shape", "ops"),
+    [
+        ((8, 2880, 5760), (Split(2, (2880, 2)), Pick(3, 0, 2), Expand(1))),
+        ((8, 5760, 2880), (Split(1, (2, 2880)), Pick(1, 0, 2), Permute((0, 2, 1)), Expand(1))),
+    ],
+)
+def test_bands_of_experts_in_one_tensor_are_cut_within_an_expert(shape, ops):
+    whole = (8, 1, 2880, 2880)
+    array = ArrayPlan("a", whole, "bfloat16", whole, ops, (SourceSlice("t", shape, (0, 0, 0, 0)),))
+    count = np.zeros(whole, np.uint8)
+    for band in bands(array, Piece(0, tuple((0, n) for n in whole))):
+        assert math.prod(box_shape(band.read)) * 2 <= 2 * pieces.BAND_BYTES
+        count[slices(band.write)] += 1
+    assert (count == 1).all()
+
+
 @pytest.mark.parametrize("piece_limit", [1, 10**9])
 def test_a_scalar_is_one_piece(piece_limit):
     array = ArrayPlan("step", (), "float32", (), (), (SourceSlice("t", (), ()),))
-    assert cut(Plan(kind="maxtext", arrays=(array,), identity={}), piece_limit) == [Piece(0, ())]
+    plan = Plan(kind="maxtext", arrays=(array,), identity={})
+    assert cut(plan, whole_arrays(plan), piece_limit) == [Piece(0, ())]
     assert [band.read for band in bands(array, Piece(0, ()))] == [()]

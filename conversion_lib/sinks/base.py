@@ -15,6 +15,10 @@ class Write(Protocol):
         """Begins to make it durable, without waiting."""
         ...
 
+    def done(self) -> bool:
+        """Whether `wait` would return at once, or raise."""
+        ...
+
     def wait(self) -> None:
         """Returns when it is durable. Raises OutsideFailure where that failed (disk full, network)."""
         ...

@@ -50,11 +50,14 @@ def sweep(items: Path, parts: list[Path]) -> None:
 
 
 def _referenced(directory: Path) -> set[Path]:
-    """The data files that the newest version of the store in `directory` is made of."""
+    """The data files that the newest version of the store in `directory` and its tree of versions are made of.
+
+    A commit reads the tree of versions, which begins with the seventeenth, though none of the versions it lists.
+    """
     base = ts.KvStore.open(directory_spec(directory)).result()
-    versions = ts.ocdbt.dump(base).result()["versions"]
-    root = versions[-1]["root"].get("location") if versions else None
-    files, pending = set(), [root] if root else []
+    manifest = ts.ocdbt.dump(base).result()
+    roots = [version["root"] for version in manifest["versions"][-1:]] + manifest["version_tree_nodes"]
+    files, pending = set(), [root["location"] for root in roots if "location" in root]
     while pending:
         location = pending.pop()
         files.add(_file_of(location, directory))
@@ -67,6 +70,6 @@ def _referenced(directory: Path) -> set[Path]:
 
 
 def _file_of(location: str, directory: Path) -> Path:
-    """The file in `btreenode:<base>:<path>:<offset>:<length>`, as TensorStore writes a location."""
+    """The file in `<kind>:<base>:<path>:<offset>:<length>`, as TensorStore writes a location."""
     _, base, path, _, _ = location.split(":")
     return directory / unquote(base) / unquote(path)

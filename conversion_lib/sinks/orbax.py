@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 import tensorstore as ts
 
-from conversion_lib.boxes import Box, slices
-from conversion_lib.errors import OutsideFailure
-from conversion_lib.files import sync_directory, write_atomically
+from conversion_lib.boxes import Box, slices, whole
+from conversion_lib.errors import BadInput, OutsideFailure
+from conversion_lib.files import in_parallel, sync_directory, write_atomically
 from conversion_lib.plan import ArrayPlan, Plan
 from conversion_lib.record import COMMIT_NAME, Target
 from conversion_lib.sinks import ocdbt
@@ -33,9 +33,15 @@ STEP_LEAF = "step"
 ZSTD_LEVEL = {True: 3, False: 1}
 """By whether the arrays are zarr3: the levels that MaxText's arrays have."""
 
+SYNC_THREADS = 8
+"""Without OCDBT there are as many directories as chunks, and syncing one is mostly waiting."""
+
 
 class OrbaxSink:
-    """The step directory `build` (to become DST/0) of one checkpoint."""
+    """The step directory `build` (to become DST/0) of one checkpoint.
+
+    part: whose folder of the OCDBT store is written to. `finish` is for all parts at once, and needs no `open`.
+    """
 
     def __init__(self, build: Path, plan: Plan, target: Target, *, part: int = 0, threads: int = 2) -> None:
         self._build, self._plan, self._target = build, plan, target
@@ -69,7 +75,7 @@ class OrbaxSink:
         return directory_spec(self._items / name)
 
     def _spec(self, array: ArrayPlan) -> dict[str, Any]:
-        kvstore = self._kvstore(array.path.replace("/", "."))
+        kvstore = self._kvstore(_leaf_name(array))
         shape, chunk = list(array.shape), list(array.chunk_shape)
         return _array_spec(kvstore, shape, chunk, array.dtype, self._target)
 
@@ -80,10 +86,11 @@ class OrbaxSink:
         return TensorStoreWrite(future, self._plan.arrays[array].path)
 
     def finish(self) -> None:
-        """Sweeps, merges, and writes the metadata, the commit marks last."""
+        """Sweeps, merges, and writes the metadata, the commit marks last. Raises BadInput where a chunk is missing."""
         _sweep_locks(self._items)
         if self._target.ocdbt:
             self._merge()
+        self._require_every_chunk()
         started = time.time_ns()
         write_atomically(self._items / METADATA, json.dumps(self._tree_metadata()).encode())
         write_atomically(self._build / STEP_METADATA, json.dumps(self._step_metadata(started)).encode())
@@ -91,8 +98,8 @@ class OrbaxSink:
             text = f"Checkpoint commit was successful to {directory}"
             write_atomically(directory / COMMIT_NAME, text.encode())
         _sweep_locks(self._items)
-        for directory in {path.parent for path in self._build.rglob("*")}:
-            sync_directory(directory)
+        directories = {path.parent for path in self._build.rglob("*")}
+        in_parallel(lambda directory, _: sync_directory(directory), directories, threads=SYNC_THREADS)
 
     def _merge(self) -> None:
         for leftover in (self._items / ocdbt.MANIFEST, self._items / "d"):
@@ -102,6 +109,19 @@ class OrbaxSink:
         with _outside("merging what was written"):
             ocdbt.merge(self._items, parts, self._context)
             ocdbt.sweep(self._items, parts)
+
+    def _require_every_chunk(self) -> None:
+        """One listing of the store: what a journal says is written is held against what is there."""
+        with _outside("listing what was written"):
+            store = ocdbt.store(self._items, self._context) if self._target.ocdbt else _directory_store(self._items)
+            keys = {bytes(key).decode() for key in store.list().result()}
+        for array in self._plan.arrays:
+            for chunk in array.chunks_in(whole(array.shape)):
+                if f"{_leaf_name(array)}/{_chunk_key(chunk, self._target)}" not in keys:
+                    raise BadInput(
+                        f"{self._items}: array {array.path} lacks its chunk {chunk}, which was noted as written: "
+                        "something else removed it; run `ferry clean` on the destination and convert again"
+                    )
 
     def _tree_metadata(self) -> dict[str, Any]:
         tree = [_leaf([STEP_LEAF], {"value_type": "scalar", "skip_deserialize": False})]
@@ -137,6 +157,9 @@ class TensorStoreWrite:
 
     def start(self) -> None:
         self._future.commit.force()
+
+    def done(self) -> bool:
+        return bool(self._future.commit.done())
 
     def wait(self) -> None:
         with _outside(f"writing {self._path}"):
@@ -198,6 +221,22 @@ def _array_spec(
         "metadata": metadata,
         "store_data_equal_to_fill_value": True,
     }
+
+
+def _leaf_name(array: ArrayPlan) -> str:
+    """An array's name in the store."""
+    return array.path.replace("/", ".")
+
+
+def _chunk_key(chunk: tuple[int, ...], target: Target) -> str:
+    """The key of a chunk below its array's name: zarr3's default encoding, or zarr 2's with dots."""
+    if target.zarr3:
+        return "/".join(["c", *map(str, chunk)])
+    return ".".join(map(str, chunk)) or "0"
+
+
+def _directory_store(directory: Path) -> Any:
+    return ts.KvStore.open(directory_spec(directory)).result()
 
 
 def _step_spec(kvstore: dict[str, Any], target: Target) -> dict[str, Any]:

@@ -90,6 +90,9 @@ class SliceWrite:
                 done += os.pwrite(self._fd, view[done:], self._offset + done)
         self._started = True
 
+    def done(self) -> bool:
+        return self._started
+
     def wait(self) -> None:
         if not self._started:
             self.start()

@@ -51,20 +51,22 @@ class SafetensorsSource:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory.absolute()
-        self.files = shard_files(self.directory)
+        index = _index(self.directory)
+        self.files = _files(self.directory, index)
         self.tensors: Mapping[str, TensorInfo]
         tensors: dict[str, TensorInfo] = {}
         self._places: dict[str, Place] = {}
         self._header_hash = hashlib.sha256()
-        index = _index(self.directory)
         for file in self.files:
+            shard = file.name
             for name, info, offset in self._read_header(file):
-                if name in tensors and index.get(name) != file.name:
+                if name in tensors and index.get(name) != shard:
                     continue
                 tensors[name] = info
                 self._places[name] = Place(file, offset)
+        file_of = {file.name: file for file in self.files}
         for name, shard in index.items():
-            if name not in tensors or self._places[name].file.name != shard:
+            if name not in tensors or self._places[name].file is not file_of[shard]:
                 raise BadInput(f"{self.directory / INDEX_NAME} names tensor {name} in {shard}, which does not have it")
         self.tensors = tensors
         self._handles = _Handles()
@@ -137,7 +139,10 @@ def shard_files(directory: Path) -> list[Path]:
 
     Raises BadInput where there are none, or where the index names one that is not there.
     """
-    index = _index(directory)
+    return _files(directory, _index(directory))
+
+
+def _files(directory: Path, index: dict[str, str]) -> list[Path]:
     if index:
         files = [directory / name for name in sorted(set(index.values()))]
         missing = [file.name for file in files if not file.is_file()]
@@ -160,10 +165,11 @@ def _index(directory: Path) -> dict[str, str]:
         return {}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadInput(f"{path} is no safetensors index: {error}") from None
-    bad = next((name for name in weight_map.values() if not isinstance(name, str) or Path(name).name != name), None)
+    shards = dict.fromkeys(name if isinstance(name, str) else repr(name) for name in weight_map.values())
+    bad = next((shard for shard in shards if Path(shard).name != shard), None)
     if bad is not None or not weight_map:
         raise BadInput(f"{path}: weight_map should name files beside it, not {bad!r}")
-    return dict(weight_map)
+    return weight_map
 
 
 def _entry(file: Path, name: str, entry: dict[str, Any], base: int) -> tuple[str, TensorInfo, int]:
@@ -172,8 +178,8 @@ def _entry(file: Path, name: str, entry: dict[str, Any], base: int) -> tuple[str
     if code not in SAFETENSORS_DTYPES:
         raise BadInput(f"{file}: tensor {name} has dtype {code}, which is not known")
     info = TensorInfo(name, tuple(entry["shape"]), SAFETENSORS_DTYPES[code], str(file))
-    if stop - start != info.nbytes or start < 0:
-        raise BadInput(f"{file}: tensor {name} takes {stop - start} bytes, but its shape and dtype say {info.nbytes}")
+    if stop - start != (nbytes := info.nbytes) or start < 0:
+        raise BadInput(f"{file}: tensor {name} takes {stop - start} bytes, but its shape and dtype say {nbytes}")
     return name, info, base + start
 
 

@@ -52,3 +52,15 @@ def test_a_sweep_removes_what_is_dead_and_nothing_else(parts):
     assert values(items) == before
     # a run that is killed now still finds its parts whole
     assert {**values(directories[0]), **values(directories[1])} == before
+
+
+def test_a_swept_store_takes_further_commits(parts):
+    """A commit reads the tree of versions: a run that is killed after the sweep goes on writing."""
+    items, directories, context = parts
+    ocdbt.merge(items, directories, context)
+    before = values(directories[0])
+    ocdbt.sweep(items, directories)
+    store = ocdbt.store(directories[0], ts.Context())
+    for number in range(300):
+        store.write(f"more/{number}", b"x").result()
+    assert values(directories[0]) == before | {f"more/{number}".encode(): b"x" for number in range(300)}
