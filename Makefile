@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: venv demo test lint parity lock clean
+.PHONY: venv demo test lint parity bench bench-full lock clean
 venv: $(VENV)/.done
 
 # The lock is complete, so pip need not resolve anything: --no-deps.
@@ -28,6 +28,14 @@ lint: venv
 # The real MaxText, in a Python 3.12 environment of its own.
 parity: venv
 	bash tests/parity/run.sh
+
+# What a conversion takes, against the least it could take and against MaxText (where `make parity` has made it).
+bench: venv
+	$(BIN)/python -m tests.benchmarks.bench
+
+# DeepSeek-V3 671B at full size, in zeros: half an hour.
+bench-full: venv
+	$(BIN)/python -m tests.benchmarks.full
 
 # Resolves pyproject's dependencies anew. torch is named exactly: any other version brings CUDA along.
 lock:
