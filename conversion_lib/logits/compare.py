@@ -9,31 +9,74 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from conversion_lib.errors import BadInput
+from conversion_lib.logits import blocks
 from conversion_lib.sources.base import Array
 
 ROWS = 64
 """Tokens compared at a time: in float64 a row of a large vocabulary is a megabyte, and there are several."""
 
+HISTOGRAM_EDGES = np.concatenate([[0.0], np.logspace(-9, 3, 49), [np.inf]])
+"""Of differences between logits: four bins a decade; what is equal or next to it lies in the first."""
+
+
+class BlockDifference(BaseModel):
+    """What one block of a layer puts out, in both models."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+
+    relative: float
+    """The largest, over the tokens, of |difference| / |reference| (Euclidean)."""
+    allowed: float
+    """What float32 sums and the plan's rounding explain."""
+
+    @property
+    def departs(self) -> bool:
+        return not self.relative <= self.allowed
+
 
 class LayerDifference(BaseModel):
-    """The stream behind one layer, in both models; -1 is the embedding, decoder layers count from 0."""
+    """One layer in both models; -1 is the embedding, decoder layers count from 0."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
     layer: int
     max_abs_diff: float
+    """Of the stream behind the layer."""
     relative: float
-    """The largest, over the tokens, of |difference| / |reference| (Euclidean)."""
+    """Of the stream, as the blocks have it."""
+    blocks: dict[str, BlockDifference]
+    """In the order in which the layer computes them."""
+
+
+class Spot(BaseModel):
+    """A block of a layer, where something begins."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    layer: int
+    block: str
+
+    def __str__(self) -> str:
+        return "the embedding" if self.layer == blocks.EMBEDDING_LAYER else f"layer {self.layer}, {self.block}"
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Logits of the same tokens by two models; `kl` is float64 (tokens of all prompts,)."""
+    """Logits of the same tokens by two models; `kl` is float64 (tokens of all prompts,).
+
+    top1: share of tokens whose most likely next token is the same. Of the ten most likely of each (of all, in a
+    smaller vocabulary), as means over the tokens: top10, the share that both have; jaccard, shared over all that
+    either has; rank_agreement, the share of ranks that hold the same token. histogram: how many differences of logits
+    lie between HISTOGRAM_EDGES.
+    """
 
     kl: Array
     max_abs_diff: float
     top1: float
     top10: float
+    jaccard: float
+    rank_agreement: float
+    histogram: Array
 
     @property
     def max_kl(self) -> float:
@@ -73,12 +116,9 @@ def top_tokens(logits: Array, count: int) -> Array:
 
 
 def compare_logits(reference: Sequence[Array], candidate: Sequence[Array]) -> Comparison:
-    """Compares logits prompt by prompt, float32 (tokens, vocabulary) each; shares are over all tokens.
-
-    top1: share of tokens whose most likely next token is the same. top10: mean share of the ten most likely
-    (of all, in a smaller vocabulary) that both have. Raises BadInput where shapes differ.
-    """
-    kl, largest, agree, overlap = [], [], [], []
+    """Compares logits prompt by prompt, float32 (tokens, vocabulary) each. Raises BadInput where shapes differ."""
+    kl, largest, best = [], [], []
+    histogram = np.zeros(len(HISTOGRAM_EDGES) - 1, np.int64)
     for index, (wanted, found) in enumerate(zip(reference, candidate, strict=True)):
         if wanted.shape != found.shape:
             raise BadInput(f"prompt {index}: the reference's logits are {wanted.shape}, the checkpoint's {found.shape}")
@@ -86,31 +126,62 @@ def compare_logits(reference: Sequence[Array], candidate: Sequence[Array]) -> Co
             a, b = wanted[start : start + ROWS], found[start : start + ROWS]
             with np.errstate(invalid="ignore", over="ignore"):
                 kl.append(kl_per_token(a, b))
-                difference = float(np.max(np.abs(a.astype(np.float64) - b)))
-            largest.append(difference if np.isfinite(difference) else np.inf)
-            best_a, best_b = top_tokens(a, 10), top_tokens(b, 10)
-            agree.append(best_a[:, 0] == best_b[:, 0])
-            overlap.append((best_a[:, :, None] == best_b[:, None, :]).any(-1).mean(-1))
+                difference = np.abs(a.astype(np.float64) - b)
+            largest.append(float(np.max(difference)))
+            histogram += np.histogram(difference[np.isfinite(difference)], HISTOGRAM_EDGES)[0]
+            best.append(np.stack([top_tokens(a, 10), top_tokens(b, 10)]))
+    wanted_best, found_best = np.concatenate(best, axis=1)
+    shared = (wanted_best[:, :, None] == found_best[:, None, :]).any(-1).sum(-1)
+    count = wanted_best.shape[1]
     return Comparison(
         kl=np.concatenate(kl),
-        max_abs_diff=max(largest),
-        top1=float(np.mean(np.concatenate(agree))),
-        top10=float(np.mean(np.concatenate(overlap))),
+        max_abs_diff=max(largest) if np.isfinite(largest).all() else np.inf,
+        top1=float(np.mean(wanted_best[:, 0] == found_best[:, 0])),
+        top10=float(np.mean(shared / count)),
+        jaccard=float(np.mean(shared / (2 * count - shared))),
+        rank_agreement=float(np.mean(wanted_best == found_best)),
+        histogram=histogram,
     )
 
 
-def compare_layer(layer: int, reference: Array, candidate: Array) -> LayerDifference:
-    """The stream behind `layer`, float32 (tokens, hidden), in the reference and in the checkpoint."""
+def relative_difference(reference: Array, candidate: Array) -> float:
+    """The largest, over the tokens, of |difference| / |reference| (Euclidean); both float32 (tokens, width)."""
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        difference = candidate.astype(np.float64) - reference
+        distance = np.linalg.norm(candidate.astype(np.float64) - reference, axis=-1)
         length = np.linalg.norm(reference.astype(np.float64), axis=-1)
-        distance = np.linalg.norm(difference, axis=-1)
-        relative = np.where(distance == 0, 0.0, distance / length)
-    return LayerDifference(
-        layer=layer, max_abs_diff=float(np.max(np.abs(difference))), relative=float(np.max(relative))
+        return float(np.max(np.where(distance == 0, 0.0, distance / length)))
+
+
+def compare_layer(
+    layer: int, reference: blocks.States, candidate: blocks.States, allowed: dict[str, float]
+) -> LayerDifference:
+    """What the blocks of `layer` put out in the reference and in the checkpoint; blocks that one of them does not
+    tell apart are left out. allowed: by block."""
+    found = {
+        block: BlockDifference(relative=relative_difference(reference[block], candidate[block]), allowed=allowed[block])
+        for block in blocks.ORDER
+        if block in reference and block in candidate
+    }
+    last = next(reversed(found))
+    with np.errstate(invalid="ignore", over="ignore"):
+        largest = np.max(np.abs(candidate[last].astype(np.float64) - reference[last]))
+    return LayerDifference(layer=layer, max_abs_diff=float(largest), relative=found[last].relative, blocks=found)
+
+
+def first_departing(layers: Sequence[LayerDifference]) -> Spot | None:
+    """The first block of the first layer that differs by more than is allowed; None where none does."""
+    return next(
+        (
+            Spot(layer=entry.layer, block=name)
+            for entry in layers
+            for name, block in entry.blocks.items()
+            if block.departs
+        ),
+        None,
     )
 
 
-def first_departing(layers: Sequence[LayerDifference], tolerance: float) -> int | None:
-    """The first layer whose relative difference is above `tolerance` (or not a number); None where none is."""
-    return next((entry.layer for entry in layers if not entry.relative <= tolerance), None)
+def not_finite(layer: int, states: blocks.States) -> Spot | None:
+    """The first block whose output has a NaN or an infinity."""
+    lost = (name for name in blocks.ORDER if name in states and not np.isfinite(states[name]).all())
+    return next((Spot(layer=layer, block=name) for name in lost), None)

@@ -7,73 +7,93 @@ come from `layout.py`, so that a mistake there is not made twice.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from conversion_lib.boxes import size, whole
-from conversion_lib.dtypes import itemsize
-from conversion_lib.logits.attention import attention, lay_out, rms_norm
-from conversion_lib.logits.config import ForwardConfig
-from conversion_lib.logits.layout import EMBEDDING, FINAL_NORM, NORM_BEFORE_ATTENTION, NORM_BEFORE_MLP, OUTPUT
+from conversion_lib.logits import blocks
+from conversion_lib.logits.attention import Prompts, attention, rms_norm
+from conversion_lib.logits.config import ForwardConfig, Layer
+from conversion_lib.logits.layout import EMBEDDING, FINAL_NORM, OUTPUT
+from conversion_lib.logits.memory import Memory
 from conversion_lib.logits.moe import feed_forward
 from conversion_lib.logits.weights import BiasOrder, Checkpoint, Leaves, Weights
-from conversion_lib.progress import SILENT, Reporter
+from conversion_lib.progress import Task
 from conversion_lib.sources.base import Array
 
-EMBEDDING_LAYER = -1
-"""The number under which the embedding's output is observed; decoder layers count from 0."""
 
-Observer = Callable[[int, Array], None]
+class ForwardPass:
+    """One run of `prompts` (integers, (tokens,) each) through the weights of `checkpoint`: `layers`, then `logits`.
 
-
-@dataclass(frozen=True)
-class ForwardResult:
-    """logits: for each prompt float32 (tokens, vocabulary). idle_experts: (layer, expert) pairs without a token."""
-
-    logits: list[Array]
-    idle_experts: int
-
-
-def forward(
-    checkpoint: Checkpoint,
-    config: ForwardConfig,
-    prompts: Sequence[Array],
-    *,
-    bias_order: BiasOrder | None = None,
-    observe: Observer | None = None,
-    reporter: Reporter = SILENT,
-) -> ForwardResult:
-    """The logits of `prompts` (integers, (tokens,) each), by the weights of `checkpoint`.
-
-    bias_order: the layout of a scanned DeepSeek-V3 gate bias where it is known. observe: called with the number
-    of each layer and the stream behind it, float32 (all prompts' tokens, hidden), EMBEDDING_LAYER first.
+    bias_order: the layout of a scanned DeepSeek-V3 gate bias where it is known. dithered: as `Weights` has it.
+    `idle_experts` counts the (layer, expert) pairs that no token went to.
 
     Raises BadInput where a leaf is missing, left over, or disagrees with `config`.
     """
-    total = sum(size(whole(info.shape)) * itemsize(info.dtype) for info in checkpoint.tensors.values())
-    with jax.default_matmul_precision("highest"), reporter.task("logits of the checkpoint", total) as task:
-        weights = Weights(checkpoint, config, bias_order, task)
-        sequence = lay_out(config, [len(prompt) for prompt in prompts])
-        stream = embed(np.concatenate(list(prompts)), weights.top)
-        idle = 0
-        if observe is not None:
-            observe(EMBEDDING_LAYER, np.asarray(stream))
-        for layer in range(config.layers):
-            leaves = weights.layer(layer)
-            normed = rms_norm(stream, leaves.read(NORM_BEFORE_ATTENTION), config.eps)
-            stream = stream + attention(normed, leaves, config, sequence)
-            normed = rms_norm(stream, leaves.read(NORM_BEFORE_MLP), config.eps)
-            added, unvisited = feed_forward(normed, leaves, config, layer)
-            stream, idle = stream + added, idle + unvisited
-            if observe is not None:
-                observe(layer, np.asarray(stream))
-        logits = np.asarray(unembed(stream, weights.top, config))
-    ends = np.cumsum([len(prompt) for prompt in prompts])[:-1]
-    return ForwardResult(np.split(logits, ends), idle)
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        config: ForwardConfig,
+        prompts: Sequence[Array],
+        *,
+        bias_order: BiasOrder | None = None,
+        memory: Memory | None = None,
+        dithered: Collection[str] = (),
+        task: Task | None = None,
+    ) -> None:
+        self._config, self._prompts = config, prompts
+        self._weights = Weights(checkpoint, config, bias_order=bias_order, memory=memory, dithered=dithered, task=task)
+        self._sequence = Prompts([len(prompt) for prompt in prompts], self._weights.memory.score_bytes)
+        self._stream: jax.Array | None = None
+        self.idle_experts = 0
+
+    def layers(self) -> Iterator[tuple[int, blocks.States]]:
+        """The number of each layer and what its blocks put out, the embedding first."""
+        tokens = np.concatenate(list(self._prompts))
+        self._stream = embed(tokens, self._weights.top)
+        yield blocks.EMBEDDING_LAYER, {blocks.EMBEDDING: np.asarray(self._stream)}
+        for number, layer in enumerate(self._config.layers):
+            with jax.default_matmul_precision("highest"):
+                self._stream, states = self._layer(self._stream, layer)
+            yield number, {name: np.asarray(array) for name, array in states.items()}
+
+    def _layer(self, stream: jax.Array, layer: Layer) -> tuple[jax.Array, blocks.States]:
+        leaves, norms, eps = self._weights.layer(layer), layer.norms, self._config.eps
+        states: dict[str, jax.Array | Array] = {}
+
+        def norm(x: jax.Array, path: str | None, block: str) -> jax.Array:
+            if path is None:
+                return x
+            normed: jax.Array = rms_norm(x, leaves.read(path), eps)
+            states[block] = normed
+            return normed
+
+        x = norm(stream, norms.before_attention, blocks.NORM_BEFORE_ATTENTION)
+        x = attention(x, leaves, layer.attention_path, layer.attention, eps, self._sequence)
+        states[blocks.ATTENTION] = x
+        stream = stream + norm(x, norms.after_attention, blocks.NORM_AFTER_ATTENTION)
+        x = norm(stream, norms.before_mlp, blocks.NORM_BEFORE_MLP)
+        half = feed_forward(x, leaves, layer.feed_forward)
+        states |= {**half.states, blocks.MLP: half.out}
+        stream = stream + norm(half.out, norms.after_mlp, blocks.NORM_AFTER_MLP)
+        self.idle_experts += half.idle
+        return stream, {**states, blocks.STREAM: stream}  # type: ignore[dict-item]
+
+    def logits(self) -> list[Array]:
+        """After the last of `layers`: for each prompt float32 (tokens, vocabulary)."""
+        assert self._stream is not None
+        with jax.default_matmul_precision("highest"):
+            logits = unembed(self._stream, self._weights.top, self._config)
+        return np.split(logits, np.cumsum([len(prompt) for prompt in self._prompts])[:-1])
+
+    def run(self) -> list[Array]:
+        """The logits, where nobody looks at the layers."""
+        for _ in self.layers():
+            pass
+        return self.logits()
 
 
 def embed(tokens: Array, top: Leaves) -> jax.Array:
@@ -86,9 +106,18 @@ def embed(tokens: Array, top: Leaves) -> jax.Array:
     return jnp.asarray(stream)
 
 
-def unembed(stream: jax.Array, top: Leaves, config: ForwardConfig) -> jax.Array:
+def unembed(stream: jax.Array, top: Leaves, config: ForwardConfig) -> Array:
     """Final norm and output projection, float32 (tokens, vocabulary); a tied model uses its embedding."""
     normed = rms_norm(stream, top.read(FINAL_NORM), config.eps)
     if not config.tied:
-        return top.contract(normed, OUTPUT)
-    return jnp.concatenate([normed @ top.read(EMBEDDING, rows).T for rows in top.slices(EMBEDDING)], axis=1)
+        return _capped(np.asarray(top.contract(normed, OUTPUT)), config.softcap)
+    logits = np.empty((len(stream), config.tokens), np.float32)
+    for start, stop in top.slices(EMBEDDING):
+        stop = min(stop, config.tokens)
+        if start < stop:
+            logits[:, start:stop] = (normed / config.embedding_scale) @ top.read(EMBEDDING, (start, stop)).T
+    return _capped(logits, config.softcap)
+
+
+def _capped(logits: Array, softcap: float | None) -> Array:
+    return logits if softcap is None else np.asarray(softcap * np.tanh(logits / np.float32(softcap)), np.float32)

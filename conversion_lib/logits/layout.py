@@ -7,110 +7,107 @@ share their mistakes. Shapes are those of one layer; a scanned checkpoint stacks
 from __future__ import annotations
 
 from conversion_lib.boxes import Shape
-from conversion_lib.logits.config import ForwardConfig, IndexerConfig, MlaConfig, MoeConfig
+from conversion_lib.logits.config import ForwardConfig, GroupedQuery, Indexer, Latent, Layer, Mlp, Moe
 
 EMBEDDING = "token_embedder/embedding"
 FINAL_NORM = "decoder/decoder_norm/scale"
 OUTPUT = "decoder/logits_dense/kernel"
-NORM_BEFORE_ATTENTION = "pre_self_attention_layer_norm/scale"
-NORM_BEFORE_MLP = "post_self_attention_layer_norm/scale"
-ROUTED = "DeepSeekMoeBlock_0/MoeBlock_0"
-SHARED = "DeepSeekMoeBlock_0/shared_experts"
-GATE_BIAS = f"{ROUTED}/gate/bias"
-"""Not a kernel with the layers on axis 1: scanned, it is (layers, experts) or (experts, layers)."""
 
 
 def top_leaves(config: ForwardConfig) -> dict[str, Shape]:
     """Leaves outside the layers, with their shapes. Tied models have no output kernel."""
-    leaves: dict[str, Shape] = {EMBEDDING: (config.vocab, config.hidden), FINAL_NORM: (config.hidden,)}
+    leaves: dict[str, Shape] = {EMBEDDING: (config.rows or config.vocab, config.hidden), FINAL_NORM: (config.hidden,)}
     if not config.tied:
         leaves[OUTPUT] = (config.hidden, config.vocab)
     return leaves
 
 
-def layer_leaves(config: ForwardConfig, layer: int) -> dict[str, Shape]:
-    """Leaves of decoder layer `layer`, relative to its own path, with the shapes of one layer."""
-    hidden = config.hidden
-    leaves: dict[str, Shape] = {NORM_BEFORE_ATTENTION: (hidden,), NORM_BEFORE_MLP: (hidden,)}
-    leaves |= _grouped_query(config) if config.mla is None else _latent(config, config.mla)
-    if config.indexer is not None and config.mla is not None:
-        leaves |= _indexer(config, config.mla, config.indexer)
-    if config.moe is None or layer < config.moe.dense_layers:
-        return leaves | _mlp("mlp", hidden, config.mlp)
-    return leaves | _experts(config, config.moe)
+def layer_leaves(layer: Layer, hidden: int) -> dict[str, Shape]:
+    """Leaves of a decoder layer, relative to its own path, with the shapes of one layer."""
+    norms = layer.norms
+    paths = (norms.before_attention, norms.after_attention, norms.before_mlp, norms.after_mlp)
+    leaves: dict[str, Shape] = {path: (hidden,) for path in paths if path is not None}
+    attention = layer.attention
+    inner = _grouped_query(attention, hidden) if isinstance(attention, GroupedQuery) else _latent(attention, hidden)
+    leaves |= {f"{layer.attention_path}/{path}": shape for path, shape in inner.items()}
+    if isinstance(layer.feed_forward, Mlp):
+        return leaves | _mlp(layer.feed_forward, hidden)
+    return leaves | _experts(layer.feed_forward, hidden)
 
 
-def layer_path(config: ForwardConfig, layer: int) -> tuple[str, int, int]:
-    """The stack that a layer is in: its name, the layer's place in it, and how many layers it has.
-
-    DeepSeek has two stacks, dense_layers and moe_layers, and both count from 0.
-    """
-    if config.moe is None:
-        return "layers", layer, config.layers
-    dense = min(config.moe.dense_layers, config.layers)
-    if layer < dense:
-        return "dense_layers", layer, dense
-    return "moe_layers", layer - dense, config.layers - dense
-
-
-def _mlp(prefix: str, hidden: int, width: int) -> dict[str, Shape]:
+def _mlp(mlp: Mlp, hidden: int) -> dict[str, Shape]:
     return {
-        f"{prefix}/wi_0/kernel": (hidden, width),
-        f"{prefix}/wi_1/kernel": (hidden, width),
-        f"{prefix}/wo/kernel": (width, hidden),
+        f"{mlp.path}/wi_0/kernel": (hidden, mlp.width),
+        f"{mlp.path}/wi_1/kernel": (hidden, mlp.width),
+        f"{mlp.path}/wo/kernel": (mlp.width, hidden),
     }
 
 
-def _grouped_query(config: ForwardConfig) -> dict[str, Shape]:
-    hidden, heads, kv_heads, dim = config.hidden, config.heads, config.kv_heads, config.head_dim
-    leaves: dict[str, Shape] = {
-        "self_attention/query/kernel": (hidden, heads, dim),
-        "self_attention/key/kernel": (hidden, kv_heads, dim),
-        "self_attention/value/kernel": (hidden, kv_heads, dim),
-        "self_attention/out/kernel": (heads, dim, hidden),
-    }
-    if config.family == "qwen3":
-        leaves |= {"self_attention/query_norm/scale": (dim,), "self_attention/key_norm/scale": (dim,)}
+def _grouped_query(attention: GroupedQuery, hidden: int) -> dict[str, Shape]:
+    heads, kv_heads, dim = attention.heads, attention.kv_heads, attention.head_dim
+    projections = {"query": (heads, dim), "key": (kv_heads, dim), "value": (kv_heads, dim)}
+    leaves: dict[str, Shape] = {f"{name}/kernel": (hidden, *shape) for name, shape in projections.items()}
+    leaves["out/kernel"] = (heads, dim, hidden)
+    if attention.biases:
+        leaves |= {f"{name}/bias": shape for name, shape in projections.items()}
+    if attention.out_bias:
+        leaves["out/bias"] = (hidden,)
+    if attention.sinks:
+        leaves["sinks"] = (heads,)
+    if attention.norms == "head":
+        leaves |= {"query_norm/scale": (dim,), "key_norm/scale": (dim,)}
+    elif attention.norms == "all_heads":
+        leaves |= {"query_norm/scale": (heads * dim,), "key_norm/scale": (kv_heads * dim,)}
     return leaves
 
 
-def _latent(config: ForwardConfig, mla: MlaConfig) -> dict[str, Shape]:
-    hidden, heads = config.hidden, config.heads
+def _latent(attention: Latent, hidden: int) -> dict[str, Shape]:
+    heads, turning = attention.heads, attention.rope.dim
     leaves: dict[str, Shape] = {
-        "self_attention/wkv_a/kernel": (hidden, mla.kv_rank + mla.rope_dim),
-        "self_attention/kv_norm/scale": (mla.kv_rank,),
-        "self_attention/wkv_b/kernel": (mla.kv_rank, heads, mla.nope_dim + mla.value_dim),
-        "self_attention/out/kernel": (heads, mla.value_dim, hidden),
+        "wkv_a/kernel": (hidden, attention.kv_rank + turning),
+        "kv_norm/scale": (attention.kv_rank,),
+        "wkv_b/kernel": (attention.kv_rank, heads, attention.nope_dim + attention.value_dim),
+        "out/kernel": (heads, attention.value_dim, hidden),
     }
-    query_dim = mla.nope_dim + mla.rope_dim
-    if mla.q_rank is None:
-        return leaves | {"self_attention/query/kernel": (hidden, heads, query_dim)}
+    query_dim = attention.nope_dim + turning
+    if attention.q_rank is None:
+        return leaves | {"query/kernel": (hidden, heads, query_dim)}
+    if attention.indexer is not None:
+        leaves |= _indexer(attention.indexer, attention.q_rank, hidden)
     return leaves | {
-        "self_attention/wq_a/kernel": (hidden, mla.q_rank),
-        "self_attention/q_norm/scale": (mla.q_rank,),
-        "self_attention/wq_b/kernel": (mla.q_rank, heads, query_dim),
+        "wq_a/kernel": (hidden, attention.q_rank),
+        "q_norm/scale": (attention.q_rank,),
+        "wq_b/kernel": (attention.q_rank, heads, query_dim),
     }
 
 
-def _indexer(config: ForwardConfig, mla: MlaConfig, indexer: IndexerConfig) -> dict[str, Shape]:
-    assert mla.q_rank is not None  # refused by parse_config
-    prefix = "self_attention/indexer"
+def _indexer(indexer: Indexer, q_rank: int, hidden: int) -> dict[str, Shape]:
     return {
-        f"{prefix}/wq_b/kernel": (mla.q_rank, indexer.heads, indexer.head_dim),
-        f"{prefix}/wk/kernel": (config.hidden, indexer.head_dim),
-        f"{prefix}/k_norm/scale": (indexer.head_dim,),
-        f"{prefix}/k_norm/bias": (indexer.head_dim,),
-        f"{prefix}/weights_proj/kernel": (config.hidden, indexer.heads),
+        "indexer/wq_b/kernel": (q_rank, indexer.heads, indexer.head_dim),
+        "indexer/wk/kernel": (hidden, indexer.head_dim),
+        "indexer/k_norm/scale": (indexer.head_dim,),
+        "indexer/k_norm/bias": (indexer.head_dim,),
+        "indexer/weights_proj/kernel": (hidden, indexer.heads),
     }
 
 
-def _experts(config: ForwardConfig, moe: MoeConfig) -> dict[str, Shape]:
+def gate_bias(moe: Moe) -> str:
+    return f"{moe.path}/gate/bias"
+
+
+def _experts(moe: Moe, hidden: int) -> dict[str, Shape]:
     leaves: dict[str, Shape] = {
-        f"{ROUTED}/gate/kernel": (config.hidden, moe.experts),
-        f"{ROUTED}/wi_0": (moe.experts, config.hidden, moe.width),
-        f"{ROUTED}/wi_1": (moe.experts, config.hidden, moe.width),
-        f"{ROUTED}/wo": (moe.experts, moe.width, config.hidden),
+        f"{moe.path}/gate/kernel": (hidden, moe.experts),
+        f"{moe.path}/wi_0": (moe.experts, hidden, moe.width),
+        f"{moe.path}/wi_1": (moe.experts, hidden, moe.width),
+        f"{moe.path}/wo": (moe.experts, moe.width, hidden),
     }
-    if moe.sigmoid:
-        leaves[GATE_BIAS] = (moe.experts,)
-    return leaves | _mlp(SHARED, config.hidden, moe.width * moe.shared)
+    if moe.correction_bias or moe.biases:
+        leaves[gate_bias(moe)] = (moe.experts,)
+    if moe.biases:
+        leaves |= {
+            f"{moe.path}/wi_0_bias": (moe.experts, moe.width),
+            f"{moe.path}/wi_1_bias": (moe.experts, moe.width),
+            f"{moe.path}/wo_bias": (moe.experts, hidden),
+        }
+    return leaves if moe.shared is None else leaves | _mlp(moe.shared, hidden)

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Literal, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from conversion_lib.boxes import Box, Shape, whole
 from conversion_lib.dtypes import FLOATS
 from conversion_lib.errors import BadInput
-from conversion_lib.logits.config import ForwardConfig
-from conversion_lib.logits.layout import GATE_BIAS, layer_leaves, layer_path, top_leaves
+from conversion_lib.logits.config import ForwardConfig, Layer, Moe
+from conversion_lib.logits.layout import gate_bias, layer_leaves, top_leaves
+from conversion_lib.logits.memory import Memory
 from conversion_lib.progress import Task
-from conversion_lib.sources.base import Source
+from conversion_lib.sources.base import Array, Source
 
 ROOT = "params/params/"
-SLICE_BYTES = 256 << 20
-"""Weights held as float32 at a time; a larger leaf is read in slices of its first axis."""
 
 BiasOrder = Literal["layers_first", "experts_first"]
 
@@ -32,37 +32,48 @@ class Checkpoint(Source, Protocol):
 
 
 class Leaves:
-    """Leaves under one path: those of a layer, or those outside the layers."""
+    """Leaves under one path: those of a layer, or those outside the layers.
 
-    def __init__(self, weights: Weights, prefix: str, shapes: dict[str, Shape], place: tuple[int, int] | None) -> None:
-        self._weights, self._prefix, self.shapes, self._place = weights, prefix, shapes, place
+    place: (index, count) on the stacked axis of a scanned layer, None where nothing is stacked. layers_first: the
+    leaf that is stacked on axis 0 instead of 1, where there is one.
+    """
+
+    def __init__(
+        self,
+        weights: Weights,
+        prefix: str,
+        shapes: dict[str, Shape],
+        place: tuple[int, int] | None = None,
+        layers_first: str | None = None,
+    ) -> None:
+        self._weights, self._prefix, self.shapes = weights, prefix, shapes
+        self._place, self._layers_first = place, layers_first
 
     def stored(self, leaf: str) -> tuple[str, Shape]:
         """The full path of a leaf and the shape that it must have in the checkpoint."""
         name, shape = f"{ROOT}{self._prefix}{leaf}", self.shapes[leaf]
         if self._place is None:
             return name, shape
-        count = self._place[1]
-        if leaf == GATE_BIAS and self._weights.layers_first(name, count, shape[0]):
-            return name, (count, *shape)
-        return name, (shape[0], count, *shape[1:])
+        axis = self._axis(leaf)
+        return name, (*shape[:axis], self._place[1], *shape[axis:])
+
+    def _axis(self, leaf: str) -> int:
+        return 0 if leaf == self._layers_first else 1
 
     def read(self, leaf: str, rows: tuple[int, int] | None = None) -> jax.Array:
         """The leaf in the shape of one layer, float32; `rows` is a range of its first axis."""
-        name, _ = self.stored(leaf)
-        shape = self.shapes[leaf]
+        name, shape = f"{ROOT}{self._prefix}{leaf}", self.shapes[leaf]
         box: Box = whole(shape) if rows is None else (rows, *whole(shape[1:]))
         if self._place is None:
             return self._weights.read(name, box)
-        layer = (self._place[0], self._place[0] + 1)
-        bias_by_layer = leaf == GATE_BIAS and self._weights.layers_first(name, self._place[1], shape[0])
-        axis = 0 if bias_by_layer else 1
-        return jnp.squeeze(self._weights.read(name, (*box[:axis], layer, *box[axis:])), axis)
+        axis, index = self._axis(leaf), self._place[0]
+        return jnp.squeeze(self._weights.read(name, (*box[:axis], (index, index + 1), *box[axis:])), axis)
 
-    def slices(self, leaf: str) -> Iterator[tuple[int, int]]:
-        """Ranges of the leaf's first axis of at most SLICE_BYTES each."""
+    def slices(self, leaf: str, together: int = 1) -> Iterator[tuple[int, int]]:
+        """Ranges of the leaf's first axis that hold one slice each, as float32; together: how many leaves of about
+        its size are held at once."""
         shape = self.shapes[leaf]
-        rows = max(1, SLICE_BYTES // (4 * math.prod(shape[1:])))
+        rows = max(1, self._weights.memory.slice_bytes // (4 * together * math.prod(shape[1:])))
         for start in range(0, shape[0], rows):
             yield start, min(start + rows, shape[0])
 
@@ -84,56 +95,77 @@ class Weights:
     """All weights of a checkpoint.
 
     bias_order: how a scanned DeepSeek-V3 gate bias is laid out, where something tells; None lets its shape
-    decide. Raises BadInput naming the leaf where one is missing, has another shape than `config` says, is
-    not of a float dtype, or is of no use to this architecture (a weight that nothing reads is not checked).
+    decide. dithered: leaves whose values are moved at random within their rounding, to measure what that does.
+    Raises BadInput naming the leaf where one is missing, has another shape than `config` says, is not of a float
+    dtype, or is of no use to this architecture (a weight that nothing reads is not checked).
     """
 
     def __init__(
-        self, source: Checkpoint, config: ForwardConfig, bias_order: BiasOrder | None = None, task: Task | None = None
+        self,
+        source: Checkpoint,
+        config: ForwardConfig,
+        *,
+        bias_order: BiasOrder | None = None,
+        memory: Memory | None = None,
+        dithered: Collection[str] = (),
+        task: Task | None = None,
     ) -> None:
         self._source, self._config, self._order, self._task = source, config, bias_order, task
+        self._dithered, self._random = frozenset(dithered), np.random.default_rng(0)
+        self.memory = memory or Memory()
         self._scanned = self._is_scanned()
-        self.top = Leaves(self, "", top_leaves(config), None)
+        self.top = Leaves(self, "", top_leaves(config))
         self._check()
 
     def _is_scanned(self) -> bool:
         if self._source.scan_layers is not None:
             return self._source.scan_layers
-        stacks = tuple(f"{ROOT}decoder/{stack}/" for stack in ("layers", "dense_layers", "moe_layers"))
+        stacks = tuple({f"{ROOT}decoder/{layer.place.stack}/" for layer in self._config.layers})
         return any(name.startswith(stacks) for name in self._source.tensors)
 
-    def layer(self, layer: int) -> Leaves:
-        """The leaves of decoder layer `layer`, counted from 0 over the whole model."""
-        stack, index, count = layer_path(self._config, layer)
-        shapes = layer_leaves(self._config, layer)
-        if self._scanned:
-            return Leaves(self, f"decoder/{stack}/", shapes, (index, count))
-        return Leaves(self, f"decoder/{stack}_{index}/", shapes, None)
+    def layer(self, layer: Layer) -> Leaves:
+        """The leaves of one decoder layer."""
+        place, shapes = layer.place, layer_leaves(layer, self._config.hidden)
+        if not self._scanned:
+            return Leaves(self, f"decoder/{place.alone}/", shapes)
+        prefix = f"decoder/{place.stack}/"
+        if place.index is None:
+            return Leaves(self, prefix, shapes)
+        first = self._layers_first(prefix, layer.feed_forward, place.count)
+        return Leaves(self, prefix, shapes, (place.index, place.count), first)
+
+    def _layers_first(self, prefix: str, moe: object, layers: int) -> str | None:
+        """The gate bias of a scanned DeepSeek-V3 where it is (layers, experts), not (experts, layers)."""
+        if not isinstance(moe, Moe) or not moe.correction_bias:
+            return None
+        leaf, order = gate_bias(moe), self._order
+        info = self._source.tensors.get(f"{ROOT}{prefix}{leaf}")
+        if order is None and info is not None and info.shape == (moe.experts, layers):
+            if moe.experts == layers:
+                raise BadInput(
+                    f"{info.name} is ({layers}, {layers}): nothing tells whether layers or experts come first, and "
+                    "the checkpoint has no ferry.json that names the MaxText it is for"
+                )
+            order = "experts_first"
+        return None if order == "experts_first" else leaf
 
     def read(self, name: str, box: Box) -> jax.Array:
         """Elements of `box` as float32; cast after the transfer, where it is fastest."""
         array = self._source.read(name, box)
         if self._task is not None:
             self._task.advance(array.nbytes)
-        return jnp.asarray(array).astype(jnp.float32)
+        values = jnp.asarray(array).astype(jnp.float32)
+        return values + jnp.asarray(self._dither(array)) if name in self._dithered else values
 
-    def layers_first(self, name: str, layers: int, experts: int) -> bool:
-        """Whether the scanned gate bias `name` is (layers, experts) rather than (experts, layers)."""
-        if self._order is not None:
-            return self._order == "layers_first"
-        info = self._source.tensors.get(name)
-        if info is None or info.shape != (experts, layers):
-            return True
-        if experts == layers:
-            raise BadInput(
-                f"{name} is ({experts}, {layers}): nothing tells whether layers or experts come first, and the "
-                "checkpoint has no ferry.json that names the MaxText it is for"
-            )
-        return False
+    def _dither(self, array: Array) -> Array:
+        """Noise that is uniform within half a unit in the last place of bfloat16, as rounding to it is."""
+        step = np.exp2(np.frexp(array.astype(np.float32))[1] - 8).astype(np.float32)
+        noise: Array = step * (self._random.random(array.shape, np.float32) - np.float32(0.5))
+        return noise
 
     def _check(self) -> None:
         expected = dict(self.top.stored(leaf) for leaf in self.top.shapes)
-        for layer in range(self._config.layers):
+        for layer in self._config.layers:
             leaves = self.layer(layer)
             expected |= dict(leaves.stored(leaf) for leaf in leaves.shapes)
         tensors = self._source.tensors

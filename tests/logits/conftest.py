@@ -1,8 +1,9 @@
-"""Checkpoints for the logit check's tests: in memory, and on disk as Orbax itself writes them."""
+"""Checkpoints for the logit check's tests, on disk as Orbax itself writes them, and references for them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,29 +11,11 @@ import numpy as np
 import pytest
 
 from conversion_lib.config import load_config
-from conversion_lib.logits.config import parse_config
+from conversion_lib.logits.architectures import parse_config
+from conversion_lib.logits.blocks import States
 from conversion_lib.logits.prompts import fixed_prompts
 from conversion_lib.logits.reference import Reference, transformers_reference
-from conversion_lib.sources.base import TensorInfo
 from tests.logits.models import build_model
-
-
-class MemoryCheckpoint:
-    """Leaves in memory, read as those of a checkpoint are."""
-
-    def __init__(self, leaves: Mapping[str, np.ndarray], scan_layers: bool | None = None) -> None:
-        self._arrays = {f"params/params/{path}": array for path, array in leaves.items()}
-        self.scan_layers = scan_layers
-        self.tensors = {n: TensorInfo(n, a.shape, a.dtype.name) for n, a in self._arrays.items()}
-        self.reads: list[str] = []
-
-    def read(self, name: str, box: Any = None) -> np.ndarray:
-        self.reads.append(name)
-        array = self._arrays[name]
-        return array if box is None else array[tuple(slice(*span) for span in box)]
-
-    def stored_bytes(self, name: str, box: Any) -> int:
-        return int(np.prod([stop - start for start, stop in box])) * self._arrays[name].itemsize
 
 
 def write_orbax(root: Path, leaves: Mapping[str, np.ndarray], *, scanned: bool) -> Path:
@@ -71,16 +54,26 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
     return get
 
 
-@pytest.fixture(scope="session")
-def reference_of(model_dir: Callable[[str], Path]) -> Callable[[str], Reference]:
-    """transformers' logits of a tiny model, computed once; the long prompt has 512 tokens."""
-    known: dict[str, Reference] = {}
+@dataclass(frozen=True)
+class Seen:
+    """A reference, and what the blocks of each of its layers put out."""
 
-    def get(name: str) -> Reference:
+    reference: Reference
+    states: dict[int, States]
+
+
+@pytest.fixture(scope="session")
+def reference_of(model_dir: Callable[[str], Path]) -> Callable[[str], Seen]:
+    """transformers' logits of a tiny model, computed once; the long prompt has 512 tokens."""
+    known: dict[str, Seen] = {}
+
+    def get(name: str) -> Seen:
         if name not in known:
             config = parse_config(load_config(model_dir(name)).raw)
             prompts = fixed_prompts(config.vocab, 512, config.max_positions)
-            known[name] = transformers_reference(model_dir(name), prompts)
+            states: dict[int, States] = {}
+            reference = transformers_reference(model_dir(name), prompts, observe=states.__setitem__)
+            known[name] = Seen(reference, states)
         return known[name]
 
     return get

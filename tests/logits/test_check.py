@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 import shutil
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from conversion_lib.errors import BadInput
-from conversion_lib.logits import check
-from conversion_lib.logits.check import EXACT_KL, ROUNDED_KL, CheckResult, run_check
+from conversion_lib.logits import blocks, check
+from conversion_lib.logits.check import Options, run_check
+from conversion_lib.logits.compare import Spot
+from conversion_lib.logits.result import CheckResult
+from conversion_lib.logits.rounding import EXACT_KL
 from conversion_lib.manifest import checkpoint_digest
 from conversion_lib.record import CheckpointRecord, Origin, Target
 from tests.logits.conftest import write_orbax
 from tests.logits.models import build_model
+from tests.logits.test_report import result as some_result
 from tests.maxtext_by_hand import BF16, maxtext_leaves, to_pairs
 
 ATTENTION, ROUTED = "self_attention", "DeepSeekMoeBlock_0/MoeBlock_0"
@@ -45,11 +52,18 @@ def test_a_right_checkpoint_passes(name, scanned, tmp_path, model_dir):
     assert result.verdict == "pass"
     assert result.max_kl < 1e-9
     assert result.threshold == EXACT_KL
-    assert (result.top1, result.top10, result.first_departing_layer) == (1.0, 1.0, None)
+    assert (result.top1, result.top10, result.jaccard, result.rank_agreement) == (
+        1.0,
+        1.0,
+        1.0,
+        pytest.approx(1, abs=0.01),
+    )
+    assert (result.first_departing, result.not_finite) == (None, None)
+    assert {block.departs for layer in result.layers for block in layer.blocks.values()} == {False}
     assert result.digest == checkpoint_digest(root)
     assert CheckResult.model_validate_json((root / "report" / "check.json").read_bytes()) == result
     html = (root / "report" / "report.html").read_text()
-    assert html.count("<svg") == 2
+    assert html.count("<svg") == 4
     assert result.digest in html
     assert sorted(path.name for path in (root / "report").iterdir()) == ["check.json", "report.html"]
 
@@ -110,32 +124,92 @@ def not_a_number(leaves):
     leaves["decoder/layers_2/mlp/wo/kernel"][0, 0] = np.nan
 
 
+def noise_of_a_percent(leaves):
+    name = "decoder/layers_2/mlp/wi_1/kernel"
+    noise = 1 + 0.01 * np.random.default_rng(0).standard_normal(leaves[name].shape)
+    leaves[name] = (leaves[name] * noise).astype(BF16).astype(leaves[name].dtype)
+
+
+def a_layer_off_by_one(leaves):
+    for name in sorted(name for name in leaves if name.startswith("decoder/layers_")):
+        number = int(name.split("/")[1].removeprefix("layers_"))
+        if number:
+            leaves[name.replace(f"layers_{number}/", f"layers_{number - 1}/")] = leaves[name]
+
+
 LLAMA_MISTAKES = [
-    (transposed_kernel, 2),
-    (swapped_gate_and_up, 1),
-    (swapped_layers, 1),
-    (halves_for_pairs, 3),
-    (pairs_twice, 0),
-    (missing_norm, 1),
-    (unscaled_query, 0),
-    (heads_in_another_order, 2),
-    (shifted_embedding, -1),
-    (final_norm, None),
-    (not_a_number, 2),
+    (transposed_kernel, 2, blocks.ATTENTION),
+    (swapped_gate_and_up, 1, blocks.MLP),
+    (swapped_layers, 1, blocks.NORM_BEFORE_ATTENTION),
+    (a_layer_off_by_one, 0, blocks.NORM_BEFORE_ATTENTION),
+    (halves_for_pairs, 3, blocks.ATTENTION),
+    (pairs_twice, 0, blocks.ATTENTION),
+    (missing_norm, 1, blocks.NORM_BEFORE_MLP),
+    (unscaled_query, 0, blocks.ATTENTION),
+    (heads_in_another_order, 2, blocks.ATTENTION),
+    (noise_of_a_percent, 2, blocks.MLP),
+    (shifted_embedding, -1, blocks.EMBEDDING),
+    (final_norm, None, None),
 ]
 
 
-@pytest.mark.parametrize(("plant", "layer"), LLAMA_MISTAKES, ids=lambda value: getattr(value, "__name__", ""))
-def test_mistakes_in_llama(plant, layer, tmp_path, model_dir):
-    leaves = maxtext_leaves(model_dir("llama"), scanned=False)
+@pytest.mark.parametrize("dtype", [np.float32, BF16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize(("plant", "layer", "block"), LLAMA_MISTAKES, ids=lambda value: getattr(value, "__name__", ""))
+def test_mistakes_in_llama(plant, layer, block, dtype, tmp_path, model_dir):
+    """At the defaults; also where the query was rounded, and more is allowed for that."""
+    leaves = maxtext_leaves(model_dir("llama"), scanned=False, dtype=dtype)
     plant(leaves)
+    leaves = {name: array.astype(dtype) for name, array in leaves.items()}
     root = write_orbax(tmp_path / "ckpt", leaves, scanned=False)
     result = run_check(root, model_dir("llama"))
-    assert (result.verdict, result.first_departing_layer) == ("fail", layer)
-    # also what is allowed for a query rounded in bf16 would not let it pass
-    assert result.max_kl > 3 * ROUNDED_KL
+    assert result.verdict == "fail"
+    assert result.first_departing == (None if layer is None else Spot(layer=layer, block=block))
     assert json.loads((root / "report" / "check.json").read_text())["verdict"] == "fail"
     assert "fail" in (root / "report" / "report.html").read_text()
+
+
+def test_values_that_are_not_finite(tmp_path, model_dir):
+    leaves = maxtext_leaves(model_dir("llama"), scanned=False)
+    leaves["decoder/layers_2/mlp/wo/kernel"][0, 0] = np.nan
+    root = write_orbax(tmp_path / "ckpt", leaves, scanned=False)
+    result = run_check(root, model_dir("llama"))
+    assert (result.verdict, result.max_kl, result.not_finite) == ("fail", math.inf, Spot(layer=2, block=blocks.MLP))
+    assert "not finite from layer 2, MLP on" in result.reason
+    # also against a file, which has no layers
+    golden = tmp_path / "golden.npz"
+    run_check(root, model_dir("llama"), options=Options(save_golden=golden))
+    again = run_check(root, golden)
+    assert (again.verdict, again.not_finite, again.layers) == ("fail", Spot(layer=2, block=blocks.MLP), [])
+
+
+def test_a_query_divided_twice_in_qwen(tmp_path, model_dir):
+    """An inverse scale, and a wrong tie: the family that has neither."""
+    leaves = maxtext_leaves(model_dir("qwen3_one_layer"), scanned=True)
+    leaves[f"decoder/layers/{ATTENTION}/query_norm/scale"] /= np.float32(4)
+    root = write_orbax(tmp_path / "scaled", leaves, scanned=True)
+    result = run_check(root, model_dir("qwen3_one_layer"))
+    assert (result.verdict, result.first_departing) == ("fail", Spot(layer=0, block=blocks.ATTENTION))
+
+
+def test_a_wrong_tie(tmp_path, model_dir):
+    """The output projection is the embedding, where the model has one of its own."""
+    leaves = maxtext_leaves(model_dir("llama"), scanned=True)
+    leaves["decoder/logits_dense/kernel"] = np.ascontiguousarray(leaves["token_embedder/embedding"].T)
+    result = run_check(write_orbax(tmp_path / "ckpt", leaves, scanned=True), model_dir("llama"))
+    assert (result.verdict, result.first_departing) == ("fail", None)
+    assert "output projection" in result.reason
+
+
+def test_layers_stacked_on_the_wrong_axis(tmp_path):
+    """As many layers as the norm has dimensions: the shape does not tell."""
+    hf = build_model(
+        "llama_tied", tmp_path / "hf", num_hidden_layers=8, hidden_size=8, num_attention_heads=2, head_dim=4
+    )
+    leaves = maxtext_leaves(hf, scanned=True)
+    name = "decoder/layers/post_self_attention_layer_norm/scale"
+    leaves[name] = np.ascontiguousarray(leaves[name].T)
+    result = run_check(write_orbax(tmp_path / "ckpt", leaves, scanned=True), hf)
+    assert (result.verdict, result.first_departing) == ("fail", Spot(layer=0, block=blocks.NORM_BEFORE_MLP))
 
 
 def zeroed_gate_bias(leaves):
@@ -156,14 +230,23 @@ def routed_for_shared(leaves):
     shared[:, 1] = leaves[f"decoder/moe_layers/{routed}"][0, 1]
 
 
+DEEPSEEK_MISTAKES = [
+    (zeroed_gate_bias, 2, blocks.ROUTER),
+    (swapped_experts, 3, blocks.EXPERTS),
+    (latent_norm, 1, blocks.ATTENTION),
+    (routed_for_shared, 2, blocks.SHARED_EXPERT),
+]
+
+
 @pytest.mark.parametrize(
-    ("plant", "layer"), [(zeroed_gate_bias, 2), (swapped_experts, 3), (latent_norm, 1), (routed_for_shared, 2)]
+    ("plant", "layer", "block"), DEEPSEEK_MISTAKES, ids=lambda value: getattr(value, "__name__", "")
 )
-def test_mistakes_in_deepseek(plant, layer, tmp_path, model_dir):
+def test_mistakes_in_deepseek(plant, layer, block, tmp_path, model_dir):
     leaves = maxtext_leaves(model_dir("deepseek_v3"), scanned=True)
     plant(leaves)
     result = run_check(write_orbax(tmp_path / "ckpt", leaves, scanned=True), model_dir("deepseek_v3"))
-    assert (result.verdict, result.first_departing_layer) == ("fail", layer)
+    assert (result.verdict, result.first_departing) == ("fail", Spot(layer=layer, block=block))
+    assert f"layer {layer}, {block}" in result.reason
 
 
 def test_a_mistake_in_the_indexer(tmp_path, model_dir):
@@ -171,30 +254,56 @@ def test_a_mistake_in_the_indexer(tmp_path, model_dir):
     leaves[f"decoder/moe_layers/{ATTENTION}/indexer/k_norm/bias"][:, 1] = 0
     root = write_orbax(tmp_path / "ckpt", leaves, scanned=True)
     result = run_check(root, model_dir("deepseek_v32"))
-    assert (result.verdict, result.first_departing_layer, result.notes) == ("fail", 2, [])
+    assert (result.verdict, result.first_departing) == ("fail", Spot(layer=2, block=blocks.ATTENTION))
+    assert result.notes == []
     # prompts that the indexer keeps whole do not put it to the test, and the report says so
     short = run_check(root, build_model("deepseek_v32", tmp_path / "hf", index_topk=1024))
     assert short.verdict == "pass"
     assert "indexer" in short.notes[0]
 
 
-class TestRecord:
-    """What the checkpoint's own record changes."""
+class TestThreshold:
+    """What a check allows where the conversion rounds: what that rounding does to this model."""
 
-    def test_rounded_query(self, tmp_path, model_dir):
-        leaves = maxtext_leaves(model_dir("llama"), scanned=True, dtype=BF16)
-        root = write_orbax(tmp_path / "ckpt", leaves, scanned=True)
-        write_record(root, exact=False, save_dtype="bfloat16")
-        result = run_check(root, model_dir("llama"))
-        assert (result.verdict, result.threshold) == ("pass", ROUNDED_KL)
-        assert 1e-7 < result.max_kl < 1e-4
-        strict = run_check(root, model_dir("llama"), max_kl=1e-9)
-        assert (strict.verdict, strict.threshold) == ("fail", 1e-9)
+    @pytest.mark.parametrize("seed", range(4))
+    def test_a_rounded_query(self, seed, tmp_path):
+        hf = build_model("llama", tmp_path / "hf", seed=seed)
+        root = write_orbax(tmp_path / "ckpt", maxtext_leaves(hf, scanned=True, dtype=BF16), scanned=True)
+        result = run_check(root, hf)
+        assert result.verdict == "pass"
+        assert 2 * result.max_kl < result.threshold < 100 * result.max_kl
+        assert 2 * result.mean_kl < result.mean_threshold < 5 * result.mean_kl
+        assert result.threshold_rests_on.startswith("what rounding the values of 1 leaves does")
+        assert {block.departs for layer in result.layers for block in layer.blocks.values()} == {False}
+        strict = run_check(root, hf, options=Options(max_kl=1e-9))
+        assert (strict.verdict, strict.threshold, strict.threshold_rests_on) == ("fail", 1e-9, "--max-kl")
+
+    def test_a_query_whose_scale_is_a_power_of_two(self, tmp_path, model_dir):
+        """The head dimension 16 makes it a quarter."""
+        leaves = maxtext_leaves(model_dir("llama_tied"), scanned=True, dtype=BF16)
+        result = run_check(write_orbax(tmp_path / "ckpt", leaves, scanned=True), model_dir("llama_tied"))
+        assert (result.verdict, result.threshold) == ("pass", EXACT_KL)
+        assert result.max_kl < 1e-9
 
     def test_float32_is_held_to_the_strict_threshold(self, tmp_path, model_dir):
         root = write_orbax(tmp_path / "ckpt", maxtext_leaves(model_dir("llama"), scanned=True), scanned=True)
-        write_record(root, exact=False)
         assert run_check(root, model_dir("llama")).threshold == EXACT_KL
+
+    def test_a_float32_source_saved_in_bfloat16(self, tmp_path):
+        hf = build_model("qwen3", tmp_path / "hf", dtype="float32")
+        leaves = maxtext_leaves(hf, scanned=True, dtype=BF16)
+        root = write_orbax(tmp_path / "ckpt", leaves, scanned=True)
+        result = run_check(root, hf)
+        assert result.verdict == "pass"
+        assert f"{len(leaves)} leaves" in result.threshold_rests_on
+        swapped_gate = {**leaves}
+        _swap(swapped_gate, "decoder/layers/mlp/wi_0/kernel", "decoder/layers/mlp/wi_1/kernel")
+        wrong = run_check(write_orbax(tmp_path / "wrong", swapped_gate, scanned=True), hf)
+        assert (wrong.verdict, wrong.first_departing) == ("fail", Spot(layer=0, block=blocks.MLP))
+
+
+class TestRecord:
+    """What the checkpoint's own record changes."""
 
     @pytest.mark.parametrize(
         ("maxtext", "order", "verdict"),
@@ -211,7 +320,7 @@ class TestRecord:
         write_record(root, exact=True, maxtext=maxtext, family="deepseek_v3")
         result = run_check(root, hf)
         assert result.verdict == verdict
-        assert result.first_departing_layer == (None if verdict == "pass" else 1)
+        assert result.first_departing == (None if verdict == "pass" else Spot(layer=1, block=blocks.ROUTER))
 
 
 class TestGolden:
@@ -221,18 +330,18 @@ class TestGolden:
 
     def test_there_and_back(self, checkpoint, tmp_path, model_dir):
         golden = tmp_path / "kept" / "golden.npz"
-        direct = run_check(checkpoint, model_dir("llama_tied"), save_golden=golden)
+        direct = run_check(checkpoint, model_dir("llama_tied"), options=Options(save_golden=golden))
         again = run_check(checkpoint, golden, report_dir=tmp_path / "elsewhere")
         assert (again.verdict, again.max_kl, again.layers) == ("pass", direct.max_kl, [])
         assert (tmp_path / "elsewhere" / "report.html").exists()
         with pytest.raises(BadInput, match="golden file already"):
-            run_check(checkpoint, golden, save_golden=golden)
+            run_check(checkpoint, golden, options=Options(save_golden=golden))
 
     def test_of_another_model(self, checkpoint, tmp_path, model_dir, reference_of):
         from conversion_lib.logits.golden import save_golden
 
         golden = tmp_path / "golden.npz"
-        save_golden(golden, reference_of("qwen3_one_layer"))
+        save_golden(golden, reference_of("qwen3_one_layer").reference)
         (checkpoint / "hf").mkdir()
         shutil.copy(model_dir("llama_tied") / "config.json", checkpoint / "hf")
         with pytest.raises(BadInput, match=r"of another model than .*family 'llama' against 'qwen3'"):
@@ -250,6 +359,100 @@ class TestGolden:
         with pytest.raises(BadInput, match="not a golden file"):
             run_check(checkpoint, text)
 
+    def test_a_name_that_could_not_be_read_again(self, checkpoint, tmp_path, model_dir):
+        with pytest.raises(BadInput, match=r"--save-golden .*should end in \.npz"):
+            run_check(checkpoint, model_dir("llama_tied"), options=Options(save_golden=tmp_path / "golden.bin"))
+
+
+class TestMaxTextsGolden:
+    """Golden logits as MaxText's scripts write them: a list of prompt, tokens, logits; they have no config."""
+
+    @pytest.fixture
+    def checkpoint(self, tmp_path, model_dir):
+        root = write_orbax(tmp_path / "ckpt", maxtext_leaves(model_dir("llama_tied"), scanned=True), scanned=True)
+        (root / "hf").mkdir()
+        shutil.copy(model_dir("llama_tied") / "config.json", root / "hf")
+        return root
+
+    @pytest.fixture
+    def points(self, reference_of):
+        reference = reference_of("llama_tied").reference
+        return [
+            {"prompt": "text", "tokens": tokens, "logits": logits}
+            for tokens, logits in zip(reference.prompts, reference.logits, strict=True)
+        ]
+
+    def lines(self, points):
+        return "".join(
+            json.dumps({"prompt": p["prompt"], "tokens": p["tokens"].tolist(), "logits": p["logits"].tolist()}) + "\n"
+            for p in points
+        )
+
+    @pytest.mark.parametrize("name", ["golden.jsonl", "golden.pickle", "golden.pkl"])
+    def test_both_formats(self, name, checkpoint, points, tmp_path):
+        if name.endswith(".jsonl"):
+            (tmp_path / name).write_text(self.lines(points))
+        else:
+            (tmp_path / name).write_bytes(pickle.dumps(points))
+        result = run_check(checkpoint, tmp_path / name)
+        assert (result.verdict, result.tokens_compared) == ("pass", 560)
+        assert result.max_kl < 1e-9
+
+    def test_a_pickle_that_would_run_code(self, checkpoint, tmp_path):
+        class Runs:
+            def __reduce__(self):
+                return (print, ("it ran",))
+
+        (tmp_path / "golden.pkl").write_bytes(pickle.dumps([{"tokens": Runs(), "logits": []}]))
+        with pytest.raises(BadInput, match=r"names builtins\.print: golden logits are arrays"):
+            run_check(checkpoint, tmp_path / "golden.pkl")
+
+    @pytest.mark.parametrize("name", ["golden.jsonl", "golden.pkl"])
+    def test_cut_off(self, name, checkpoint, points, tmp_path):
+        content = self.lines(points).encode() if name.endswith("jsonl") else pickle.dumps(points)
+        (tmp_path / name).write_bytes(content[: len(content) // 2])
+        with pytest.raises(BadInput, match="is not a golden file, or is cut off"):
+            run_check(checkpoint, tmp_path / name)
+
+    def test_npz_cut_off(self, checkpoint, model_dir, tmp_path):
+        golden = tmp_path / "golden.npz"
+        run_check(checkpoint, model_dir("llama_tied"), options=Options(save_golden=golden))
+        golden.write_bytes(golden.read_bytes()[:-1000])
+        with pytest.raises(BadInput, match="is not a golden file, or is cut off"):
+            run_check(checkpoint, golden)
+
+    def test_logits_of_another_vocabulary(self, checkpoint, points, tmp_path):
+        points[1]["logits"] = points[1]["logits"][:, :-1]
+        (tmp_path / "golden.pkl").write_bytes(pickle.dumps(points))
+        with pytest.raises(BadInput, match=r"prompt 2 has logits \(16, 127\).*a vocabulary of 128"):
+            run_check(checkpoint, tmp_path / "golden.pkl")
+
+    def test_without_a_config(self, checkpoint, points, tmp_path):
+        shutil.rmtree(checkpoint / "hf")
+        (tmp_path / "golden.pkl").write_bytes(pickle.dumps(points))
+        with pytest.raises(BadInput, match=r"has no config, and the checkpoint no hf/config\.json"):
+            run_check(checkpoint, tmp_path / "golden.pkl")
+
+
+class TestMaxTextEngine:
+    """What is asked for before MaxText is started; `tests/parity` runs it."""
+
+    def test_needs_an_interpreter(self, tmp_path):
+        with pytest.raises(BadInput, match="--engine maxtext needs --maxtext-python"):
+            run_check(tmp_path, tmp_path, options=Options(engine="maxtext"))
+
+    def test_that_is_there(self, tmp_path):
+        with pytest.raises(BadInput, match="cannot be run"):
+            run_check(tmp_path, tmp_path, options=Options(engine="maxtext", maxtext_python=tmp_path / "python"))
+
+    def test_that_has_maxtext(self, tmp_path):
+        with pytest.raises(BadInput, match="has no package maxtext"):
+            run_check(tmp_path, tmp_path, options=Options(engine="maxtext", maxtext_python=Path(sys.executable)))
+
+    def test_is_not_given_for_nothing(self, tmp_path):
+        with pytest.raises(BadInput, match="--maxtext-python is for --engine maxtext"):
+            run_check(tmp_path, tmp_path, options=Options(maxtext_python=Path(sys.executable)))
+
 
 class TestInputs:
     def test_no_checkpoint(self, tmp_path, model_dir):
@@ -265,7 +468,12 @@ class TestInputs:
         with pytest.raises(BadInput, match="only safetensors weights are read"):
             run_check(root, tmp_path / "hf")
         with pytest.raises(BadInput, match="at least one token"):
-            run_check(root, model_dir("llama_tied"), tokens=0)
+            run_check(root, model_dir("llama_tied"), options=Options(tokens=0))
+
+    def test_a_budget_that_is_too_small(self, tmp_path, model_dir):
+        root = write_orbax(tmp_path / "ckpt", maxtext_leaves(model_dir("llama_tied"), scanned=True), scanned=True)
+        with pytest.raises(BadInput, match=r"--memory-budget 0.9GiB: checking 560 tokens .* at least 1.0GiB"):
+            run_check(root, model_dir("llama_tied"), options=Options(memory_budget=900 << 20))
 
     def test_prompt_is_cut_to_the_models_positions(self, tmp_path):
         hf = build_model("llama_tied", tmp_path / "hf", max_position_embeddings=40)
@@ -277,38 +485,21 @@ class TestInputs:
 def test_a_check_that_passed_is_not_done_again(tmp_path, model_dir, monkeypatch):
     hf = model_dir("llama_tied")
     root = write_orbax(tmp_path / "ckpt", maxtext_leaves(hf, scanned=True), scanned=True)
-    first = run_check(root, hf, tokens=20)
-    monkeypatch.setattr(check, "forward", lambda *a, **k: pytest.fail("checked again"))
-    again = run_check(root, hf, tokens=20)
+    first = run_check(root, hf, options=Options(tokens=20))
+    with monkeypatch.context() as patched:
+        patched.setattr(check, "_run", lambda *a, **k: pytest.fail("checked again"))
+        again = run_check(root, hf, options=Options(tokens=20))
     assert (first.already, again.already) == (False, True)
     assert again.max_kl == first.max_kl
-    monkeypatch.undo()
-    assert not run_check(root, hf, tokens=21).already
-    assert not run_check(root, hf, tokens=21, max_kl=1e-3).already
+    assert not run_check(root, hf, options=Options(tokens=21)).already
+    assert not run_check(root, hf, options=Options(tokens=21, max_kl=1e-3)).already
+    assert not run_check(root, hf, options=Options(tokens=21)).already  # not by the threshold that was given
     (root / "0" / "items" / "note").write_text("another checkpoint now")
-    assert not run_check(root, hf, tokens=21, max_kl=1e-3).already
+    assert not run_check(root, hf, options=Options(tokens=21)).already
 
 
 def test_json_has_no_bare_infinity():
-    result = CheckResult(
-        verdict="fail",
-        reason="",
-        bytes_in=0,
-        max_kl=math.inf,
-        mean_kl=math.inf,
-        max_abs_diff=math.inf,
-        top1=0,
-        top10=0,
-        layers=[],
-        digest="sha256:0",
-        threshold=1e-5,
-        first_departing_layer=None,
-        notes=[],
-        report="report.html",
-        reference="0",
-        tokens=512,
-        seconds=1,
-    )
+    result = some_result(max_kl=math.inf, mean_kl=math.inf, max_abs_diff=math.inf, layers=[])
     text = result.model_dump_json()
     assert json.loads(text, parse_constant=lambda name: pytest.fail(name))["max_kl"] == "Infinity"
     assert CheckResult.model_validate_json(text) == result

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 
 import numpy as np
 import pytest
@@ -11,13 +12,19 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from conversion_lib.errors import BadInput
+from conversion_lib.logits import blocks
 from conversion_lib.logits.compare import (
+    HISTOGRAM_EDGES,
+    BlockDifference,
     LayerDifference,
+    Spot,
     compare_layer,
     compare_logits,
     first_departing,
     kl_per_token,
     log_softmax,
+    not_finite,
+    relative_difference,
     top_tokens,
 )
 
@@ -81,21 +88,62 @@ def test_top_tokens_in_order():
     assert top_tokens(np.array([[1.0, 2]]), 10).tolist() == [[1, 0]]
 
 
-def test_layers_are_measured_by_their_worst_token():
+def test_ranks_and_sets_of_the_most_likely():
+    wanted = np.arange(20, dtype=np.float32)[None]
+    swapped = wanted.copy()
+    swapped[0, [19, 18]] = swapped[0, [18, 19]]
+    comparison = compare_logits([wanted], [swapped])
+    assert (comparison.top1, comparison.top10, comparison.jaccard, comparison.rank_agreement) == (0, 1, 1, 0.8)
+    fewer = wanted.copy()
+    fewer[0, 10] = -5  # the tenth leaves the ten, another comes in
+    comparison = compare_logits([wanted], [fewer])
+    assert (comparison.top1, comparison.top10) == (1, 0.9)
+    assert math.isclose(comparison.jaccard, 9 / 11)
+    assert math.isclose(comparison.rank_agreement, 0.9)
+
+
+def test_every_finite_difference_is_in_the_histogram():
+    wanted, found = np.zeros((1, 5), np.float32), np.array([[0, 1e-12, 1e-3, 5, np.nan]], np.float32)
+    histogram = compare_logits([wanted], [found]).histogram
+    assert histogram.sum() == 4
+    assert histogram[0] == 2
+    bins = np.searchsorted(HISTOGRAM_EDGES, [np.float32(1e-3), 5], side="right") - 1
+    assert histogram[bins].tolist() == [1, 1]
+
+
+def test_blocks_are_measured_by_their_worst_token():
     reference = np.array([[3.0, 4.0], [100.0, 0.0]], np.float32)
     candidate = np.array([[3.0, 4.5], [100.0, 0.0]], np.float32)
-    entry = compare_layer(2, reference, candidate)
-    assert (entry.layer, entry.max_abs_diff, entry.relative) == (2, 0.5, 0.1)
+    assert relative_difference(reference, candidate) == 0.1
     zero = np.zeros((1, 2), np.float32)
-    assert compare_layer(0, zero, zero).relative == 0
-    assert compare_layer(0, zero, zero + 1).relative == math.inf
+    assert relative_difference(zero, zero) == 0
+    assert relative_difference(zero, zero + 1) == math.inf
 
 
-def test_the_first_layer_that_departs():
-    def entry(layer, relative):
-        return LayerDifference(layer=layer, max_abs_diff=0, relative=relative)
+def test_layers_are_compared_block_by_block_in_the_order_of_computing():
+    one = np.ones((2, 2), np.float32)
+    wanted = {blocks.STREAM: one, blocks.MLP: one, blocks.ATTENTION: one}
+    found = {blocks.STREAM: one + 0.5, blocks.ATTENTION: one, blocks.MLP: one * 2, blocks.ROUTER: one}
+    entry = compare_layer(2, wanted, found, defaultdict(lambda: 1e-4))
+    assert list(entry.blocks) == [blocks.ATTENTION, blocks.MLP, blocks.STREAM]
+    assert (entry.layer, entry.max_abs_diff, entry.relative) == (2, 0.5, 0.5)
+    assert first_departing([entry]) == Spot(layer=2, block=blocks.MLP)
+    assert LayerDifference.model_validate_json(entry.model_dump_json()) == entry
 
-    layers = [entry(-1, 0), entry(0, 1e-6), entry(1, math.nan), entry(2, 1)]
-    assert first_departing(layers, 1e-4) == 1
-    assert first_departing(layers[:2], 1e-4) is None
+
+def test_the_first_block_that_departs():
+    def entry(layer, relative, allowed=1e-4):
+        block = BlockDifference(relative=relative, allowed=allowed)
+        return LayerDifference(layer=layer, max_abs_diff=0, relative=relative, blocks={blocks.STREAM: block})
+
+    layers = [entry(-1, 0), entry(0, 1e-3, allowed=1e-2), entry(1, math.nan), entry(2, 1)]
+    assert first_departing(layers) == Spot(layer=1, block=blocks.STREAM)
+    assert first_departing(layers[:2]) is None
     assert LayerDifference.model_validate_json(layers[2].model_dump_json()).layer == 1
+
+
+def test_where_values_stop_being_finite():
+    good, bad = np.ones((2, 2), np.float32), np.array([[1, np.inf], [1, 1]], np.float32)
+    states = {blocks.STREAM: bad, blocks.ATTENTION: good, blocks.EXPERTS: bad}
+    assert str(not_finite(3, states)) == "layer 3, experts"
+    assert not_finite(3, {blocks.STREAM: good}) is None

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from conversion_lib.errors import BadInput
-from conversion_lib.logits.config import RopeConfig, parse_config
+from conversion_lib.logits.architectures import parse_config
+from conversion_lib.logits.config import RopeConfig, differences
 from conversion_lib.logits.rope import inverse_frequencies
 
 LLAMA = {
@@ -26,15 +27,36 @@ SCALING = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "orig
 
 
 def test_both_spellings_of_rope():
-    old = parse_config({**LLAMA, "rope_theta": 5e5, "rope_scaling": {"type": "llama3", **SCALING}}).rope
-    new = parse_config({**LLAMA, "rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5, **SCALING}}).rope
+    old = (
+        parse_config({**LLAMA, "rope_theta": 5e5, "rope_scaling": {"type": "llama3", **SCALING}})
+        .layers[0]
+        .attention.rope
+    )
+    new = (
+        parse_config({**LLAMA, "rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5, **SCALING}})
+        .layers[0]
+        .attention.rope
+    )
     assert (old.kind, old.theta, old.pairs) == (new.kind, new.theta, new.pairs) == ("llama3", 5e5, True)
     np.testing.assert_array_equal(inverse_frequencies(old)[0], inverse_frequencies(new)[0])
 
 
 def test_defaults_of_a_plain_config():
     config = parse_config({**LLAMA, "rope_scaling": None})
-    assert (config.head_dim, config.rope.kind, config.rope.theta, config.tied) == (16, "default", 10000.0, False)
+    attention = config.layers[0].attention
+    assert (attention.head_dim, attention.rope.kind, attention.rope.theta) == (16, "default", 10000.0)
+    assert (config.tied, len(config.layers)) == (False, 2)
+
+
+def test_what_differs_is_named():
+    mine = parse_config(LLAMA)
+    assert list(differences(mine, mine)) == []
+    assert list(differences(mine, parse_config({**LLAMA, "vocab_size": 99}))) == ["vocab 100 against 99"]
+    assert list(differences(mine, parse_config({**LLAMA, "num_hidden_layers": 3}))) == ["layers 2 against 3"]
+    wider = parse_config({**LLAMA, "intermediate_size": 97})
+    assert list(differences(mine, wider)) == ["layer 0: feed_forward width 96 against 97"]
+    # spelled in another way, and the same
+    assert list(differences(mine, parse_config({**LLAMA, "rope_scaling": {"type": "default"}}))) == []
 
 
 @pytest.mark.parametrize(

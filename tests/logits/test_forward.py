@@ -1,4 +1,4 @@
-"""The forward pass against transformers, on checkpoints that the converter had no part in."""
+"""The forward pass against transformers, on weights put into MaxText's layout by hand."""
 
 from __future__ import annotations
 
@@ -6,88 +6,97 @@ import numpy as np
 import pytest
 
 from conversion_lib.errors import BadInput
-from conversion_lib.logits import weights as weights_module
-from conversion_lib.logits.compare import compare_layer, compare_logits
-from conversion_lib.logits.config import parse_config
-from conversion_lib.logits.forward import EMBEDDING_LAYER, forward
-from tests.logits.conftest import MemoryCheckpoint
+from conversion_lib.logits import blocks
+from conversion_lib.logits.architectures import parse_config
+from conversion_lib.logits.compare import compare_logits, relative_difference
+from conversion_lib.logits.forward import ForwardPass
+from conversion_lib.logits.memory import Memory
+from conversion_lib.logits.prompts import fixed_prompts
+from conversion_lib.logits.reference import transformers_reference
+from conversion_lib.logits.weights import Weights
+from tests.logits.memory_checkpoint import MemoryCheckpoint
 from tests.logits.models import CONFIGS, build_model
-from tests.maxtext_by_hand import maxtext_leaves
+from tests.maxtext_by_hand import BF16, maxtext_leaves
 
 MAX_KL = 1e-9
 """float32 on both sides, on the same bits: three or more orders below the check's own threshold."""
 
 
+def max_kl(checkpoint, reference, **options):
+    found = ForwardPass(checkpoint, parse_config(reference.config), reference.prompts, **options).run()
+    return compare_logits(reference.logits, found).max_kl
+
+
 @pytest.mark.parametrize("scanned", [True, False], ids=["scanned", "unscanned"])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_agrees_with_transformers(name, scanned, model_dir, reference_of):
-    reference = reference_of(name)
-    config = parse_config(reference.config)
+    seen = reference_of(name)
+    reference, config = seen.reference, parse_config(seen.reference.config)
     checkpoint = MemoryCheckpoint(maxtext_leaves(model_dir(name), scanned=scanned), scanned)
-    layers = []
-
-    def observe(layer, stream):
-        layers.append(compare_layer(layer, reference.hidden[layer + 1], stream))
-
-    result = forward(checkpoint, config, reference.prompts, observe=observe)
-    comparison = compare_logits(reference.logits, result.logits)
+    run = ForwardPass(checkpoint, config, reference.prompts)
+    numbers = []
+    for number, states in run.layers():
+        wanted = seen.states[number]
+        assert set(states) == set(wanted)
+        for block in states:
+            assert relative_difference(wanted[block], states[block]) < 3e-5, (number, block)
+        numbers.append(number)
+    logits = run.logits()
+    comparison = compare_logits(reference.logits, logits)
     assert comparison.max_kl < MAX_KL
     assert comparison.top1 == 1.0
-    assert [entry.layer for entry in layers] == [EMBEDDING_LAYER, *range(config.layers)]
-    assert max(entry.relative for entry in layers) < 1e-4
-    assert {logits.dtype.name for logits in result.logits} == {"float32"}
+    assert numbers == [blocks.EMBEDDING_LAYER, *range(len(config.layers))]
+    assert {array.dtype.name for array in logits} == {"float32"}
     # every leaf was looked at
     assert set(checkpoint.reads) == set(checkpoint.tensors)
 
 
-def test_slices_change_nothing_but_rounding(monkeypatch, model_dir, reference_of):
-    reference = reference_of("deepseek_v3")
-    config = parse_config(reference.config)
-    checkpoint = MemoryCheckpoint(maxtext_leaves(model_dir("deepseek_v3"), scanned=True), True)
-    # a few rows, one expert, a few queries at a time
-    monkeypatch.setattr(weights_module, "SLICE_BYTES", 4096)
-    monkeypatch.setattr("conversion_lib.logits.moe.SLICE_BYTES", 4096)
-    monkeypatch.setattr("conversion_lib.logits.attention.SCORE_BYTES", 1 << 20)
-    result = forward(checkpoint, config, reference.prompts)
-    assert compare_logits(reference.logits, result.logits).max_kl < MAX_KL
-
-
-def test_sparse_attention_in_blocks_of_queries(monkeypatch, model_dir, reference_of):
-    reference = reference_of("deepseek_v32")
-    checkpoint = MemoryCheckpoint(maxtext_leaves(model_dir("deepseek_v32"), scanned=True), True)
-    monkeypatch.setattr("conversion_lib.logits.attention.SCORE_BYTES", 1 << 20)
-    result = forward(checkpoint, parse_config(reference.config), reference.prompts)
-    assert compare_logits(reference.logits, result.logits).max_kl < MAX_KL
+@pytest.mark.parametrize("name", ["deepseek_v3", "deepseek_v32", "llama_tied"])
+def test_slices_change_nothing_but_rounding(name, model_dir, reference_of):
+    """A few rows, one expert, a few queries at a time."""
+    checkpoint = MemoryCheckpoint(maxtext_leaves(model_dir(name), scanned=True), True)
+    memory = Memory(slice_bytes=4096, score_bytes=1 << 20)
+    assert max_kl(checkpoint, reference_of(name).reference, memory=memory) < MAX_KL
+    assert max(checkpoint.reads.count(name) for name in checkpoint.tensors) > 8
 
 
 def test_halves_in_deepseek_when_the_config_says_so(tmp_path):
-    from conversion_lib.logits.prompts import fixed_prompts
-    from conversion_lib.logits.reference import transformers_reference
-
     directory = build_model("deepseek_v3_plain", tmp_path / "hf", rope_interleave=False)
     reference = transformers_reference(directory, fixed_prompts(128, 512, 1024))
-    config = parse_config(reference.config)
-    assert not config.rope.pairs
-    checkpoint = MemoryCheckpoint(maxtext_leaves(directory, scanned=False), False)
-    result = forward(checkpoint, config, reference.prompts)
-    assert compare_logits(reference.logits, result.logits).max_kl < MAX_KL
+    assert not parse_config(reference.config).layers[0].attention.rope.pairs
+    assert max_kl(MemoryCheckpoint(maxtext_leaves(directory, scanned=False), False), reference) < MAX_KL
 
 
 def test_layout_is_seen_from_the_leaves_without_metadata(model_dir, reference_of):
-    reference = reference_of("llama_tied")
     for scanned in (True, False):
         checkpoint = MemoryCheckpoint(maxtext_leaves(model_dir("llama_tied"), scanned=scanned), None)
-        result = forward(checkpoint, parse_config(reference.config), reference.prompts)
-        assert compare_logits(reference.logits, result.logits).max_kl < MAX_KL
+        assert max_kl(checkpoint, reference_of("llama_tied").reference) < MAX_KL
 
 
 def test_experts_without_a_token_are_counted(model_dir, reference_of):
-    reference = reference_of("deepseek_v3")
+    reference = reference_of("deepseek_v3").reference
     checkpoint = MemoryCheckpoint(maxtext_leaves(model_dir("deepseek_v3"), scanned=True), True)
     prompts = [np.full_like(prompt, 5) for prompt in reference.prompts]
-    result = forward(checkpoint, parse_config(reference.config), prompts)
+    run = ForwardPass(checkpoint, parse_config(reference.config), prompts)
+    run.run()
     # the same token throughout attends to nothing but itself: two of eight experts in each of three layers
-    assert result.idle_experts == 18
+    assert run.idle_experts == 18
+
+
+def test_dither_stays_within_half_a_unit_in_the_last_place(model_dir, reference_of):
+    reference = reference_of("llama_tied").reference
+    leaves = {name: array.astype(BF16) for name, array in maxtext_leaves(model_dir("llama_tied"), scanned=True).items()}
+    checkpoint = MemoryCheckpoint(leaves, True)
+    name = "params/params/decoder/layers/mlp/wo/kernel"
+    plain = Weights(checkpoint, parse_config(reference.config))
+    dithered = Weights(checkpoint, parse_config(reference.config), dithered={name})
+    box = tuple((0, size) for size in checkpoint.tensors[name].shape)
+    a, b = (np.asarray(weights.read(name, box)) for weights in (plain, dithered))
+    assert (a != b).mean() > 0.95
+    # rounding the dithered value again gives back the stored one, up to ties and the step at powers of two
+    assert (b.astype(BF16) == a.astype(BF16)).mean() > 0.98
+    other = "params/params/decoder/decoder_norm/scale"
+    assert (np.asarray(dithered.read(other, ((0, 64),))) == np.asarray(plain.read(other, ((0, 64),)))).all()
 
 
 class TestGateBias:
@@ -96,23 +105,17 @@ class TestGateBias:
     @pytest.mark.parametrize("order", ["layers_first", "experts_first"])
     @pytest.mark.parametrize("known", [True, False])
     def test_both_orders(self, order, known, model_dir, reference_of):
-        reference = reference_of("deepseek_v3")
         leaves = maxtext_leaves(model_dir("deepseek_v3"), scanned=True, bias_order=order)
-        checkpoint = MemoryCheckpoint(leaves, True)
-        bias_order = order if known else None
-        result = forward(checkpoint, parse_config(reference.config), reference.prompts, bias_order=bias_order)
-        assert compare_logits(reference.logits, result.logits).max_kl < MAX_KL
+        checkpoint, bias_order = MemoryCheckpoint(leaves, True), order if known else None
+        assert max_kl(checkpoint, reference_of("deepseek_v3").reference, bias_order=bias_order) < MAX_KL
 
     def test_wrong_order_is_refused_where_the_shape_tells(self, model_dir, reference_of):
-        config = parse_config(reference_of("deepseek_v3").config)
+        config = parse_config(reference_of("deepseek_v3").reference.config)
         leaves = maxtext_leaves(model_dir("deepseek_v3"), scanned=True, bias_order="experts_first")
         with pytest.raises(BadInput, match=r"gate/bias is \(8, 3\).*asks for \(3, 8\)"):
-            forward(MemoryCheckpoint(leaves, True), config, [np.array([1])], bias_order="layers_first")
+            ForwardPass(MemoryCheckpoint(leaves, True), config, [np.array([1])], bias_order="layers_first")
 
     def test_as_many_experts_as_layers(self, tmp_path):
-        from conversion_lib.logits.prompts import fixed_prompts
-        from conversion_lib.logits.reference import transformers_reference
-
         directory = build_model("deepseek_v3", tmp_path / "hf", num_hidden_layers=9)
         reference = transformers_reference(directory, fixed_prompts(128, 512, 1024))
         config = parse_config(reference.config)
@@ -121,10 +124,9 @@ class TestGateBias:
             leaves = maxtext_leaves(directory, scanned=True, bias_order=order)
             checkpoint = MemoryCheckpoint(leaves, True)
             with pytest.raises(BadInput, match="whether layers or experts come first"):
-                forward(checkpoint, config, reference.prompts)
+                ForwardPass(checkpoint, config, reference.prompts)
             for said in ("layers_first", "experts_first"):
-                result = forward(checkpoint, config, reference.prompts, bias_order=said)
-                kl[order, said] = compare_logits(reference.logits, result.logits).max_kl
+                kl[order, said] = max_kl(checkpoint, reference, bias_order=said)
         assert kl["layers_first", "layers_first"] < MAX_KL
         assert kl["experts_first", "experts_first"] < MAX_KL
         assert kl["layers_first", "experts_first"] > 1e-3
@@ -140,11 +142,11 @@ class TestLeaves:
 
     @pytest.fixture
     def config(self, reference_of):
-        return parse_config(reference_of("llama").config)
+        return parse_config(reference_of("llama").reference.config)
 
     def refused(self, leaves, config, match):
         with pytest.raises(BadInput, match=match):
-            forward(MemoryCheckpoint(leaves, False), config, [np.array([1])])
+            ForwardPass(MemoryCheckpoint(leaves, False), config, [np.array([1])])
 
     def test_missing(self, leaves, config):
         del leaves["decoder/layers_3/mlp/wo/kernel"]
@@ -168,4 +170,4 @@ class TestLeaves:
 
     def test_metadata_that_disagrees(self, leaves, config):
         with pytest.raises(BadInput, match="no leaf params/params/decoder/layers/"):
-            forward(MemoryCheckpoint(leaves, True), config, [np.array([1])])
+            ForwardPass(MemoryCheckpoint(leaves, True), config, [np.array([1])])

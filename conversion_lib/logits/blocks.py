@@ -1,0 +1,41 @@
+"""The blocks of a decoder layer that a check compares, and the names they go by in reports."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from conversion_lib.sources.base import Array
+
+EMBEDDING_LAYER = -1
+"""The number that the embedding goes by; decoder layers count from 0."""
+
+EMBEDDING = "embedding"
+NORM_BEFORE_ATTENTION = "norm before attention"
+ATTENTION = "attention"
+NORM_AFTER_ATTENTION = "norm after attention"
+NORM_BEFORE_MLP = "norm before the MLP"
+ROUTER = "router"
+EXPERTS = "experts"
+SHARED_EXPERT = "shared expert"
+MLP = "MLP"
+NORM_AFTER_MLP = "norm after the MLP"
+STREAM = "stream"
+
+ORDER = (
+    EMBEDDING,
+    NORM_BEFORE_ATTENTION,
+    ATTENTION,
+    NORM_AFTER_ATTENTION,
+    NORM_BEFORE_MLP,
+    ROUTER,
+    EXPERTS,
+    SHARED_EXPERT,
+    MLP,
+    NORM_AFTER_MLP,
+    STREAM,
+)
+"""The order in which a layer computes them. `stream` is what the layer hands on."""
+
+States = Mapping[str, Array]
+"""What blocks of one layer put out, float32 (all prompts' tokens, width) each. The router's width is the number of
+experts: each token's share of each, zero for those that it does not go to."""

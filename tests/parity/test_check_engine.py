@@ -1,0 +1,42 @@
+"""`ferry check --engine maxtext`: the real MaxText sees what Ferry's own forward pass sees."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from conversion_lib.convert import convert
+from conversion_lib.logits.check import Options, run_check
+from conversion_lib.record import Target
+from tests.logits.conftest import write_orbax
+from tests.maxtext_by_hand import maxtext_leaves
+from tests.parity.harness import MAXTEXT_PYTHON
+from tests.tiny_models import make_tiny
+
+OPTIONS = Options(engine="maxtext", maxtext_python=MAXTEXT_PYTHON)
+
+
+@pytest.fixture(autouse=True)
+def _there() -> None:
+    if not MAXTEXT_PYTHON.exists():
+        pytest.fail("the MaxText environment is missing: run tests/parity/run.sh")
+
+
+@pytest.mark.parametrize("family", ["qwen3", "llama3.1", "deepseek_v2", "deepseek_v3"])
+def test_a_right_checkpoint(family: str, tmp_path: Path) -> None:
+    hf = make_tiny(family, tmp_path / "hf")
+    convert(hf, tmp_path / "ckpt", Target(save_dtype="float32"))
+    result = run_check(tmp_path / "ckpt", hf, options=OPTIONS)
+    assert (result.verdict, result.engine, result.layers) == ("pass", "maxtext", [])
+    assert result.max_kl < 1e-10
+
+
+def test_a_planted_mistake(tmp_path: Path) -> None:
+    hf = make_tiny("qwen3", tmp_path / "hf")
+    leaves = maxtext_leaves(hf, scanned=True)
+    gate, up = "decoder/layers/mlp/wi_0/kernel", "decoder/layers/mlp/wi_1/kernel"
+    leaves[gate], leaves[up] = leaves[up], leaves[gate]
+    result = run_check(write_orbax(tmp_path / "ckpt", leaves, scanned=True), hf, options=OPTIONS)
+    assert result.verdict == "fail"
+    assert "--engine ferry shows which layer departs" in result.reason
