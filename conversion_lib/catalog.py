@@ -72,7 +72,7 @@ def model_named(name: str) -> Model:
     """The model of that name. Raises BadInput where there is none, with the nearest names."""
     if name in _BY_NAME:
         return _BY_NAME[name]
-    near = difflib.get_close_matches(name, _BY_NAME, n=3, cutoff=0.3) or sorted(_BY_NAME)
+    near = difflib.get_close_matches(name, _BY_NAME, n=3, cutoff=0)
     raise BadInput(f"no model is named {name}; the nearest are {', '.join(near)} (`ferry models` lists all)")
 
 
