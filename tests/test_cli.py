@@ -19,6 +19,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from conversion_lib.engine import Limits
 from tests.checkpoints import (
     DEEPSEEK_V3,
     QWEN3,
@@ -470,8 +471,9 @@ def test_a_killed_conversion_goes_on(tmp_path, large, undisturbed, number, stora
     assert (result["fingerprint"] == first["fingerprint"]) is (storage == ())
     assert not (tmp_path / "out" / ".ferry").exists()
     assert answer(ferry_here("compare", tmp_path / "out", whole, "--json"))["same"]
-    # the storages compress a little differently; a group that was written twice would be a tenth
-    assert size_of(tmp_path / "out") == pytest.approx(size_of(whole), rel=0.06), "what the killed run left is swept"
+    # what was in flight is written again, and its first writing stays where it shares a file with what was journaled
+    in_flight = Limits.of(64 << 20, 1).buffers
+    assert size_of(tmp_path / "out") < 1.02 * size_of(whole) + in_flight, "what the killed run left is swept"
 
 
 def size_of(directory: Path) -> int:
