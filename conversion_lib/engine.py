@@ -9,6 +9,7 @@ them, and the rest is for bands and for the sink.
 
 from __future__ import annotations
 
+import mmap
 import os
 import queue
 import threading
@@ -170,7 +171,7 @@ class _Room:
                 return self._idle.pop(same)
             while self._idle and self._used + sum(buffer.nbytes for buffer in self._idle) > self._total:
                 self._idle.pop(0)
-        return np.empty(nbytes, np.uint8)
+        return _mapped(nbytes)
 
     def give(self, buffer: Array) -> None:
         with self._changed:
@@ -185,6 +186,14 @@ class _Room:
 
     def _fits(self, nbytes: int) -> bool:
         return self._used == 0 or self._used + nbytes <= self._total
+
+
+def _mapped(nbytes: int) -> Array:
+    """Memory of its own, which goes back to the kernel when it is let go: in the heap, buffers of many sizes would
+    leave gaps that none of the next ones fits."""
+    memory = mmap.mmap(-1, max(nbytes, 1))
+    memory.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(memory, np.uint8, nbytes)
 
 
 @dataclass
