@@ -75,7 +75,7 @@ def _require_enough(budget: int) -> None:
 
 
 def default_threads() -> int:
-    return min(len(os.sched_getaffinity(0)), 16)
+    return min(os.cpu_count() or 1, 16)
 
 
 def makers(threads: int) -> int:
@@ -192,7 +192,8 @@ def _mapped(nbytes: int) -> Array:
     """Memory of its own, which goes back to the kernel when it is let go: in the heap, buffers of many sizes would
     leave gaps that none of the next ones fits."""
     memory = mmap.mmap(-1, max(nbytes, 1))
-    memory.madvise(mmap.MADV_HUGEPAGE)
+    if hasattr(mmap, "MADV_HUGEPAGE"):  # Linux
+        memory.madvise(mmap.MADV_HUGEPAGE)
     return np.frombuffer(memory, np.uint8, nbytes)
 
 
