@@ -49,6 +49,8 @@ def model_arguments(source: str, scan: bool, ocdbt: bool = True, zarr3: bool = T
     overrides = {key: _plain(values[name]) for key, name in OVERRIDES[values["kind"]].items()}
     if values.get("first_k_dense_replace") == 0:  # MaxText insists, though no layer then has this size
         overrides["base_mlp_dim"] = overrides["base_moe_mlp_dim"]
+    if values["model_type"] == "llama":  # with a tied head MaxText otherwise divides the logits, as Gemma's need it
+        overrides["normalize_embedding_logits"] = False
     if values["model_type"] == "gemma2":  # a layer of MaxText's is a pair
         overrides["base_num_decoder_layers"] //= 2
     base = Path(importlib.util.find_spec("maxtext").origin).parent / "configs" / "base.yml"
