@@ -1,0 +1,64 @@
+"""Commands that bring checkpoints in and out: download, publish, verify."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from conversion_lib.command import Outcome, command
+from conversion_lib.commands.options import Ckpt, Dst, plain
+from conversion_lib.progress import Reporter
+
+app = typer.Typer()
+
+
+@command(app, "download")
+def download(
+    reporter: Reporter,
+    repo: Annotated[str, typer.Argument(metavar="REPO", help="A Hub id such as Qwen/Qwen3-0.6B.")],
+    dst: Dst,
+    revision: Annotated[str, typer.Option("--revision", help="A branch, a tag or a commit.")] = "main",
+) -> Outcome:
+    """Downloads what a conversion needs, verified, with its provenance."""
+    from conversion_lib import hub
+
+    result = hub.download(repo, dst, revision=revision, reporter=reporter)
+    data = plain(result) | {"bytes_in": result.bytes_downloaded, "bytes_out": result.bytes_downloaded}
+    return Outcome(data, [f"{result.repo} at {result.commit}: {result.files} files in {result.path}"])
+
+
+@command(app, "publish")
+def publish(
+    reporter: Reporter,
+    ckpt: Ckpt,
+    url: Annotated[str, typer.Argument(metavar="URL", help="gs://bucket/prefix or a directory.")],
+    report: Annotated[
+        Path | None, typer.Option("--report", help="Where the check's report is; default: CKPT's report/.")
+    ] = None,
+    unchecked: Annotated[
+        bool, typer.Option("--unchecked", help="Publish without a passed check; the manifest says so.")
+    ] = False,
+) -> Outcome:
+    """Publishes a checked checkpoint at URL/<model>/<commit>/<target>/."""
+    from conversion_lib.publish import publish as publish_checkpoint
+
+    result = publish_checkpoint(ckpt, url, report=report, unchecked=unchecked, reporter=reporter)
+    data = plain(result)
+    return Outcome(
+        data | {"bytes_in": data["bytes_copied"], "bytes_out": data["bytes_copied"]}, [f"published: {data['url']}"]
+    )
+
+
+@command(app, "verify")
+def verify(
+    reporter: Reporter, url: Annotated[str, typer.Argument(metavar="URL", help="A published checkpoint.")]
+) -> Outcome:
+    """Checks a published checkpoint against its manifest."""
+    from conversion_lib.publish import verify as verify_published
+
+    result = verify_published(url, reporter=reporter)
+    problems = list(result.problems)
+    message = f"{url} is not what its manifest says: {problems[0] if problems else ''} ({len(problems)} problems)"
+    return Outcome(plain(result), [f"{url}: {result.files} files as published"], failed=bool(problems), message=message)

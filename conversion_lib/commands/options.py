@@ -1,0 +1,113 @@
+"""Options and arguments that several commands share, and what they stand for."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import TypeAdapter, ValidationError
+
+from conversion_lib.command import Group, parse_size
+from conversion_lib.errors import BadInput
+from conversion_lib.progress import Reporter
+from conversion_lib.record import Target
+
+Src = Annotated[
+    str, typer.Argument(metavar="SRC", help="A directory with safetensors, or a Hub id such as Qwen/Qwen3-0.6B.")
+]
+Dst = Annotated[Path, typer.Argument(metavar="DST", help="The directory to write.")]
+Ckpt = Annotated[Path, typer.Argument(metavar="CKPT", help="A MaxText checkpoint: DST, DST/0 or DST/0/items.")]
+Model = Annotated[
+    str | None, typer.Option("--model", help="A name of `ferry models`; default: config.json tells the family.")
+]
+Scan = Annotated[
+    bool, typer.Option("--scan-layers/--no-scan-layers", help="Layers stacked for jax.lax.scan, or each by itself.")
+]
+SaveDtype = Annotated[str, typer.Option("--save-dtype", metavar="bfloat16|float32", help="The dtype of the arrays.")]
+Ocdbt = Annotated[bool, typer.Option("--ocdbt/--no-ocdbt", help="MaxText's checkpoint_storage_use_ocdbt.")]
+Zarr3 = Annotated[bool, typer.Option("--zarr3/--no-zarr3", help="MaxText's checkpoint_storage_use_zarr3.")]
+Pathways = Annotated[bool, typer.Option("--pathways", help="What Pathways reads: neither OCDBT nor zarr3.")]
+MaxText = Annotated[str, typer.Option("--maxtext", metavar="0.2.5|main", help="The MaxText that will load it.")]
+Compression = Annotated[str, typer.Option("--compression", metavar="zstd|none", help="The codec of the chunks.")]
+ChunkBytes = Annotated[str, typer.Option("--chunk-bytes", help="The most bytes of a chunk, such as 64MiB.")]
+Budget = Annotated[str, typer.Option("--memory-budget", help="The most memory to use, such as 2GiB.")]
+Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Worker threads; default: one a core, up to 16.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is at the destination.")]
+SkipDisk = Annotated[bool, typer.Option("--skip-disk-check", help="Begin even where the disk looks too small.")]
+
+
+def build_target(
+    scan_layers: Scan = True,
+    save_dtype: SaveDtype = "bfloat16",
+    ocdbt: Ocdbt = True,
+    zarr3: Zarr3 = True,
+    pathways: Pathways = False,
+    maxtext: MaxText = "0.2.5",
+    compression: Compression = "zstd",
+    chunk_bytes: ChunkBytes = "64MiB",
+) -> Target:
+    """The Target of the options. Raises BadInput for a value that none has, by name."""
+    if save_dtype.startswith(("float8", "fp8", "int8")):
+        raise BadInput(f"--save-dtype {save_dtype}: MaxText can save it, ferry does not; write bfloat16 or float32")
+    values = {
+        "scan_layers": scan_layers,
+        "save_dtype": save_dtype,
+        "ocdbt": ocdbt and not pathways,
+        "zarr3": zarr3 and not pathways,
+        "maxtext": maxtext,
+        "compression": compression,
+        "chunk_bytes": parse_size(chunk_bytes, "--chunk-bytes"),
+    }
+    try:
+        return Target.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = "--" + str(first["loc"][0]).replace("_", "-")
+        raise BadInput(f"{option} {first['input']}: {first['msg'].lower()}") from None
+
+
+TARGET = Group("target", build_target)
+
+
+def local_directory(src: str, reporter: Reporter) -> Path:
+    """The directory of SRC, downloaded first where it is a Hub id. Raises BadInput where it is neither."""
+    if (path := known_directory(src)) is not None:
+        return path
+    from conversion_lib import hub
+
+    return hub.cached_download(src, reporter=reporter)
+
+
+def headers_directory(src: str, revision: str | None, reporter: Reporter) -> AbstractContextManager[Path]:
+    """A directory to plan from: SRC itself, or a copy without the weights where it is a Hub id."""
+    if (path := known_directory(src)) is None:
+        from conversion_lib.hub_headers import headers_of
+
+        return headers_of(src, revision or "main", reporter=reporter)
+    if revision is not None:
+        raise BadInput(f"--revision {revision}: {src} is a directory, which has no revisions")
+    return nullcontext(path)
+
+
+def known_directory(src: str) -> Path | None:
+    """The directory of SRC, None where it is a Hub id. Raises BadInput where it is neither."""
+    path = Path(src).expanduser()
+    if path.is_dir():
+        return path
+    if src.startswith("gs://"):
+        raise BadInput(f"{src}: reading from gs:// is not supported yet; copy it to a directory")
+    if path.exists() or src.count("/") != 1 or src.startswith((".", "/", "~")):
+        raise BadInput(f"{src} is no directory")
+    return None
+
+
+def done_line(result: Any) -> str:
+    what = f"{result.path}, part {result.part}" if getattr(result, "part", None) else result.path
+    return f"{what}: {'was already done' if result.already else 'done'}, fingerprint {result.fingerprint[:12]}"
+
+
+def plain(result: Any) -> dict[str, Any]:
+    data = TypeAdapter(type(result)).dump_python(result, mode="json")
+    return {str(key): value for key, value in data.items()}
