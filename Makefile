@@ -40,7 +40,7 @@ bench-full: venv
 # Resolves pyproject's dependencies anew. torch is named exactly: any other version brings CUDA along.
 lock:
 	rm -rf build/lock && $(PYTHON) -m venv build/lock
-	build/lock/bin/pip install -q torch==2.13.0 setuptools '.[check,airflow,dev]'
+	build/lock/bin/pip install -q torch==2.13.0 setuptools '.[check,airflow,kubernetes,dev]'
 	build/lock/bin/pip freeze --all --exclude pip --exclude ferry | sed 's/^torch==.*/torch==2.13.0/' > deploy/requirements.lock
 	rm -rf build/lock
 
