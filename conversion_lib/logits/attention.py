@@ -1,4 +1,4 @@
-"""Attention of one layer: grouped queries, and DeepSeek's latent one with V3.2's sparse choice.
+"""Softmax attention of one layer: grouped queries, and DeepSeek's latent one with V3.2's sparse choice.
 
 All prompts stand one after the other in a single sequence of `tokens`; a mask keeps each to itself.
 """
@@ -15,6 +15,9 @@ import numpy as np
 from conversion_lib.logits.config import GroupedQuery, Indexer, Latent, RopeConfig
 from conversion_lib.logits.rope import rotate, rotation_tables
 from conversion_lib.logits.weights import Leaves
+
+KeysAndValues = tuple[jax.Array, jax.Array]
+"""Of one layer, ready for the product: float32 (tokens, kv heads, dim) each."""
 
 LATENT_EPS = 1e-6
 """Of the norms inside latent attention: DeepSeek's own code and transformers leave `rms_norm_eps` aside here."""
@@ -41,7 +44,7 @@ class Prompts:
 
     def tables(self, rope: RopeConfig) -> tuple[jax.Array, jax.Array]:
         """Rotation tables of every token, as `rotation_tables` has them."""
-        key = (rope.kind, rope.dim, rope.theta, rope.values.get("factor"))
+        key = (rope.kind, rope.dim, rope.theta, rope.values.get("factor"), rope.values.get("partial_rotary_factor"))
         if key not in self._tables:
             self._tables[key] = rotation_tables(rope, self.positions)
         return self._tables[key]
@@ -59,29 +62,41 @@ def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> j
     return centred * jax.lax.rsqrt(jnp.mean(centred * centred, axis=-1, keepdims=True) + eps) * scale + bias
 
 
-def attention(
-    x: jax.Array, leaves: Leaves, path: str, config: GroupedQuery | Latent, eps: float, prompts: Prompts
-) -> jax.Array:
-    """What attention adds to the stream: x is the normed stream, float32 (tokens, hidden), as is the result."""
-    if isinstance(config, GroupedQuery):
-        return grouped_query_attention(x, leaves, path, config, eps, prompts)
-    return latent_attention(x, leaves, path, config, prompts)
-
-
 def grouped_query_attention(
-    x: jax.Array, leaves: Leaves, path: str, config: GroupedQuery, eps: float, prompts: Prompts
-) -> jax.Array:
-    """Grouped-query attention (arXiv:2305.13245); x and the result float32 (tokens, hidden)."""
-    query, key, value = (_project(x, leaves, f"{path}/{name}", config.biases) for name in ("query", "key", "value"))
-    if config.norms != "none":
-        query = _head_norm(query, leaves.read(f"{path}/query_norm/scale"), config, eps)
-        key = _head_norm(key, leaves.read(f"{path}/key_norm/scale"), config, eps)
-    query, key = (rotate(part, prompts.tables(config.rope), pairs=config.rope.pairs) for part in (query, key))
+    x: jax.Array,
+    leaves: Leaves,
+    path: str,
+    config: GroupedQuery,
+    eps: float,
+    prompts: Prompts,
+    earlier: KeysAndValues | None = None,
+) -> tuple[jax.Array, KeysAndValues]:
+    """Grouped-query attention (arXiv:2305.13245); x, the normed stream, and the result float32 (tokens, hidden).
+
+    earlier: the keys and values of the layer that it takes them from, where it has none of its own. They are handed
+    back, for layers that take this one's.
+    """
+    tables, pairs = prompts.tables(config.rope), config.rope.pairs
+    query, gate = _project(x, leaves, f"{path}/query", config.biases), None
+    if config.gated:
+        query, gate = jnp.split(query, 2, axis=-1)
+    query = rotate(_head_norm(query, leaves, f"{path}/query_norm/scale", config, eps), tables, pairs=pairs)
+    if config.keys == "earlier":
+        assert earlier is not None
+        key, value = earlier
+    else:
+        key = _project(x, leaves, f"{path}/key", config.biases)
+        value = key if config.keys == "as_values" else _project(x, leaves, f"{path}/value", config.biases)
+        key = rotate(_head_norm(key, leaves, f"{path}/key_norm/scale", config, eps), tables, pairs=pairs)
+        value = rms_norm(value, jnp.ones(config.head_dim), eps) if config.value_norm else value
     sinks = leaves.read(f"{path}/sinks") if config.sinks else None
     visible = prompts.visible(config.window)
     mixed = _attend(query, key, value, visible, config.scale, config.softcap, sinks, prompts.score_bytes)
+    if gate is not None:
+        flat = (mixed * jax.nn.sigmoid(gate)).reshape(len(x), -1)
+        return leaves.contract(flat, f"{path}/out/kernel"), (key, value)
     out = leaves.contract(mixed, f"{path}/out/kernel", axes=2)
-    return out + leaves.read(f"{path}/out/bias") if config.out_bias else out
+    return out + leaves.read(f"{path}/out/bias") if config.out_bias else out, (key, value)
 
 
 def _project(x: jax.Array, leaves: Leaves, path: str, bias: bool) -> jax.Array:
@@ -89,10 +104,12 @@ def _project(x: jax.Array, leaves: Leaves, path: str, bias: bool) -> jax.Array:
     return projected + leaves.read(f"{path}/bias") if bias else projected
 
 
-def _head_norm(x: jax.Array, scale: jax.Array, config: GroupedQuery, eps: float) -> jax.Array:
-    """x: float32 (tokens, heads, dim), normed over each head's dimensions or over all heads'."""
+def _head_norm(x: jax.Array, leaves: Leaves, path: str, config: GroupedQuery, eps: float) -> jax.Array:
+    """x: float32 (tokens, heads, dim), normed over each head's dimensions or over all heads', where it is at all."""
+    if config.norms == "none":
+        return x
     rows = x if config.norms == "head" else x.reshape(len(x), -1)
-    normed: jax.Array = rms_norm(rows, scale, eps).reshape(x.shape)
+    normed: jax.Array = rms_norm(rows, leaves.read(path) + config.norm_offset, eps).reshape(x.shape)
     return normed
 
 
@@ -151,15 +168,13 @@ def chosen_tokens(
     key = leaves.contract(x, f"{path}/wk/kernel")
     key = layer_norm(key, leaves.read(f"{path}/k_norm/scale"), leaves.read(f"{path}/k_norm/bias"), LATENT_EPS)
     head_weights = leaves.contract(x, f"{path}/weights_proj/kernel") * indexer.heads**-0.5
-
-    def turn(states: jax.Array) -> jax.Array:
-        turning, still = jnp.split(states, [rope.dim], axis=-1)
-        return jnp.concatenate([rotate(turning, prompts.tables(rope), pairs=False), still], axis=-1)
-
-    query, key = turn(query), turn(key[:, None, :])[:, 0]
+    query = rotate(query, prompts.tables(rope), pairs=False)
+    key = rotate(key[:, None, :], prompts.tables(rope), pairs=False)[:, 0]
     visible, count = prompts.visible(), min(indexer.top_k, len(x))
-    blocks = [
-        _choose(query[rows], key, head_weights[rows], visible[rows], count, indexer.head_dim**-0.5)
+    blocks = [  # one after the other: jax would begin them all, and hold the scores of all
+        jax.block_until_ready(
+            _choose(query[rows], key, head_weights[rows], visible[rows], count, indexer.head_dim**-0.5)
+        )
         for rows in _row_blocks(len(x), indexer.heads * len(x) * 4, prompts.score_bytes)
     ]
     return jnp.concatenate(blocks)
@@ -195,8 +210,8 @@ def _attend(
     grouped = query.reshape(tokens, kv_heads, heads // kv_heads, dim)
     if sinks is not None:
         sinks = sinks.reshape(kv_heads, heads // kv_heads)
-    blocks = [
-        _attend_rows(grouped[rows], key, value, visible[rows], sinks, scale, softcap)
+    blocks = [  # one after the other, as above
+        jax.block_until_ready(_attend_rows(grouped[rows], key, value, visible[rows], sinks, scale, softcap))
         for rows in _row_blocks(tokens, heads * tokens * 4, score_bytes)
     ]
     return jnp.concatenate(blocks).reshape(tokens, heads, value.shape[-1])

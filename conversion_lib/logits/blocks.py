@@ -18,7 +18,12 @@ ROUTER = "router"
 EXPERTS = "experts"
 SHARED_EXPERT = "shared expert"
 MLP = "MLP"
+NORM_BEFORE_EXPERTS = "norm before the experts"
+NORM_AFTER_EXPERTS = "norm after the experts"
+NORM_AFTER_SHARED_EXPERT = "norm after the shared expert"
 NORM_AFTER_MLP = "norm after the MLP"
+PER_LAYER_INPUT = "per-layer input"
+NORM_AFTER_PER_LAYER_INPUT = "norm after the per-layer input"
 STREAM = "stream"
 
 ORDER = (
@@ -28,10 +33,15 @@ ORDER = (
     NORM_AFTER_ATTENTION,
     NORM_BEFORE_MLP,
     ROUTER,
+    NORM_BEFORE_EXPERTS,
     EXPERTS,
+    NORM_AFTER_EXPERTS,
     SHARED_EXPERT,
+    NORM_AFTER_SHARED_EXPERT,
     MLP,
     NORM_AFTER_MLP,
+    PER_LAYER_INPUT,
+    NORM_AFTER_PER_LAYER_INPUT,
     STREAM,
 )
 """The order in which a layer computes them. `stream` is what the layer hands on."""

@@ -205,7 +205,7 @@ def _maxtext(
 ) -> run.Findings:
     """MaxText's own logits; Ferry's forward pass runs beside it only where the rounding has to be measured."""
     rounded = rounded_leaves(subject.config, subject.checkpoint.tensors, wanted.dtype)
-    measured = run.alone(subject, wanted.prompts, wanted.dtype, reporter) if rounded else run.Findings()
+    measured = run.alone(subject, wanted.prompts, wanted.dtype, reporter) if rounded else run.exact(subject)
     assert options.maxtext_python is not None  # require_maxtext
     logits = maxtext_logits(options.maxtext_python, checkpoint, wanted, reporter)
     measured.logits = [prompt[:, : subject.config.tokens] for prompt in logits]  # rows of padding stand for no token

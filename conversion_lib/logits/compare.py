@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,8 +13,10 @@ from conversion_lib.errors import BadInput
 from conversion_lib.logits import blocks
 from conversion_lib.sources.base import Array
 
-ROWS = 64
-"""Tokens compared at a time: in float64 a row of a large vocabulary is a megabyte, and there are several."""
+ROWS = 32
+"""Tokens that a thread compares at a time: a row of a large vocabulary is a megabyte in float64, several times."""
+
+THREADS = 2
 
 HISTOGRAM_EDGES = np.concatenate([[0.0], np.logspace(-9, 3, 49), [np.inf]])
 """Of differences between logits: four bins a decade; what is equal or next to it lies in the first."""
@@ -117,19 +120,14 @@ def top_tokens(logits: Array, count: int) -> Array:
 
 def compare_logits(reference: Sequence[Array], candidate: Sequence[Array]) -> Comparison:
     """Compares logits prompt by prompt, float32 (tokens, vocabulary) each. Raises BadInput where shapes differ."""
-    kl, largest, best = [], [], []
-    histogram = np.zeros(len(HISTOGRAM_EDGES) - 1, np.int64)
+    pieces = []
     for index, (wanted, found) in enumerate(zip(reference, candidate, strict=True)):
         if wanted.shape != found.shape:
             raise BadInput(f"prompt {index}: the reference's logits are {wanted.shape}, the checkpoint's {found.shape}")
-        for start in range(0, len(wanted), ROWS):
-            a, b = wanted[start : start + ROWS], found[start : start + ROWS]
-            with np.errstate(invalid="ignore", over="ignore"):
-                kl.append(kl_per_token(a, b))
-                difference = np.abs(a.astype(np.float64) - b)
-            largest.append(float(np.max(difference)))
-            histogram += np.histogram(difference[np.isfinite(difference)], HISTOGRAM_EDGES)[0]
-            best.append(np.stack([top_tokens(a, 10), top_tokens(b, 10)]))
+        pieces += [(wanted[start : start + ROWS], found[start : start + ROWS]) for start in range(0, len(wanted), ROWS)]
+    with ThreadPoolExecutor(THREADS) as pool:
+        kl, largest, histograms, best = zip(*pool.map(_compare_rows, pieces), strict=True)
+    histogram = np.sum(histograms, axis=0)
     wanted_best, found_best = np.concatenate(best, axis=1)
     shared = (wanted_best[:, :, None] == found_best[:, None, :]).any(-1).sum(-1)
     count = wanted_best.shape[1]
@@ -142,6 +140,19 @@ def compare_logits(reference: Sequence[Array], candidate: Sequence[Array]) -> Co
         rank_agreement=float(np.mean(wanted_best == found_best)),
         histogram=histogram,
     )
+
+
+def _compare_rows(piece: tuple[Array, Array]) -> tuple[Array, float, Array, Array]:
+    """Of some tokens: KL, the largest difference of a logit, the histogram, the ten most likely of both, (2, tokens,
+    10)."""
+    a, b = piece
+    with np.errstate(invalid="ignore", over="ignore"):
+        kl = kl_per_token(a, b)
+        difference = np.abs(a.astype(np.float64) - b)
+        finite = np.isfinite(difference)
+    within = difference if finite.all() else difference[finite]
+    histogram = np.histogram(within, HISTOGRAM_EDGES)[0]
+    return kl, float(np.max(difference)), histogram, np.stack([top_tokens(a, 10), top_tokens(b, 10)])
 
 
 def relative_difference(reference: Array, candidate: Array) -> float:

@@ -32,6 +32,16 @@ class GroupedQuery:
     """On the scores at run time; 1 where the checkpoint's query kernel carries it."""
     norms: Literal["none", "head", "all_heads"] = "none"
     """RMSNorm of query and key: none, over each head's dimensions, or over those of all heads together."""
+    norm_offset: float = 0.0
+    """As `ForwardConfig` has it, of these norms."""
+    value_norm: bool = False
+    """RMSNorm without a scale over each value head."""
+    keys: Literal["own", "as_values", "earlier"] = "own"
+    """Own keys and values; one projection that is both; or those of the layer `keys_from`."""
+    keys_from: int | None = None
+    gated: bool = False
+    """A gate follows each head's query in the query kernel; its sigmoid multiplies what the head puts out. The output
+    kernel then has heads and their dimensions on one axis."""
     biases: bool = False
     """Of query, key and value."""
     out_bias: bool = False
@@ -65,12 +75,42 @@ class Latent:
 
 
 @dataclass(frozen=True, slots=True)
+class DeltaNet:
+    """A gated delta net (arXiv:2412.06464): attention that is linear in the tokens. `taps`: of its convolution."""
+
+    key_heads: int
+    value_heads: int
+    key_dim: int
+    value_dim: int
+    taps: int
+
+    @property
+    def convolved(self) -> int:
+        """Channels that are convolved: queries, keys and values."""
+        return 2 * self.key_heads * self.key_dim + self.value_heads * self.value_dim
+
+
+Attention = GroupedQuery | Latent | DeltaNet
+
+
+@dataclass(frozen=True, slots=True)
 class Mlp:
     """A gated MLP at `path`."""
 
     path: str
     width: int
     activation: Literal["silu", "gelu"]
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertNorms:
+    """Gemma 4's paths of what its router and its experts have of their own, since both look at the stream itself:
+    the scale on the router's normed input, the norm before the experts, those after shared and routed experts."""
+
+    router_scale: str
+    before_experts: str
+    after_shared: str
+    after_experts: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +136,13 @@ class Moe:
     """Of the gate and of every expert."""
     clamp: float | None = None
     """gpt-oss' SwiGLU: limits on gate and up, and up + 1."""
+    activation: Literal["silu", "gelu"] = "silu"
     shared: Mlp | None = None
+    shared_gate: str | None = None
+    """Where a projection to one number is whose sigmoid multiplies what the shared expert puts out."""
+    norms: ExpertNorms | None = None
+    expert_scales: bool = False
+    """A factor on each expert's share, `per_expert_scale`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,14 +159,14 @@ class Norms:
 class Place:
     """Where a layer lies below `decoder/`.
 
-    stack, index, count: of a scanned checkpoint, the path, the layer's place in the stacked axis, and that axis'
-    length; `index` is None for a layer left over from the scan, which is not stacked. alone: the path of an
+    stack, index, counts: of a scanned checkpoint, the path, the layer's place in the stacked axes, and those axes'
+    lengths; both are empty for a layer left over from the scan, which is not stacked. alone: the path of an
     unscanned checkpoint.
     """
 
     stack: str
-    index: int | None
-    count: int
+    index: tuple[int, ...]
+    counts: tuple[int, ...]
     alone: str
 
 
@@ -131,8 +177,16 @@ class Layer:
     place: Place
     norms: Norms
     attention_path: str
-    attention: GroupedQuery | Latent
+    attention: Attention
     feed_forward: Mlp | Moe
+
+
+@dataclass(frozen=True, slots=True)
+class PerLayerInput:
+    """Gemma 4's small models: a second embedding, of `width` for each layer, which joins the stream behind its MLP."""
+
+    width: int
+    activation: Literal["silu", "gelu"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +204,11 @@ class ForwardConfig:
     """What the checkpoint's embedding was multiplied by; a tied output divides by it."""
     softcap: float | None = None
     """Of the logits."""
+    norm_offset: float = 0.0
+    """Of the norms of layers and the last one: what is added to a scale; 1 where checkpoints have it less one."""
+    layer_scalars: bool = False
+    """Whether each layer ends with a factor on the stream."""
+    per_layer_input: PerLayerInput | None = None
     rows: int = 0
     """Of the checkpoint's embedding, where MaxText pads or cuts the vocabulary; 0 for `vocab`."""
     rounded: tuple[str, ...] = ()
@@ -168,7 +227,8 @@ class ForwardConfig:
 
     @property
     def heads(self) -> int:
-        return max(layer.attention.heads for layer in self.layers)
+        """Of the attention that makes scores of each token for each: the most of a layer, 0 where there is none."""
+        return max((a.heads for layer in self.layers if not isinstance(a := layer.attention, DeltaNet)), default=0)
 
 
 def differences(a: Any, b: Any, name: str = "") -> Iterator[str]:

@@ -10,16 +10,24 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from conversion_lib.logits import blocks
-from conversion_lib.logits.attention import Prompts, attention, rms_norm
-from conversion_lib.logits.config import ForwardConfig, Layer
-from conversion_lib.logits.layout import EMBEDDING, FINAL_NORM, OUTPUT
+from conversion_lib.logits.attention import (
+    KeysAndValues,
+    Prompts,
+    grouped_query_attention,
+    latent_attention,
+    rms_norm,
+)
+from conversion_lib.logits.config import ForwardConfig, GroupedQuery, Latent, Layer
+from conversion_lib.logits.delta_net import delta_net
+from conversion_lib.logits.layout import EMBEDDING, FINAL_NORM, LAYER_SCALAR, OUTPUT
 from conversion_lib.logits.memory import Memory
 from conversion_lib.logits.moe import feed_forward
-from conversion_lib.logits.weights import BiasOrder, Checkpoint, Leaves, Weights
+from conversion_lib.logits.per_layer_input import add_per_layer_input, per_layer_inputs
+from conversion_lib.logits.rounding import exact_limits
+from conversion_lib.logits.weights import BiasOrder, Checkpoint, Leaves, Weights, embed
 from conversion_lib.progress import Task
 from conversion_lib.sources.base import Array
 
@@ -28,7 +36,8 @@ class ForwardPass:
     """One run of `prompts` (integers, (tokens,) each) through the weights of `checkpoint`: `layers`, then `logits`.
 
     bias_order: the layout of a scanned DeepSeek-V3 gate bias where it is known. dithered: as `Weights` has it.
-    `idle_experts` counts the (layer, expert) pairs that no token went to.
+    `idle_experts` counts the (layer, expert) pairs that no token went to. `original`: to be set, before each layer, to
+    what the original's blocks put out in it, where that is known: equal experts are then chosen as it does.
 
     Raises BadInput where a leaf is missing, left over, or disagrees with `config`.
     """
@@ -48,39 +57,70 @@ class ForwardPass:
         self._weights = Weights(checkpoint, config, bias_order=bias_order, memory=memory, dithered=dithered, task=task)
         self._sequence = Prompts([len(prompt) for prompt in prompts], self._weights.memory.score_bytes)
         self._stream: jax.Array | None = None
+        self._own_inputs: jax.Array | None = None
+        self._keys_and_values: dict[int, KeysAndValues] = {}
+        attentions = [layer.attention for layer in config.layers]
+        self._taken_from = {a.keys_from for a in attentions if isinstance(a, GroupedQuery)}
         self.idle_experts = 0
+        self.original: blocks.States | None = None
 
     def layers(self) -> Iterator[tuple[int, blocks.States]]:
         """The number of each layer and what its blocks put out, the embedding first."""
         tokens = np.concatenate(list(self._prompts))
-        self._stream = embed(tokens, self._weights.top)
+        top, own = self._weights.top, self._config.per_layer_input
+        self._stream = embed(tokens, top, EMBEDDING)
         yield blocks.EMBEDDING_LAYER, {blocks.EMBEDDING: np.asarray(self._stream)}
+        with jax.default_matmul_precision("highest"):
+            if own is not None:
+                self._own_inputs = per_layer_inputs(tokens, self._stream, top, own, self._config.eps)
         for number, layer in enumerate(self._config.layers):
             with jax.default_matmul_precision("highest"):
-                self._stream, states = self._layer(self._stream, layer)
+                self._stream, states = self._layer(self._stream, number, layer)
             yield number, {name: np.asarray(array) for name, array in states.items()}
 
-    def _layer(self, stream: jax.Array, layer: Layer) -> tuple[jax.Array, blocks.States]:
+    def _layer(self, stream: jax.Array, number: int, layer: Layer) -> tuple[jax.Array, blocks.States]:
         leaves, norms, eps = self._weights.layer(layer), layer.norms, self._config.eps
         states: dict[str, jax.Array | Array] = {}
 
         def norm(x: jax.Array, path: str | None, block: str) -> jax.Array:
             if path is None:
                 return x
-            normed: jax.Array = rms_norm(x, leaves.read(path), eps)
+            normed: jax.Array = rms_norm(x, leaves.read(path) + self._config.norm_offset, eps)
             states[block] = normed
             return normed
 
         x = norm(stream, norms.before_attention, blocks.NORM_BEFORE_ATTENTION)
-        x = attention(x, leaves, layer.attention_path, layer.attention, eps, self._sequence)
+        x = self._attention(x, leaves, number, layer)
         states[blocks.ATTENTION] = x
         stream = stream + norm(x, norms.after_attention, blocks.NORM_AFTER_ATTENTION)
         x = norm(stream, norms.before_mlp, blocks.NORM_BEFORE_MLP)
-        half = feed_forward(x, leaves, layer.feed_forward)
-        states |= {**half.states, blocks.MLP: half.out}
+        half = feed_forward(
+            x, stream, leaves, layer.feed_forward, eps, original=self.original, tie=exact_limits(self._config).block
+        )
+        states |= half.states
         stream = stream + norm(half.out, norms.after_mlp, blocks.NORM_AFTER_MLP)
         self.idle_experts += half.idle
+        if self._config.per_layer_input is not None:
+            assert self._own_inputs is not None
+            own = self._own_inputs[number]
+            stream, seen = add_per_layer_input(stream, own, leaves, self._config.per_layer_input, eps)
+            states |= seen
+        if self._config.layer_scalars:
+            stream = stream * leaves.read(LAYER_SCALAR)
         return stream, {**states, blocks.STREAM: stream}  # type: ignore[dict-item]
+
+    def _attention(self, x: jax.Array, leaves: Leaves, number: int, layer: Layer) -> jax.Array:
+        """What attention adds to the stream: x is the normed stream, float32 (tokens, hidden), as is the result."""
+        config, path, eps = layer.attention, layer.attention_path, self._config.eps
+        if isinstance(config, Latent):
+            return latent_attention(x, leaves, path, config, self._sequence)
+        if not isinstance(config, GroupedQuery):
+            return delta_net(x, leaves, path, config, eps, self._sequence)
+        earlier = None if config.keys_from is None else self._keys_and_values[config.keys_from]
+        out, own = grouped_query_attention(x, leaves, path, config, eps, self._sequence, earlier)
+        if number in self._taken_from:
+            self._keys_and_values[number] = own
+        return out
 
     def logits(self) -> list[Array]:
         """After the last of `layers`: for each prompt float32 (tokens, vocabulary)."""
@@ -96,19 +136,9 @@ class ForwardPass:
         return self.logits()
 
 
-def embed(tokens: Array, top: Leaves) -> jax.Array:
-    """Rows of the embedding, float32 (tokens, hidden); the vocabulary is read in slices."""
-    stream = np.zeros((len(tokens), top.shapes[EMBEDDING][1]), np.float32)
-    for start, stop in top.slices(EMBEDDING):
-        here = (tokens >= start) & (tokens < stop)
-        if here.any():
-            stream[here] = np.asarray(top.read(EMBEDDING, (start, stop)))[tokens[here] - start]
-    return jnp.asarray(stream)
-
-
 def unembed(stream: jax.Array, top: Leaves, config: ForwardConfig) -> Array:
     """Final norm and output projection, float32 (tokens, vocabulary); a tied model uses its embedding."""
-    normed = rms_norm(stream, top.read(FINAL_NORM), config.eps)
+    normed = rms_norm(stream, top.read(FINAL_NORM) + config.norm_offset, config.eps)
     if not config.tied:
         return _capped(np.asarray(top.contract(normed, OUTPUT)), config.softcap)
     logits = np.empty((len(stream), config.tokens), np.float32)

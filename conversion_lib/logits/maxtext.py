@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from conversion_lib.errors import BadInput, OutsideFailure
-from conversion_lib.logits.reference import Reference
+from conversion_lib.logits.maxtext_settings import EXACT, model_settings
+from conversion_lib.logits.reference import Reference, full_config
 from conversion_lib.progress import Reporter
 from conversion_lib.sources.base import Array
 from conversion_lib.sources.orbax import open_orbax
@@ -37,22 +38,24 @@ def require_maxtext(python: Path | None) -> None:
 def maxtext_logits(python: Path, checkpoint: Path, reference: Reference, reporter: Reporter) -> list[Array]:
     """What MaxText computes from `checkpoint` for the reference's prompts: float32 (tokens, vocabulary) each.
 
-    MaxText holds the whole model in float32. Raises OutsideFailure where it ends in an error, with its last line.
+    MaxText holds the whole model in float32. Raises BadInput where nothing is known of MaxText's model of that
+    architecture, and OutsideFailure where MaxText ends in an error, with its last line.
     """
     source = open_orbax(checkpoint)
     scanned = source.scan_layers
     if scanned is None:
         raise BadInput(f"{checkpoint} does not say whether its layers are scanned, which MaxText has to be told")
+    try:
+        settings = model_settings(full_config(reference.config), scanned, source.ocdbt, source.zarr3)
+    except ValueError as error:
+        raise BadInput(f"--engine maxtext: {error}") from None
     reporter.say("logits of the checkpoint by MaxText, which holds the whole model in memory")
     with tempfile.TemporaryDirectory(prefix="ferry-maxtext-") as scratch:
         tokens, logits, job = (Path(scratch) / name for name in ("tokens.npz", "logits.npz", "job.json"))
         np.savez(tokens, *reference.prompts)
         content = {
-            "config": reference.config,
+            "settings": [*settings, *EXACT],
             "items": str(source.items),
-            "scan_layers": scanned,
-            "ocdbt": source.ocdbt,
-            "zarr3": source.zarr3,
             "tokens": str(tokens),
             "logits": str(logits),
         }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from conversion_lib.errors import BadInput
-from conversion_lib.logits.config import ForwardConfig, Moe
+from conversion_lib.logits.config import Attention, ForwardConfig, GroupedQuery, Latent, Moe
 
 PROGRAM = 1 << 30
 """Python with torch, transformers, jax and their compiled code: measured 0.9 GB on small models."""
@@ -15,24 +15,31 @@ SMALLEST_SLICE = 1 << 20
 COPIES = 5
 """A slice of weights in use: as read, as float32, those of the product before it that are not yet let go."""
 
+LARGEST_SCORES = 128 << 20
+SMALLEST_SCORES = 4 << 20
+SCORE_COPIES = 6
+"""A block of attention scores in use: scaled, masked, their softmax, as original and checkpoint hold them at worst."""
+
 
 @dataclass(frozen=True)
 class Memory:
     """slice_bytes: float32 weights held at a time. score_bytes: float32 attention scores held at a time."""
 
     slice_bytes: int = LARGEST_SLICE
-    score_bytes: int = LARGEST_SLICE
+    score_bytes: int = LARGEST_SCORES
 
 
 def divide(budget: int, config: ForwardConfig, tokens: int) -> Memory:
     """What each part of a check of `tokens` tokens may take of `budget` bytes.
 
-    Raises BadInput where the budget does not hold what cannot be sliced: the logits of both sides, the streams,
-    one expert, and the attention scores, of which transformers makes all of a layer at once.
+    Raises BadInput where the budget does not hold what cannot be sliced: the logits of both sides, the streams, the
+    masks, one expert, and the scores of an indexer, which transformers makes all at once.
     """
     logits = 4 * 4 * tokens * config.vocab
-    streams = 30 * 4 * tokens * config.hidden
-    scores = 4 * 4 * config.heads * tokens**2
+    wide = max(config.hidden, *(_width(layer.attention) for layer in config.layers))
+    streams = 4 * tokens * (30 * config.hidden + 3 * wide)
+    masks = 4 * 4 * tokens**2
+    indexed = 4 * 3 * tokens**2 * max(_indexed_heads(layer.attention) for layer in config.layers)
     expert = max(
         (
             3 * 4 * config.hidden * layer.feed_forward.width
@@ -42,14 +49,30 @@ def divide(budget: int, config: ForwardConfig, tokens: int) -> Memory:
         default=0,
     )
     # logits are there after the last layer, scores and weights before
-    held = PROGRAM + streams + max(logits, scores)
-    least = held + max(2 * expert, COPIES * SMALLEST_SLICE)
+    held = PROGRAM + streams + max(logits, masks + indexed)
+    least_scores = max(SMALLEST_SCORES, 4 * config.heads * tokens)  # one query at the least
+    least = held + SCORE_COPIES * least_scores + max(2 * expert, COPIES * SMALLEST_SLICE)
     if least > budget:
         raise BadInput(
             f"--memory-budget {_gib(budget)}: checking {tokens} tokens of this model takes at least {_gib(least)}; "
             "give more, or fewer --tokens"
         )
-    return Memory(slice_bytes=min(LARGEST_SLICE, (budget - held) // COPIES), score_bytes=LARGEST_SLICE)
+    score_bytes = min(LARGEST_SCORES, max(least_scores, (budget - held) // (2 * SCORE_COPIES)))
+    slice_bytes = min(LARGEST_SLICE, (budget - held - SCORE_COPIES * score_bytes) // COPIES)
+    return Memory(slice_bytes=max(slice_bytes, SMALLEST_SLICE), score_bytes=score_bytes)
+
+
+def _width(attention: Attention) -> int:
+    """Of what attention holds of each token: query, keys, values, and what the heads put out."""
+    if isinstance(attention, GroupedQuery):
+        return (2 * attention.heads + 2 * attention.kv_heads) * attention.head_dim
+    if isinstance(attention, Latent):
+        return attention.heads * (2 * (attention.nope_dim + attention.rope.dim) + 2 * attention.value_dim)
+    return 2 * attention.convolved + 2 * attention.value_heads * attention.value_dim
+
+
+def _indexed_heads(attention: Attention) -> int:
+    return attention.indexer.heads if isinstance(attention, Latent) and attention.indexer is not None else 0
 
 
 def _gib(size: int) -> str:

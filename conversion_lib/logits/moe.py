@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from conversion_lib.logits import blocks
+from conversion_lib.logits.attention import rms_norm
 from conversion_lib.logits.config import Mlp, Moe
 from conversion_lib.logits.layout import gate_bias
 from conversion_lib.logits.weights import Leaves
@@ -35,17 +36,57 @@ class FeedForward:
     idle: int
 
 
-def feed_forward(x: jax.Array, leaves: Leaves, config: Mlp | Moe) -> FeedForward:
-    """The second half of a layer for x, the normed stream, float32 (tokens, hidden)."""
+def feed_forward(
+    x: jax.Array,
+    stream: jax.Array,
+    leaves: Leaves,
+    config: Mlp | Moe,
+    eps: float,
+    original: blocks.States | None = None,
+    tie: float = 0.0,
+) -> FeedForward:
+    """The second half of a layer for x, the normed stream, float32 (tokens, hidden); Gemma 4's experts norm the stream
+    themselves.
+
+    original: what the original's blocks put out here, where it is known; scores of experts within a share of `tie` are
+    taken as equal, and of equal experts those that the original chose.
+    """
     if isinstance(config, Mlp):
-        return FeedForward(gated_mlp(x, leaves, config), {}, 0)
-    chosen, shares = (np.asarray(part) for part in route(x, leaves, config))
-    routed, idle = routed_experts(x, leaves, config, chosen, shares)
-    out, states = routed, {blocks.ROUTER: dense_shares(chosen, shares, config.experts), blocks.EXPERTS: routed}
+        out = gated_mlp(x, leaves, config)
+        return FeedForward(out, {blocks.MLP: np.asarray(out)}, 0)
+    states: dict[str, jax.Array] = {}
+    norms, looked_at, taken = config.norms, x, x
+    if norms is not None:
+        looked_at = rms_norm(stream, leaves.read(norms.router_scale) * x.shape[-1] ** -0.5, eps)
+        states[blocks.NORM_BEFORE_EXPERTS] = taken = rms_norm(stream, leaves.read(norms.before_experts), eps)
+    wanted = None if original is None else original.get(blocks.ROUTER)
+    chosen, shares = (np.asarray(part) for part in route(looked_at, leaves, config, wanted, tie))
+    out, idle = routed_experts(taken, leaves, config, chosen, shares)
+    states[blocks.EXPERTS] = out
+    if norms is not None:
+        states[blocks.NORM_AFTER_EXPERTS] = out = rms_norm(out, leaves.read(norms.after_experts), eps)
     if config.shared is not None:
-        states[blocks.SHARED_EXPERT] = shared = gated_mlp(x, leaves, config.shared)
-        out = routed + shared
-    return FeedForward(out, {name: np.asarray(array) for name, array in states.items()}, idle)
+        shared, seen = _shared_expert(x, leaves, config, config.shared, eps)
+        states |= seen
+        out = out + shared
+    if norms is None:  # transformers does not show the sum of what is normed
+        states[blocks.MLP] = out
+    router = {blocks.ROUTER: dense_shares(chosen, shares, config.experts)}
+    return FeedForward(out, router | {name: np.asarray(array) for name, array in states.items()}, idle)
+
+
+def _shared_expert(
+    x: jax.Array, leaves: Leaves, config: Moe, mlp: Mlp, eps: float
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """What the expert of all tokens adds, and what its blocks put out."""
+    shared = gated_mlp(x, leaves, mlp)
+    states = {blocks.SHARED_EXPERT: shared}
+    if config.shared_gate is not None:
+        shared = shared * jax.nn.sigmoid(leaves.contract(x, config.shared_gate))
+    if config.norms is not None:
+        shared = rms_norm(shared, leaves.read(config.norms.after_shared), eps)
+        states[blocks.NORM_AFTER_SHARED_EXPERT] = shared
+    return shared, states
 
 
 def dense_shares(chosen: Array, shares: Array, experts: int) -> Array:
@@ -62,8 +103,13 @@ def gated_mlp(x: jax.Array, leaves: Leaves, mlp: Mlp) -> jax.Array:
     return leaves.contract(ACTIVATIONS[mlp.activation](gate) * up, f"{mlp.path}/wo/kernel")
 
 
-def route(x: jax.Array, leaves: Leaves, moe: Moe) -> tuple[jax.Array, jax.Array]:
+def route(
+    x: jax.Array, leaves: Leaves, moe: Moe, original: Array | None = None, tie: float = 0.0
+) -> tuple[jax.Array, jax.Array]:
     """The experts that each token goes to, int (tokens, per_token), and their shares, float32 of the same shape.
+
+    original: each token's share of each expert in the original, (tokens, experts), where it is known; `tie` as
+    `feed_forward` has it.
 
     DeepSeek-V3: sigmoid affinities; a correction bias takes part in the choice only, and a group counts by its two
     best (DeepSeek-V3 report, section 2.1.2). V2: softmax affinities; a group counts by its best (DeepSeek-V2
@@ -71,27 +117,56 @@ def route(x: jax.Array, leaves: Leaves, moe: Moe) -> tuple[jax.Array, jax.Array]
     """
     logits = leaves.contract(x, f"{moe.path}/gate/kernel")
     bias = leaves.read(gate_bias(moe)) if moe.correction_bias or moe.biases else jnp.zeros(moe.experts)
-    chosen, shares = _choose_experts(logits, bias, moe)
-    return chosen, shares
+    chosen, shares = _choose_experts(logits, bias, moe, original, tie)
+    return chosen, shares * leaves.read(f"{moe.path}/per_expert_scale")[chosen] if moe.expert_scales else shares
 
 
-@partial(jax.jit, static_argnames="moe")
-def _choose_experts(logits: jax.Array, bias: jax.Array, moe: Moe) -> tuple[jax.Array, jax.Array]:
+@partial(jax.jit, static_argnames=("moe", "tie"))
+def _choose_experts(
+    logits: jax.Array, bias: jax.Array, moe: Moe, original: Array | None, tie: float
+) -> tuple[jax.Array, jax.Array]:
     if moe.scores == "chosen_softmax":
-        best, chosen = jax.lax.top_k(logits + bias, moe.per_token)
-        return chosen, jax.nn.softmax(best, axis=-1)
-    scores = jax.nn.sigmoid(logits) if moe.scores == "sigmoid" else jax.nn.softmax(logits, axis=-1)
-    choice = scores + bias
-    if moe.groups_kept < moe.groups:
-        by_group = choice.reshape(-1, moe.groups, moe.experts // moe.groups)
-        _, best_groups = jax.lax.top_k(jax.lax.top_k(by_group, moe.group_score)[0].sum(-1), moe.groups_kept)
-        kept = jax.nn.one_hot(best_groups, moe.groups, dtype=bool).any(axis=1)
-        choice = jnp.where(kept[:, :, None], by_group, -jnp.inf).reshape(choice.shape)
-    _, chosen = jax.lax.top_k(choice, moe.per_token)
+        scores = logits + bias
+        choice = scores
+    else:
+        scores = jax.nn.sigmoid(logits) if moe.scores == "sigmoid" else jax.nn.softmax(logits, axis=-1)
+        choice = scores + bias
+    groups = _group_scores(choice, moe)
+    least = jax.lax.top_k(groups, moe.groups_kept)[0][:, -1:]
+    _, chosen = jax.lax.top_k(_of_groups(choice, groups >= least, moe), moe.per_token)
+    if original is not None:
+        _, theirs = jax.lax.top_k(original, moe.per_token)
+        chosen = jnp.where(_ties(choice, groups, least, theirs, moe, tie), theirs, chosen)
     shares = jnp.take_along_axis(scores, chosen, axis=1)
+    if moe.scores == "chosen_softmax":
+        return chosen, jax.nn.softmax(shares, axis=-1)
     if moe.normalize:
         shares = shares / (shares.sum(-1, keepdims=True) + 1e-20)
     return chosen, shares * moe.scaling
+
+
+def _group_scores(choice: jax.Array, moe: Moe) -> jax.Array:
+    """By which groups are kept, (tokens, groups)."""
+    by_group = choice.reshape(-1, moe.groups, moe.experts // moe.groups)
+    best: jax.Array = jax.lax.top_k(by_group, moe.group_score)[0].sum(-1)
+    return best
+
+
+def _of_groups(choice: jax.Array, kept: jax.Array, moe: Moe) -> jax.Array:
+    """choice, with no chance for experts of groups that are not kept, bool (tokens, groups)."""
+    return jnp.where(jnp.repeat(kept, moe.experts // moe.groups, axis=1), choice, -jnp.inf)
+
+
+def _ties(choice: jax.Array, groups: jax.Array, least: jax.Array, theirs: jax.Array, moe: Moe, tie: float) -> jax.Array:
+    """Whether `theirs`, (tokens, per_token), is as good a choice as ours but for a share of `tie`, bool (tokens, 1):
+    their groups against the last that we keep, and their experts against the last that we would take of these groups.
+    """
+    used = jax.nn.one_hot(theirs // (moe.experts // moe.groups), moe.groups, dtype=bool).any(axis=1)
+    last = jax.lax.top_k(_of_groups(choice, used, moe), moe.per_token)[0][:, -1:]
+    # logits may be about zero, where a share says nothing
+    scale = jnp.max(jnp.abs(choice), axis=1, keepdims=True) if moe.scores == "chosen_softmax" else jnp.abs(last)
+    experts = jnp.take_along_axis(choice, theirs, axis=1) >= last - tie * scale
+    return (experts.all(1) & jnp.where(used, groups >= least - tie * jnp.abs(least), True).all(1))[:, None]
 
 
 def routed_experts(x: jax.Array, leaves: Leaves, moe: Moe, chosen: Array, shares: Array) -> tuple[jax.Array, int]:
@@ -111,7 +186,7 @@ def routed_experts(x: jax.Array, leaves: Leaves, moe: Moe, chosen: Array, shares
         for index, (tokens, slots) in enumerate(visits):
             if len(tokens):
                 where, share = _padded(tokens.astype(np.int32), shares[tokens, slots])
-                total = _add_expert(total, x, where, share, [array[index] for array in weights], moe.clamp)
+                total = _add_expert(total, x, where, share, [array[index] for array in weights], moe)
     return total, idle
 
 
@@ -122,19 +197,19 @@ def _padded(tokens: Array, shares: Array) -> tuple[Array, Array]:
     return np.pad(tokens, fill), np.pad(shares, fill)
 
 
-@partial(jax.jit, static_argnames="clamp")
+@partial(jax.jit, static_argnames="moe")
 def _add_expert(
-    total: jax.Array, x: jax.Array, where: Array, share: Array, weights: list[jax.Array], clamp: float | None
+    total: jax.Array, x: jax.Array, where: Array, share: Array, weights: list[jax.Array], moe: Moe
 ) -> jax.Array:
     wi_0, wi_1, wo, *biases = weights
     bias_0, bias_1, bias_out = biases or (0.0, 0.0, 0.0)
     mine = x[where]
     gate, up = mine @ wi_0 + bias_0, mine @ wi_1 + bias_1
-    if clamp is None:
-        inner = jax.nn.silu(gate) * up
+    if moe.clamp is None:
+        inner = ACTIVATIONS[moe.activation](gate) * up
     else:
-        gate = jnp.minimum(gate, clamp)
-        inner = gate * jax.nn.sigmoid(GPT_OSS_ALPHA * gate) * (jnp.clip(up, -clamp, clamp) + 1)
+        gate = jnp.minimum(gate, moe.clamp)
+        inner = gate * jax.nn.sigmoid(GPT_OSS_ALPHA * gate) * (jnp.clip(up, -moe.clamp, moe.clamp) + 1)
     out = inner @ wo + bias_out
     # a token of the padding has no share, also where the expert's own weights are not finite
     return total.at[where].add(jnp.where(share[:, None] == 0, 0.0, out * share[:, None]))

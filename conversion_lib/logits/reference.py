@@ -6,14 +6,14 @@ grow with the model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from conversion_lib import transformers_library
 from conversion_lib.config import ModelConfig, load_config
 from conversion_lib.errors import BadInput
 from conversion_lib.logits import blocks
@@ -22,15 +22,11 @@ from conversion_lib.progress import Task
 from conversion_lib.sources.base import Array, Source
 from conversion_lib.sources.quantization import dequantized
 from conversion_lib.sources.safetensors import SafetensorsSource
+from conversion_lib.transformers_library import MODEL_TYPES, quiet
 
-INSTALL = "pip install ferry[check]"
-
-MODEL_TYPES = {"kimi_k2": "deepseek_v3"}
-"""config.json's `model_type` where transformers knows the architecture by another one."""
-
-NO_PACKING = {"gpt_oss", "qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"}
-"""Text models whose prompts cannot stand one after the other in one sequence, by `model_type`: gpt-oss makes its masks
-without looking at positions, the others carry a state from token to token."""
+MASKS_WITHOUT_POSITIONS = {"gpt_oss"}
+"""Text models that do not see by positions that start anew where a prompt begins, by `model_type`: their masks are made
+for them."""
 
 BLOCKS = {
     "input_layernorm": blocks.NORM_BEFORE_ATTENTION,
@@ -38,8 +34,14 @@ BLOCKS = {
     "linear_attn": blocks.ATTENTION,
     "pre_feedforward_layernorm": blocks.NORM_BEFORE_MLP,
     "mlp.shared_experts": blocks.SHARED_EXPERT,
+    "mlp.shared_expert": blocks.SHARED_EXPERT,
     "mlp": blocks.MLP,
+    "pre_feedforward_layernorm_2": blocks.NORM_BEFORE_EXPERTS,
+    "post_feedforward_layernorm_1": blocks.NORM_AFTER_SHARED_EXPERT,
+    "post_feedforward_layernorm_2": blocks.NORM_AFTER_EXPERTS,
     "post_feedforward_layernorm": blocks.NORM_AFTER_MLP,
+    "per_layer_projection": blocks.PER_LAYER_INPUT,
+    "post_per_layer_input_norm": blocks.NORM_AFTER_PER_LAYER_INPUT,
 }
 """What a layer's modules are called in transformers' models, and which block each is."""
 
@@ -81,11 +83,7 @@ def dtype_of(source: Source) -> str:
 
 def require_libraries() -> None:
     """Raises BadInput where torch or transformers is missing."""
-    try:
-        import torch  # noqa: F401
-        import transformers  # noqa: F401
-    except ImportError as error:
-        raise BadInput(f"reference logits need {error.name}, which is not installed: {INSTALL}") from error
+    transformers_library.require_libraries("reference logits need")
 
 
 def transformers_reference(
@@ -107,13 +105,17 @@ def transformers_reference(
     import torch
     import transformers
 
-    config, source = load_config(directory), open_reference(directory)
-    with _quiet_transformers(), torch.no_grad():
-        model, watch = _model(config, source, memory or Memory(), task)
+    from conversion_lib.logits.streaming import attention_in_blocks, one_prompt_at_a_time
+
+    config, source, memory = load_config(directory), open_reference(directory), memory or Memory()
+    with quiet(), torch.no_grad():
+        model, watch = _model(config, source, memory, task)
         packing = _Packing(model.config, prompts)
+        one_prompt_at_a_time(model, packing.lengths)
         if observe is not None:
             watch.start(model, packing, observe)
-        logits = model(**packing.inputs(), use_cache=False).logits
+        with attention_in_blocks(model, memory.score_bytes):
+            logits = model(**packing.inputs(), use_cache=False).logits
     origin = {
         "reference": str(directory),
         "transformers": transformers.__version__,
@@ -124,28 +126,49 @@ def transformers_reference(
     return Reference(config.raw, list(prompts), packing.split(logits), kept, dtype_of(source))
 
 
+def full_config(raw: dict[str, Any]) -> dict[str, Any]:
+    """A config.json with the defaults of transformers' class. Raises BadInput where there is none, or it refuses it."""
+    return dict(_settings(raw).to_dict())
+
+
+def _settings(raw: dict[str, Any]) -> Any:
+    """transformers' object of a config.json."""
+    require_libraries()
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import CONFIG_MAPPING
+
+    known = {key: value for key, value in raw.items() if key != "quantization_config"}
+    given = str(raw.get("model_type"))
+    kind = MODEL_TYPES.get(given, given)
+    if kind not in CONFIG_MAPPING:
+        raise BadInput(f"config.json: transformers has no model_type {given!r}")
+    try:
+        return CONFIG_MAPPING[kind].from_dict(known | {"model_type": kind})
+    except (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise _no_model(error) from error
+
+
+def _no_model(error: Exception) -> BadInput:
+    first_line = " ".join(str(error).split()) or type(error).__name__
+    return BadInput(f"config.json: transformers makes no model of it: {first_line}")
+
+
 def _model(config: ModelConfig, source: Source, memory: Memory, task: Task | None) -> tuple[Any, _Watch]:
     """transformers' model for a config, without weights of its own."""
     import torch
-    from huggingface_hub.errors import StrictDataclassError
-    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     from conversion_lib.logits.fetching import Fetcher
     from conversion_lib.logits.streaming import stream_weights
 
-    raw = {key: value for key, value in config.raw.items() if key != "quantization_config"}
-    kind = MODEL_TYPES.get(config.model_type, config.model_type)
-    if kind not in CONFIG_MAPPING:
-        raise BadInput(f"{config.path}: transformers has no model_type {config.model_type!r}")
+    settings = _settings(config.raw).get_text_config()
     try:
-        settings = CONFIG_MAPPING[kind].from_dict(raw | {"model_type": kind}).get_text_config()
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(
                 settings, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager"
             ).eval()
-    except (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
-        first_line = " ".join(str(error).split()) or type(error).__name__
-        raise BadInput(f"{config.path}: transformers makes no model of it: {first_line}") from error
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+        raise _no_model(error) from error
     base = model.base_model_prefix
     tied = {"lm_head.weight": f"{base}.embed_tokens.weight"} if settings.tie_word_embeddings else {}
     watch = _Watch()
@@ -157,39 +180,50 @@ def _model(config: ModelConfig, source: Source, memory: Memory, task: Task | Non
 
 
 class _Packing:
-    """Prompts as one batch: one after the other in a single sequence, positions starting anew, which transformers
-    takes as sequences that do not see each other; or, where a model does not, side by side, the shorter ones
-    filled up behind their end, which a causal model does not look at."""
+    """Prompts one after the other in a single sequence, positions starting anew, which transformers takes as sequences
+    that do not see each other."""
 
     def __init__(self, settings: Any, prompts: Sequence[Array]) -> None:
-        self._lengths = [len(prompt) for prompt in prompts]
-        self._packed = settings.model_type not in NO_PACKING
-        longest = max(self._lengths)
-        if self._packed:
-            self._ids = np.concatenate(list(prompts))[None]
-            self._rows = np.arange(self._ids.size)
-        else:
-            self._ids = np.stack([np.pad(prompt, (0, longest - len(prompt))) for prompt in prompts])
-            starts = longest * np.arange(len(prompts))
-            pairs = zip(starts, self._lengths, strict=True)
-            self._rows = np.concatenate([start + np.arange(length) for start, length in pairs])
+        self._settings = settings
+        self._ids = np.concatenate(list(prompts))
+        self.lengths = [len(prompt) for prompt in prompts]
 
     def inputs(self) -> dict[str, Any]:
         import torch
 
-        inputs = {"input_ids": torch.from_numpy(self._ids.astype(np.int64))}
-        if self._packed:
-            positions = np.concatenate([np.arange(length) for length in self._lengths])[None]
-            inputs["position_ids"] = torch.from_numpy(positions)
+        positions = torch.from_numpy(np.concatenate([np.arange(length) for length in self.lengths])[None])
+        inputs: dict[str, Any] = {
+            "input_ids": torch.from_numpy(self._ids.astype(np.int64)[None]),
+            "position_ids": positions,
+        }
+        if self._settings.model_type in MASKS_WITHOUT_POSITIONS:
+            inputs["attention_mask"] = self._masks(positions)
         return inputs
+
+    def _masks(self, positions: Any) -> dict[str, Any]:
+        """transformers' own masks for both kinds of layer."""
+        import torch
+        from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
+
+        known = {
+            "config": self._settings,
+            "inputs_embeds": torch.empty((*positions.shape, 1)),
+            "attention_mask": None,
+            "past_key_values": None,
+            "position_ids": positions,
+        }
+        return {
+            "full_attention": create_causal_mask(**known),
+            "sliding_attention": create_sliding_window_causal_mask(**known),
+        }
 
     def tokens(self, states: Any) -> Array:
         """Float32 (all prompts' tokens, width) of a tensor with the batch's tokens on its leading axes."""
         array: Array = states.reshape(-1, states.shape[-1]).float().numpy()
-        return array if self._packed else array[self._rows]
+        return array
 
     def split(self, states: Any) -> list[Array]:
-        return np.split(self.tokens(states), np.cumsum(self._lengths)[:-1])
+        return np.split(self.tokens(states), np.cumsum(self.lengths)[:-1])
 
 
 class _Watch:
@@ -220,7 +254,10 @@ class _Watch:
             # with a norm before the MLP of its own, or none before attention, this one is on what attention puts out
             after = "pre_feedforward_layernorm" in modules or "input_layernorm" not in modules
             second = blocks.NORM_AFTER_ATTENTION if after else blocks.NORM_BEFORE_MLP
-            for name, block in {**BLOCKS, "post_attention_layernorm": second}.items():
+            names = {**BLOCKS, "post_attention_layernorm": second}
+            if "experts" in modules:  # beside the MLP, which every token goes to
+                names["mlp"] = blocks.SHARED_EXPERT
+            for name, block in names.items():
                 if name in modules:
                     modules[name].register_forward_hook(keep(block))
             layer.register_forward_hook(hand_on(number, blocks.STREAM))
@@ -234,19 +271,3 @@ class _Watch:
         assert self._packing is not None
         states = output[0] if isinstance(output, tuple) else output
         self._states[block] = self._packing.tokens(states).copy()
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """No progress bars and no advice from transformers: progress is Ferry's own, on standard error."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()

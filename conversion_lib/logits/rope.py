@@ -1,4 +1,4 @@
-"""Rotary position embedding (RoFormer, arXiv:2104.09864) with the scalings of Llama 3.1 and YaRN."""
+"""Rotary position embedding (RoFormer, arXiv:2104.09864) with the scalings of Llama 3.1, YaRN and Gemma 4."""
 
 from __future__ import annotations
 
@@ -24,6 +24,9 @@ def inverse_frequencies(rope: RopeConfig) -> tuple[Array, float]:
         return _llama3(plain, rope), 1.0
     if rope.kind == "yarn":
         return _yarn(plain, rope), _yarn_attention_factor(rope)
+    if rope.kind == "proportional":
+        turning = int(rope.values.get("partial_rotary_factor", 1.0) * rope.dim // 2)
+        return np.where(np.arange(rope.dim // 2) < turning, plain / np.float32(rope.values["factor"]), 0), 1.0
     return plain, 1.0
 
 
@@ -86,11 +89,12 @@ def rotation_tables(rope: RopeConfig, positions: Array) -> tuple[jax.Array, jax.
 
 
 def rotate(x: jax.Array, tables: tuple[jax.Array, jax.Array], *, pairs: bool) -> jax.Array:
-    """Turns x, float32 (tokens, heads, dim), by the angles of `tables`.
+    """Turns x, float32 (tokens, heads, dim), by the angles of `tables`, and leaves dimensions beyond theirs.
 
     pairs: dimensions (2i, 2i + 1) turn together; otherwise (i, i + dim / 2). The result is always in halves:
     query and key come out in the same order, which is all that their product needs.
     """
     cos, sin = tables[0][:, None, :], tables[1][:, None, :]
+    x, still = jnp.split(x, [2 * cos.shape[-1]], axis=-1)
     first, second = (x[..., 0::2], x[..., 1::2]) if pairs else jnp.split(x, 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin, still], axis=-1)

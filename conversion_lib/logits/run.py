@@ -13,7 +13,7 @@ from conversion_lib.logits.config import ForwardConfig
 from conversion_lib.logits.forward import ForwardPass
 from conversion_lib.logits.memory import Memory
 from conversion_lib.logits.reference import Reference, dtype_of, open_reference, transformers_reference
-from conversion_lib.logits.rounding import EXACT_KL, Allowance, rounded_leaves
+from conversion_lib.logits.rounding import EXACT_KL, Allowance, exact_limits, rounded_leaves
 from conversion_lib.logits.weights import BiasOrder, Checkpoint
 from conversion_lib.progress import Reporter, Task
 from conversion_lib.sources.base import Array, Source
@@ -44,6 +44,12 @@ class Findings:
     rounded: int = 0
 
 
+def exact(subject: Subject) -> Findings:
+    """What is allowed where nothing is rounded, and nothing else yet."""
+    limits = exact_limits(subject.config)
+    return Findings(allowed=limits.max_kl, allowed_mean=limits.mean_kl)
+
+
 class _Candidate:
     """The checkpoint's forward pass, a layer at a time, with a dithered one beside it where the plan rounds."""
 
@@ -62,11 +68,13 @@ class _Candidate:
         self._dithered = forward(dithered=leaves) if leaves else None
         self._steps = self._pass.layers()
         self._dithered_steps = self._dithered.layers() if self._dithered else None
-        self._allowance = Allowance()
+        self._allowance = Allowance(subject.config)
         self.findings = Findings(rounded=len(leaves))
 
     def step(self, wanted: blocks.States | None = None) -> None:
         """The next layer, compared with what the reference's `wanted` has of it."""
+        for one in filter(None, (self._pass, self._dithered)):
+            one.original = wanted
         number, found = next(self._steps)
         dithered = next(self._dithered_steps)[1] if self._dithered_steps else None
         if self.findings.lost is None:

@@ -2,12 +2,15 @@
 
 The code that runs is transformers': the model's forward, its layers, attention, routers, norms, masks. Only where
 weights meet activations a module's forward is replaced by one that does the same in slices: a linear map by rows of
-its weight, an embedding by the rows that the tokens ask for, experts a few at a time, by their own code.
+its weight, an embedding by the rows that the tokens ask for, experts a few at a time, by their own code. Eager
+attention runs by its own code for a block of queries at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -42,6 +45,53 @@ def stream_weights(model: Any, fetcher: Fetcher, slice_bytes: int, on_experts: E
         if not any(name.startswith(f"{_path(model, layer)}.") for layer in layers):
             fetcher.require(f"{name}.{key}", tuple(getattr(module, key).shape))
             _put(module, key, fetcher.read(f"{name}.{key}"))
+
+
+def one_prompt_at_a_time(model: Any, lengths: Sequence[int]) -> None:
+    """Gives linear attention, which carries a state from token to token, the prompts of a sequence one by one."""
+    for name, module in model.named_modules():
+        if name.endswith(".linear_attn"):
+            _split(module, list(lengths))
+
+
+def _split(module: Any, lengths: list[int]) -> None:
+    whole = module.forward
+
+    def forward(hidden_states: torch.Tensor, **more: Any) -> torch.Tensor:
+        parts = torch.split(hidden_states, lengths, dim=1)
+        return torch.cat([whole(hidden_states=part, **more) for part in parts], dim=1)
+
+    module.forward = forward
+
+
+@contextmanager
+def attention_in_blocks(model: Any, score_bytes: int) -> Iterator[None]:
+    """Within it the model's eager attention sees a block of queries at a time, whose scores take `score_bytes`."""
+    code = sys.modules[type(model).__module__]
+    whole = code.eager_attention_forward
+
+    def blocks(
+        module: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        **more: Any,
+    ) -> tuple[torch.Tensor, None]:
+        heads, tokens = query.shape[1:3]
+        rows = max(1, score_bytes // (4 * len(query) * heads * key.shape[2]))
+        outs = []
+        for start in range(0, tokens, rows):
+            here = slice(start, min(start + rows, tokens))
+            mask = None if attention_mask is None else attention_mask[:, :, here]
+            outs.append(whole(module, query[:, :, here], key, value, mask, **more)[0])
+        return torch.cat(outs, dim=1), None
+
+    code.eager_attention_forward = blocks  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        code.eager_attention_forward = whole  # type: ignore[attr-defined]
 
 
 def _path(model: Any, wanted: Any) -> str:

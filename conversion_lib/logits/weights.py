@@ -34,8 +34,8 @@ class Checkpoint(Source, Protocol):
 class Leaves:
     """Leaves under one path: those of a layer, or those outside the layers.
 
-    place: (index, count) on the stacked axis of a scanned layer, None where nothing is stacked. layers_first: the
-    leaf that is stacked on axis 0 instead of 1, where there is one.
+    index, counts: the layer's place in the stacked axes and their lengths, empty where nothing is stacked.
+    layers_first: the leaf that is stacked on axis 0 instead of 1, where there is one.
     """
 
     def __init__(
@@ -43,19 +43,17 @@ class Leaves:
         weights: Weights,
         prefix: str,
         shapes: dict[str, Shape],
-        place: tuple[int, int] | None = None,
+        index: tuple[int, ...] = (),
+        counts: tuple[int, ...] = (),
         layers_first: str | None = None,
     ) -> None:
         self._weights, self._prefix, self.shapes = weights, prefix, shapes
-        self._place, self._layers_first = place, layers_first
+        self._index, self._counts, self._layers_first = index, counts, layers_first
 
     def stored(self, leaf: str) -> tuple[str, Shape]:
         """The full path of a leaf and the shape that it must have in the checkpoint."""
-        name, shape = f"{ROOT}{self._prefix}{leaf}", self.shapes[leaf]
-        if self._place is None:
-            return name, shape
-        axis = self._axis(leaf)
-        return name, (*shape[:axis], self._place[1], *shape[axis:])
+        shape, axis = self.shapes[leaf], self._axis(leaf)
+        return f"{ROOT}{self._prefix}{leaf}", (*shape[:axis], *self._counts, *shape[axis:])
 
     def _axis(self, leaf: str) -> int:
         return 0 if leaf == self._layers_first else 1
@@ -64,10 +62,9 @@ class Leaves:
         """The leaf in the shape of one layer, float32; `rows` is a range of its first axis."""
         name, shape = f"{ROOT}{self._prefix}{leaf}", self.shapes[leaf]
         box: Box = whole(shape) if rows is None else (rows, *whole(shape[1:]))
-        if self._place is None:
-            return self._weights.read(name, box)
-        axis, index = self._axis(leaf), self._place[0]
-        return jnp.squeeze(self._weights.read(name, (*box[:axis], (index, index + 1), *box[axis:])), axis)
+        axis, here = self._axis(leaf), tuple((index, index + 1) for index in self._index)
+        stacked = self._weights.read(name, (*box[:axis], *here, *box[axis:]))
+        return jnp.squeeze(stacked, tuple(range(axis, axis + len(here))))
 
     def slices(self, leaf: str, together: int = 1) -> Iterator[tuple[int, int]]:
         """Ranges of the leaf's first axis that hold one slice each, as float32; together: how many leaves of about
@@ -89,6 +86,16 @@ class Leaves:
             total = part if total is None else total + part
         assert total is not None
         return total
+
+
+def embed(tokens: Array, top: Leaves, leaf: str) -> jax.Array:
+    """Rows of an embedding, float32 (tokens, width); the vocabulary is read in slices."""
+    stream = np.zeros((len(tokens), top.shapes[leaf][1]), np.float32)
+    for start, stop in top.slices(leaf):
+        here = (tokens >= start) & (tokens < stop)
+        if here.any():
+            stream[here] = np.asarray(top.read(leaf, (start, stop)))[tokens[here] - start]
+    return jnp.asarray(stream)
 
 
 class Weights:
@@ -125,20 +132,18 @@ class Weights:
 
     def layer(self, layer: Layer) -> Leaves:
         """The leaves of one decoder layer."""
-        place, shapes = layer.place, layer_leaves(layer, self._config.hidden)
+        place, shapes = layer.place, layer_leaves(layer, self._config)
         if not self._scanned:
             return Leaves(self, f"decoder/{place.alone}/", shapes)
         prefix = f"decoder/{place.stack}/"
-        if place.index is None:
-            return Leaves(self, prefix, shapes)
-        first = self._layers_first(prefix, layer.feed_forward, place.count)
-        return Leaves(self, prefix, shapes, (place.index, place.count), first)
+        first = self._layers_first(prefix, layer.feed_forward, place.counts)
+        return Leaves(self, prefix, shapes, place.index, place.counts, first)
 
-    def _layers_first(self, prefix: str, moe: object, layers: int) -> str | None:
+    def _layers_first(self, prefix: str, moe: object, counts: tuple[int, ...]) -> str | None:
         """The gate bias of a scanned DeepSeek-V3 where it is (layers, experts), not (experts, layers)."""
         if not isinstance(moe, Moe) or not moe.correction_bias:
             return None
-        leaf, order = gate_bias(moe), self._order
+        leaf, order, layers = gate_bias(moe), self._order, math.prod(counts)
         info = self._source.tensors.get(f"{ROOT}{prefix}{leaf}")
         if order is None and info is not None and info.shape == (moe.experts, layers):
             if moe.experts == layers:

@@ -10,7 +10,10 @@ import pytest
 from conversion_lib.errors import BadInput
 from conversion_lib.logits.architectures import parse_config
 from conversion_lib.logits.config import RopeConfig, differences
+from conversion_lib.logits.layout import layer_leaves, top_leaves
+from conversion_lib.logits.memory import divide
 from conversion_lib.logits.rope import inverse_frequencies
+from tests.families.published import PUBLISHED
 
 LLAMA = {
     "model_type": "llama",
@@ -90,3 +93,32 @@ def test_yarn_keeps_fast_and_stretches_slow_dimensions():
     assert yarn[0] == plain[0]
     assert math.isclose(yarn[-1], plain[-1] / 40, rel_tol=1e-6)
     assert math.isclose(factor, 0.1 * math.log(40) + 1)
+
+
+def test_proportional_turns_the_first_share_of_the_pairs():
+    """Gemma 4's full attention: a quarter of the angles, in steps of the whole head."""
+    plain, _ = inverse_frequencies(RopeConfig("default", 16, 100.0, False, {}))
+    values = {"factor": 1.0, "partial_rotary_factor": 0.25}
+    found, _ = inverse_frequencies(RopeConfig("proportional", 16, 100.0, False, values))
+    np.testing.assert_array_equal(found, [*plain[:2], *[0] * 6])
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_every_published_model_has_its_number_of_parameters(name):
+    """By the leaves that the forward pass reads."""
+    raw, count = PUBLISHED[name]
+    config = parse_config(raw)
+    shapes = [*top_leaves(config).values()]
+    shapes += [shape for layer in config.layers for shape in layer_leaves(layer, config).values()]
+    more_rows = config.rows - config.vocab if config.rows else 0
+    assert sum(map(math.prod, shapes)) - more_rows * config.hidden == count
+
+
+@pytest.mark.parametrize("name", ["gemma4-26b", "qwen3.5-397b-a17b", "qwen3-480b-a35b"])
+def test_the_budget_is_enough_for_the_usual_prompts(name):
+    config = parse_config(PUBLISHED[name][0])
+    memory = divide(6 << 30, config, 688)
+    assert memory.slice_bytes > 100 << 20
+    assert memory.score_bytes < 4 * config.heads * 688**2 * 8
+    with pytest.raises(BadInput, match="or fewer --tokens"):
+        divide(2 << 30, config, 688)

@@ -25,90 +25,23 @@ from pathlib import Path
 import numpy as np
 
 # beside this file: it is run as a script
-from maxtext_keys import MODEL_NAMES, OVERRIDES
+from maxtext_keys import EXACT, model_settings
 
 CACHE = Path(__file__).resolve().parents[2] / ".parity" / "jax_cache"
-
-# Float32 on both sides and no shortcut: what is left is the order of additions.
-EXACT = (
-    "dtype=float32",
-    "weight_dtype=float32",
-    "matmul_precision=highest",
-    "float32_qk_product=true",
-    "float32_logits=true",
-    "float32_gate_logits=true",
-    "sparse_matmul=false",
-    "megablox=false",
-    "capacity_factor=-1.0",
-)
 
 
 def model_arguments(source: str, scan: bool, ocdbt: bool = True, zarr3: bool = True) -> list[str]:
     """MaxText's command line for the architecture of `source`, a Hugging Face directory."""
-    values = _config_values(source)
-    overrides = {key: _plain(values[name]) for key, name in OVERRIDES[values["kind"]].items()}
-    if values.get("first_k_dense_replace") == 0:  # MaxText insists, though no layer then has this size
-        overrides["base_mlp_dim"] = overrides["base_moe_mlp_dim"]
-    if values["model_type"] == "llama":  # with a tied head MaxText otherwise divides the logits, as Gemma's need it
-        overrides["normalize_embedding_logits"] = False
-    if values["model_type"] == "gemma2":  # a layer of MaxText's is a pair
-        overrides["base_num_decoder_layers"] //= 2
+    from transformers import AutoConfig
+
     base = Path(importlib.util.find_spec("maxtext").origin).parent / "configs" / "base.yml"
     return [
         "maxtext",
         str(base),
-        f"model_name={MODEL_NAMES[values['kind']]}",
-        "override_model_config=true",
-        f"scan_layers={scan}",
-        f"checkpoint_storage_use_ocdbt={ocdbt}",
-        f"checkpoint_storage_use_zarr3={zarr3}",
+        *model_settings(AutoConfig.from_pretrained(source).to_dict(), scan, ocdbt, zarr3),
         "run_name=parity",
-        "hardware=cpu",
-        "skip_jax_distributed_system=true",
-        "attention=dot_product",
-        "log_config=false",
         f"jax_cache_dir={CACHE}",  # instead of the home directory
-        *(f"{key}={value}" for key, value in overrides.items()),
     ]
-
-
-def _kind(values: dict) -> str:
-    """The model_type; MaxText has four models of Gemma 4's."""
-    if values["model_type"] != "gemma4":
-        return values["model_type"]
-    if not values["hidden_size_per_layer_input"]:
-        return "gemma4" if values["enable_moe_block"] else "gemma4_dense"
-    return {5: "gemma4_e2b", 6: "gemma4_e4b"}[values["layer_types"].index("full_attention") + 1]
-
-
-def _config_values(source: str) -> dict:
-    """config.json with the defaults of its class, a text model's keys and those of RoPE on the same level.
-
-    Where kinds of layers have a RoPE each, its keys have the kind before them: `full_attention.rope_theta`.
-    """
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(source).to_dict()
-    values = {**config, **config.get("text_config", {}), "model_type": config["model_type"]}
-    values["kind"] = _kind(values)
-    values.setdefault("num_local_experts", values.get("num_experts"))
-    if by_layer := values.get("per_layer_config"):
-        own = next(iter(by_layer.values()))
-        values |= {f"global_layers.{key}": own.get(key, values[key]) for key in ("head_dim", "num_key_value_heads")}
-    rope = values["rope_parameters"]
-    if "rope_type" not in rope:
-        return values | {f"{kind}.{key}": value for kind, keys in rope.items() for key, value in keys.items()}
-    values |= rope
-    if "factor" in rope:  # MaxText scales for YaRN only where the positions are more than the original ones
-        values["max_position_embeddings"] = rope["factor"] * rope["original_max_position_embeddings"]
-    return values
-
-
-def _plain(value):
-    """As MaxText's types want it: whole numbers without a point, and 0 where there is no q_lora_rank."""
-    if value is None:
-        return 0
-    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def convert(source: str, out: str, scan: bool, save_dtype: str, ocdbt: bool, zarr3: bool) -> None:
@@ -227,8 +160,9 @@ def _mesh(config):
 def _restore(checkpoint: str) -> dict[str, np.ndarray]:
     import jax
     import orbax.checkpoint as ocp
+    from etils import epath
 
-    items = Path(checkpoint) / "0" / "items"
+    items = epath.Path(checkpoint) / "0" / "items"
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         metadata = checkpointer.metadata(items).item_metadata.tree
         plain = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from conversion_lib.errors import BadInput
-from conversion_lib.logits.architectures import cycles, deepseek, grouped
+from conversion_lib.logits.architectures import cycles, deepseek, delta_nets, gemma4, grouped
 from conversion_lib.logits.architectures.common import Raw
 from conversion_lib.logits.config import ForwardConfig
 
@@ -22,7 +22,12 @@ READERS: dict[str, Callable[[Raw], ForwardConfig]] = {
     "gemma2": cycles.gemma2,
     "gemma3": cycles.gemma3,
     "gemma3_text": cycles.gemma3,
+    "gemma4": gemma4.gemma4,
+    "gemma4_text": gemma4.gemma4,
     "olmo3": cycles.olmo3,
+    "qwen3_next": delta_nets.qwen3_next,
+    "qwen3_5_moe": delta_nets.qwen3_5,
+    "qwen3_5_moe_text": delta_nets.qwen3_5,
     "deepseek_v2": deepseek.parse,
     "deepseek_v3": deepseek.parse,
     "deepseek_v32": deepseek.parse,

@@ -21,7 +21,7 @@ from conversion_lib.logits.config import (
     RopeConfig,
 )
 
-ROPE_KINDS = ("default", "linear", "llama3", "yarn")
+ROPE_KINDS = ("default", "linear", "llama3", "yarn", "proportional")
 DEFAULT_THETA = 10000.0
 FEWEST_POSITIONS = 2048
 """The smallest default of `max_position_embeddings` in transformers' classes: longer prompts are cut to it."""
@@ -68,17 +68,25 @@ def model(raw: Raw, layers: tuple[Layer, ...], *, eps: float = 1e-6, tied: bool 
     )
 
 
-def rope(raw: Raw, dim: int, *, pairs: bool, values: Mapping[str, Any] | None = None) -> RopeConfig:
-    """RoPE over `dim` dimensions; values: its parameters, by default those of the whole model."""
+def rope(
+    raw: Raw, dim: int, *, pairs: bool, values: Mapping[str, Any] | None = None, partial: float = 1.0
+) -> RopeConfig:
+    """RoPE of heads of `dim` dimensions.
+
+    values: its parameters, by default those of the whole model. partial: the share of the dimensions that turns, where
+    nothing is said; 1 for a class that has no such share. Gemma 4's `proportional` turns all, most by nothing.
+    """
     if values is None:
         values = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
     values = dict(values)
     kind = str(values.get("rope_type") or values.get("type") or "default")
     if kind not in ROPE_KINDS:
         raise BadInput(f"config.json: RoPE scaling {kind!r}; the logit check has {', '.join(ROPE_KINDS)}")
-    partial = values.get("partial_rotary_factor") or raw.get("partial_rotary_factor") or 1.0
-    if partial != 1.0:
-        raise BadInput(f"config.json: partial_rotary_factor {partial}, which the logit check does not have")
+    share = values.get("partial_rotary_factor") or raw.get("partial_rotary_factor") or partial
+    if kind != "proportional" and share != 1.0:
+        if partial == 1.0:
+            raise BadInput(f"config.json: partial_rotary_factor {share}, which the logit check does not have")
+        dim = int(dim * share)
     positions = integer(raw, "max_position_embeddings", FEWEST_POSITIONS)
     values.setdefault("original_max_position_embeddings", positions)
     if values.get("factor") is None:
@@ -111,7 +119,7 @@ def one_stack(raw: Raw, attention: GroupedQuery, feed_forward: Mlp | Moe) -> tup
     """All layers alike, in one scan."""
     count = integer(raw, "num_hidden_layers")
     return tuple(
-        Layer(Place("layers", n, count, f"layers_{n}"), LAYER_NORMS, "self_attention", attention, feed_forward)
+        Layer(Place("layers", (n,), (count,), f"layers_{n}"), LAYER_NORMS, "self_attention", attention, feed_forward)
         for n in range(count)
     )
 
@@ -147,5 +155,5 @@ def cycle_place(n: int, cycle: int, count: int, stack: str = "layers/layers_{}")
     """Layer `n` of a scan over whole cycles of layers; those left over come after it, one by one."""
     whole = count // cycle * cycle
     if n >= whole:
-        return Place(f"layers_remainder/layers_{n - whole}", None, 0, f"layers_{n}")
-    return Place(stack.format(n % cycle), n // cycle, whole // cycle, f"layers_{n}")
+        return Place(f"layers_remainder/layers_{n - whole}", (), (), f"layers_{n}")
+    return Place(stack.format(n % cycle), (n // cycle,), (whole // cycle,), f"layers_{n}")

@@ -114,8 +114,8 @@ def gemma2(raw: Raw) -> ForwardConfig:
             window=window if local else None,
             softcap=softcap,
         )
-        place = Place("layers", n // 2, len(kinds) // 2, f"layers_{n // 2}")
-        return Layer(place, _gemma_norms(f"_{name}"), f"self_attention_{name}", attention, _geglu(raw, f"mlp_{name}"))
+        place = Place("layers", (n // 2,), (len(kinds) // 2,), f"layers_{n // 2}")
+        return Layer(place, gemma_norms(f"_{name}"), f"self_attention_{name}", attention, _geglu(raw, f"mlp_{name}"))
 
     layers = tuple(layer(n, kind) for n, kind in enumerate(kinds))
     rounded = () if is_power_of_two_root(integer(raw, "head_dim", 256)) else (QUERY,)
@@ -136,7 +136,7 @@ def gemma3(raw: Raw) -> ForwardConfig:
         rotation = rope_by_kind(raw, kind, dim, local_theta=local_theta, theta=1e6)
         sliding = window if kind == SLIDING else None
         attention = grouped_query(raw, norms="head", rope=rotation, scale=scale, window=sliding)
-        return Layer(cycle_place(n, 6, len(kinds)), _gemma_norms(), "self_attention", attention, _geglu(raw, "mlp"))
+        return Layer(cycle_place(n, 6, len(kinds)), gemma_norms(), "self_attention", attention, _geglu(raw, "mlp"))
 
     layers = tuple(layer(n, kind) for n, kind in enumerate(kinds))
     factor = float(ml_dtypes.bfloat16(integer(raw, "hidden_size") ** 0.5))
@@ -152,7 +152,8 @@ def _gemma(raw: Raw, layers: tuple[Layer, ...], factor: float, rounded: tuple[st
     return model(raw, layers, tied=True, embedding_scale=factor, rounded=rounded, rows=rows, **more)
 
 
-def _gemma_norms(suffix: str = "") -> Norms:
+def gemma_norms(suffix: str = "") -> Norms:
+    """The four norms of a layer."""
     return Norms(*(f"{name}{suffix}/scale" for name in GEMMA_NORMS))
 
 

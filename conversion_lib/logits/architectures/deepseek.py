@@ -19,7 +19,7 @@ def parse(raw: Raw) -> ForwardConfig:
 
     def layer(n: int) -> Layer:
         stack, index, size = ("dense_layers", n, dense) if n < dense else ("moe_layers", n - dense, count - dense)
-        place = Place(stack, index, size, f"{stack}_{index}")
+        place = Place(stack, (index,), (size,), f"{stack}_{index}")
         return Layer(place, LAYER_NORMS, "self_attention", attention, dense_mlp if n < dense else moe)
 
     return model(raw, tuple(layer(n) for n in range(count)))
