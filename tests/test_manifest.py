@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import base64
+import os
+import time
 import tracemalloc
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import google_crc32c
 import pytest
 
+from conversion_lib import manifest
 from conversion_lib.errors import BadInput, OutsideFailure
-from conversion_lib.manifest import BLOCK, build_manifest, checkpoint_digest
+from conversion_lib.manifest import BLOCK, build_manifest, checkpoint_digest, checkpoint_manifest
 
 
 def make_checkpoint(root: Path, *, committed: bool = True) -> Path:
@@ -110,3 +115,37 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 8 * BLOCK
+
+
+def test_what_has_not_changed_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = make_checkpoint(tmp_path)
+    later = SimpleNamespace(time_ns=lambda: time.time_ns() + 10 * manifest.YOUNG_NS)
+    monkeypatch.setattr(manifest, "time", later)
+    entries = checkpoint_manifest(root)
+    big = root / "0" / "items" / "d" / "big"
+    content, times = big.read_bytes(), big.stat()
+
+    reads: list[Path] = []
+    original = Path.open
+
+    def watched(path: Path, *arguments: Any, **options: Any) -> Any:
+        reads.append(path)
+        return original(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", watched)
+    assert checkpoint_manifest(root) == entries
+    assert not [path for path in reads if "0" in path.relative_to(root).parts]
+    with original(big, "r+b") as stream:
+        stream.write(bytes([content[0] ^ 1]))
+    os.utime(big, ns=(times.st_atime_ns, times.st_mtime_ns))  # whoever sets the time back is seen too
+    assert checkpoint_manifest(root) != entries
+    assert {path for path in reads if "0" in path.relative_to(root).parts} == {big}
+
+
+def test_young_files_and_broken_notes_are_read(tmp_path: Path) -> None:
+    root = make_checkpoint(tmp_path)
+    entries = checkpoint_manifest(root)
+    assert not (root / "report").exists()
+    (root / "report").mkdir()
+    (root / "report" / "sums.json").write_text("{broken")
+    assert checkpoint_manifest(root) == entries

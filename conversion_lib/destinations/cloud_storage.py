@@ -1,56 +1,58 @@
 """A location in Cloud Storage: objects are written in place, each under a precondition, and the marker last.
 
 Every write names the generation it replaces (0: none), and CRC32C is compared with what the service stored. One run
-at a time writes to a location: it holds a claim, an object that it rewrites every few seconds. A claim that stands
-still is a dead run's, and is taken over; no clock is compared with another.
+at a time writes to a location: it holds a claim (`cloud_claim`). What it is going to write stands in manifest.json
+before the first object is there, so that a later run knows what a dead one left from what is somebody else's.
 """
 
 from __future__ import annotations
 
-import json
+import io
 import threading
-import time
-import uuid
+from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from typing import Any
-from urllib.parse import urlsplit
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, cast
 
-import google.auth.exceptions
 from google.api_core import exceptions
-from google.cloud import storage
-from google.cloud.storage.exceptions import DataCorruption
+from pydantic import ValidationError
 
-from conversion_lib.destinations.base import MANIFEST_NAME, MARKER_NAME, Item, Manifest
-from conversion_lib.errors import BadInput, FerryError, OutsideFailure
-from conversion_lib.manifest import FileEntry
+from conversion_lib.destinations import cloud_client
+from conversion_lib.destinations.base import (
+    CLAIM_NAME,
+    LEVELS,
+    MANIFEST_NAME,
+    MARKER_NAME,
+    OWN_NAMES,
+    Item,
+    Location,
+    Manifest,
+    Stored,
+)
+from conversion_lib.destinations.cloud_claim import Claim
+from conversion_lib.destinations.cloud_client import delete, explained
+from conversion_lib.errors import BadInput, OutsideFailure
+from conversion_lib.files import in_parallel
+from conversion_lib.manifest import FileEntry, file_crc32c
 from conversion_lib.progress import Reporter
 from conversion_lib.record import COMMIT_NAME
 
 UPLOAD_CHUNK_BYTES = 16 << 20
 """Held in memory for each upload of a large file; a multiple of 256 KiB, as the service wants."""
 ORBAX_COMMIT = f"0/{COMMIT_NAME}"
-UPDATE_TRIES = 5
-CLAIM_NAME = ".ferry_claim.json"
-BEAT_SECONDS = 10.0
-"""A claim is rewritten that often (an object takes one write a second)."""
-DEAD_SECONDS = 60.0
-"""A claim that has not changed for so long is nobody's."""
-POLL_SECONDS = 1.0
+UPDATE_TRIES = 10
+DELETING_THREADS = 8
 
 
 class CloudStorageDestination:
     """`base` is gs://bucket or gs://bucket/prefix. Credentials are the application default ones."""
 
     def __init__(self, base: str, path: str) -> None:
-        parts = urlsplit(base)
-        if not parts.netloc:
-            raise BadInput(f"{base}: expected gs://bucket/prefix")
-        self.base = parts.path.strip("/")
+        self.bucket_name, self.base = cloud_client.split_url(base)
         self.prefix = "/".join(part for part in (self.base, path) if part)
-        self.bucket_name = parts.netloc
-        with self._explained("open"):
-            self._bucket = storage.Client(project=None).bucket(self.bucket_name)
+        cloud_client.require_name(self._root + CLAIM_NAME, base)
+        self._bucket = cloud_client.open_bucket(self.bucket_name)
         self._there: dict[str, Any] = {}
         self._claim = Claim(self._blob(CLAIM_NAME))
 
@@ -60,59 +62,107 @@ class CloudStorageDestination:
 
     @contextmanager
     def exclusive(self, reporter: Reporter) -> Iterator[None]:
-        with self._explained("claim the place"):
+        with explained(self.url, "claim the place"):
             self._claim.take(lambda: reporter.say(f"another run is publishing to {self.url}: waiting for it"))
         with self._claim.kept_alive():
             yield
 
     def read(self, path: str) -> bytes | None:
-        with self._explained("read"):
-            return _read(self._blob(path))
+        with explained(self.url, "read"):
+            return cloud_client.read(self._blob(path))
 
-    def begin(self, manifest: Manifest) -> set[str]:
-        with self._explained("list"):
-            self._there = {self._relative(blob): blob for blob in self._bucket.list_blobs(prefix=self._root)}
-            kept = {e.path for e in manifest.files if self._same(e)}
-            paths = {entry.path for entry in manifest.files}
-            strays = self._there.keys() - paths - {MANIFEST_NAME, MARKER_NAME, CLAIM_NAME}
-            if kept != paths:
+    def begin(self, manifest: Manifest) -> dict[str, FileEntry]:
+        paths = {entry.path for entry in manifest.files}
+        for path in paths:
+            cloud_client.require_name(self._root + path, self.url)
+        with explained(self.url, "list"):
+            self._there = {self._relative(blob): blob for blob in self._list()}
+            strays = self._there.keys() - paths - OWN_NAMES
+            if foreign := sorted(strays - self._begun()):
+                raise BadInput(
+                    f"{self.url} holds something that is no published checkpoint ({foreign[0]}): give another"
+                    " destination, or remove it"
+                )
+            kept = {
+                entry.path: _entry(entry.path, self._there[entry.path]) for entry in manifest.files if self._same(entry)
+            }
+            if kept.keys() != paths:
                 # an Orbax reader takes the checkpoint for whole while this one is there
                 strays |= {ORBAX_COMMIT} & self._there.keys()
-                kept.discard(ORBAX_COMMIT)
-            for path in sorted(strays):
-                blob = self._there.pop(path)
-                blob.delete(if_generation_match=blob.generation)
+                kept.pop(ORBAX_COMMIT, None)
+            self._delete([self._there.pop(path) for path in sorted(strays)])
+        self._write(MANIFEST_NAME, manifest.to_json())
         return kept
 
-    def put(self, item: Item, advance: Callable[[int], None], stopped: threading.Event) -> None:
-        if stopped.is_set():
-            return
+    def _begun(self) -> set[str]:
+        """What an earlier try, which never came to its marker, was going to write here."""
+        if MANIFEST_NAME not in self._there:
+            return set()
+        try:
+            earlier = Manifest.model_validate_json(cloud_client.read(self._blob(MANIFEST_NAME)) or b"")
+        except ValidationError:
+            return set()
+        return {entry.path for entry in earlier.files}
+
+    def put(self, item: Item, advance: Callable[[int], None], stopped: threading.Event) -> FileEntry:
         self._require_claim()
         entry, blob = item.entry, self._blob(item.entry.path)
-        blob.chunk_size = UPLOAD_CHUNK_BYTES
-        with self._explained(f"write {entry.path}"):
+        with explained(self.url, f"write {entry.path}"):
             try:
-                with item.open() as source:
-                    blob.upload_from_file(
-                        source, size=entry.size, if_generation_match=self._generation(entry.path), checksum="crc32c"
-                    )
+                if isinstance(item.source, Path | bytes):
+                    self._upload(item, blob, advance, stopped)
+                else:
+                    self._copy(item.source, blob, entry)
+                    advance(entry.size)
             except exceptions.PreconditionFailed:
                 # ours, where the answer to a first try was lost; or another publisher's
-                blob.reload()
-                if (blob.size, blob.crc32c) != (entry.size, entry.crc32c):
+                blob.reload(retry=cloud_client.RETRY)
+                if not _is(blob, entry):
                     raise OutsideFailure(
                         f"another run is publishing to {self.url}: run again when it is done"
                     ) from None
-        if (blob.size, blob.crc32c) != (entry.size, entry.crc32c):
-            raise OutsideFailure(
-                f"{entry.path} changed while it was published (expected {entry.size} bytes with crc32c {entry.crc32c},"
-                f" {self.url} has {blob.size} with {blob.crc32c}): run again when nothing writes to the checkpoint"
+            except exceptions.BadRequest:
+                if not isinstance(item.source, Path) or file_crc32c(item.source) == entry.crc32c:
+                    raise
+                raise self._changed(entry, "a file with other bytes") from None
+        if not _is(blob, entry):
+            raise self._changed(entry, f"{blob.size} bytes with {blob.crc32c}")
+        return _entry(entry.path, blob)
+
+    def _upload(self, item: Item, blob: Any, advance: Callable[[int], None], stopped: threading.Event) -> None:
+        blob.chunk_size = UPLOAD_CHUNK_BYTES
+        with item.open() as source:
+            blob.upload_from_file(
+                _Watched(source, advance, stopped),
+                size=item.entry.size,
+                if_generation_match=self._generation(item.entry.path),
+                checksum="crc32c",
+                crc32c_checksum_value=item.entry.crc32c,
+                retry=cloud_client.RETRY,
             )
-        advance(entry.size)
+
+    def _copy(self, source: Stored, blob: Any, entry: FileEntry) -> None:
+        """Within the service, in as many calls as it wants."""
+        original = blob.client.bucket(source.bucket).blob(source.name, generation=source.generation)
+        token = ""
+        while token is not None:
+            token, _, _ = blob.rewrite(
+                original,
+                token=token or None,
+                if_generation_match=self._generation(entry.path),
+                if_source_generation_match=source.generation,
+                retry=cloud_client.RETRY,
+            )
+
+    def _changed(self, entry: FileEntry, found: str) -> OutsideFailure:
+        return OutsideFailure(
+            f"{entry.path} changed while it was published (expected {entry.size} bytes with crc32c {entry.crc32c},"
+            f" found {found}): run again when nothing writes to the checkpoint"
+        )
 
     def commit(self, manifest: bytes, marker: bytes) -> None:
         self._write(MANIFEST_NAME, manifest)
-        with self._explained("keep the claim"):
+        with explained(self.url, "keep the claim"):
             self._claim.beat()
         self._require_claim()
         self._write(MARKER_NAME, marker)
@@ -123,41 +173,88 @@ class CloudStorageDestination:
 
     def _write(self, path: str, content: bytes) -> None:
         blob = self._blob(path)
-        with self._explained(f"write {path}"):
+        with explained(self.url, f"write {path}"):
             try:
                 blob.upload_from_string(
-                    content, content_type="application/json", if_generation_match=self._generation(path)
+                    content,
+                    content_type="application/json",
+                    if_generation_match=self._generation(path),
+                    retry=cloud_client.RETRY,
                 )
             except exceptions.PreconditionFailed:
-                if _read(blob) != content:
+                if cloud_client.read(blob) != content:
                     raise OutsideFailure(f"another run has published to {self.url}: run again to see what") from None
+                blob.reload(retry=cloud_client.RETRY)
+        self._there[path] = blob
 
     def entries(self, reporter: Reporter) -> list[FileEntry]:
-        with self._explained("list"):
-            blobs = self._bucket.list_blobs(prefix=self._root)
-            entries = [FileEntry(path=self._relative(b), size=b.size, crc32c=b.crc32c or "") for b in blobs]
+        with explained(self.url, "list"):
+            entries = [_entry(self._relative(blob), blob) for blob in self._list()]
         return sorted(entries, key=lambda entry: entry.path)
+
+    def remove(self) -> None:
+        with explained(self.url, "remove"):
+            blobs = {self._relative(blob): blob for blob in self._list()}
+            first = [blobs.pop(path) for path in (MARKER_NAME, ORBAX_COMMIT) if path in blobs]
+            last = [blobs.pop(path) for path in (MANIFEST_NAME,) if path in blobs]  # tells what the rest is
+            blobs.pop(CLAIM_NAME, None)  # given back by `exclusive`
+            for blob in first:
+                delete(blob)
+            self._delete(list(blobs.values()))
+            self._delete(last)
+
+    def locations(self) -> list[Location]:
+        with explained(self.url, "list"):
+            grouped: dict[str, dict[str, Any]] = defaultdict(dict)
+            for blob in self._list():
+                *place, path = self._relative(blob).split("/", LEVELS)
+                if len(place) == LEVELS:
+                    grouped["/".join(place)][path] = blob
+        return [
+            Location(
+                path=place,
+                committed=MARKER_NAME in blobs,
+                files=len(blobs),
+                bytes=sum(blob.size for blob in blobs.values()),
+                touched=max(blob.updated.timestamp() for blob in blobs.values()),
+            )
+            for place, blobs in sorted(grouped.items())
+            if MARKER_NAME in blobs or MANIFEST_NAME in blobs
+        ]
 
     def update(self, path: str, change: Callable[[bytes | None], bytes | None]) -> None:
         name = "/".join(part for part in (self.base, path) if part)
-        with self._explained(f"write {path}"):
+        with explained(self.url, f"write {path}"):
             for _ in range(UPDATE_TRIES):
-                there = self._bucket.get_blob(name)
+                there = self._bucket.get_blob(name, retry=cloud_client.RETRY)
                 generation = there.generation if there else 0
-                old = there.download_as_bytes(if_generation_match=generation) if there else None
-                if (changed := change(old)) is None:
-                    return
-                blob = self._bucket.blob(name)
                 try:
-                    blob.upload_from_string(changed, "application/json", if_generation_match=generation)
+                    old = (
+                        there.download_as_bytes(if_generation_match=generation, retry=cloud_client.RETRY)
+                        if there
+                        else None
+                    )
+                    if (changed := change(old)) is None:
+                        return
+                    self._bucket.blob(name).upload_from_string(
+                        changed, "application/json", if_generation_match=generation, retry=cloud_client.RETRY
+                    )
                     return
-                except exceptions.PreconditionFailed:
-                    continue  # someone else updated it in between
+                except (exceptions.PreconditionFailed, exceptions.NotFound):
+                    continue  # someone else updated it in between, or the answer was lost: then it is as wanted
         raise OutsideFailure(f"gs://{self.bucket_name}/{name} changes faster than it can be updated: run again")
 
     @property
     def _root(self) -> str:
         return f"{self.prefix}/" if self.prefix else ""
+
+    def _list(self) -> Iterator[Any]:
+        """Every object here; what some programs put in the place of directories is none."""
+        found = self._bucket.list_blobs(prefix=self._root, retry=cloud_client.RETRY)
+        return (blob for blob in found if not blob.name.endswith("/"))
+
+    def _delete(self, blobs: list[Any]) -> None:
+        in_parallel(lambda blob, stopped: delete(blob), blobs, threads=DELETING_THREADS)
 
     def _blob(self, path: str) -> Any:
         return self._bucket.blob(self._root + path)
@@ -167,105 +264,48 @@ class CloudStorageDestination:
 
     def _same(self, entry: FileEntry) -> bool:
         blob = self._there.get(entry.path)
-        return blob is not None and (blob.size, blob.crc32c) == (entry.size, entry.crc32c)
+        return blob is not None and _is(blob, entry)
 
     def _generation(self, path: str) -> int:
         """The generation that a write to `path` replaces; 0 where there was nothing when this run began."""
         blob = self._there.get(path)
         return int(blob.generation) if blob is not None else 0
 
-    @contextmanager
-    def _explained(self, doing: str) -> Iterator[None]:
-        """Turns what the client raises into one line."""
-        try:
-            yield
-        except FerryError:
-            raise
-        except google.auth.exceptions.DefaultCredentialsError as error:
-            raise BadInput(
-                f"no credentials for gs://{self.bucket_name}: run `gcloud auth application-default login`, or set"
-                " GOOGLE_APPLICATION_CREDENTIALS"
-            ) from error
-        except exceptions.NotFound as error:
-            raise BadInput(f"cannot {doing} in {self.url}: no bucket {self.bucket_name}, or it went away") from error
-        except (exceptions.Forbidden, exceptions.Unauthorized) as error:
-            raise BadInput(
-                f"cannot {doing} in {self.url}: the credentials do not allow it (HTTP {error.code}); they need"
-                " storage.objects.create, get, list and delete"
-            ) from error
-        except exceptions.BadRequest as error:
-            raise BadInput(f"cannot {doing} in {self.url}: {error.message}") from error
-        except (exceptions.GoogleAPIError, google.auth.exceptions.GoogleAuthError, DataCorruption, OSError) as error:
-            raise OutsideFailure(f"cannot {doing} in {self.url}: {str(error).splitlines()[0][:300]}") from error
+
+def _is(blob: Any, entry: FileEntry) -> bool:
+    return (blob.size, blob.crc32c) == (entry.size, entry.crc32c)
 
 
-class Claim:
-    """The right to write to a location, as the object `blob`; `lost` is set when another run has taken it over."""
+def _entry(path: str, blob: Any) -> FileEntry:
+    return FileEntry(path=path, size=blob.size, crc32c=blob.crc32c or "", generation=int(blob.generation))
+
+
+class _Watched(io.RawIOBase):
+    """A stream whose progress is seen, and that ends where the work is stopped."""
+
+    def __init__(self, stream: IO[bytes], advance: Callable[[int], None], stopped: threading.Event) -> None:
+        self._stream, self._advance, self._stopped = stream, advance, stopped
+
+    def read(self, size: int = -1) -> bytes:
+        if self._stopped.is_set():
+            raise OutsideFailure("stopped, since another file could not be written")
+        block = self._stream.read(size)
+        self._advance(len(block))
+        return block
+
+    def tell(self) -> int:
+        return self._stream.tell()
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._stream.seek(offset, whence)
+
+
+class StoredObject:
+    """One generation of an object, as the source of a file to publish."""
 
     def __init__(self, blob: Any) -> None:
-        self._blob, self._run = blob, uuid.uuid4().hex
-        self._beats, self._generation = 0, 0
-        self._lock = threading.Lock()
-        self.lost = threading.Event()
+        self.bucket, self.name, self.generation = str(blob.bucket.name), str(blob.name), int(blob.generation)
+        self._blob = blob
 
-    def take(self, waiting: Callable[[], None]) -> None:
-        """Returns when this run holds the claim; calls `waiting` once where another one has it."""
-        seen, since = 0, time.monotonic()
-        while True:
-            there = self._blob.bucket.get_blob(self._blob.name)
-            self._generation = int(there.generation) if there else 0
-            if self._generation != seen:
-                if there and not seen:
-                    waiting()
-                seen, since = self._generation, time.monotonic()
-            if there is None or time.monotonic() - since >= DEAD_SECONDS:
-                self.lost.clear()
-                self.beat()
-                if not self.lost.is_set():
-                    return
-            time.sleep(POLL_SECONDS)
-
-    def beat(self) -> None:
-        """Rewrites the claim, unless another run has: then it is lost."""
-        with self._lock:
-            self._beats += 1
-            content = json.dumps({"run": self._run, "beats": self._beats}).encode()
-            try:
-                self._blob.upload_from_string(
-                    content, content_type="application/json", if_generation_match=self._generation
-                )
-            except exceptions.PreconditionFailed:
-                if _read(self._blob) != content:  # else ours, where the answer to a first try was lost
-                    self.lost.set()
-                    return
-                self._blob.reload()
-            self._generation = int(self._blob.generation)
-
-    @contextmanager
-    def kept_alive(self) -> Iterator[None]:
-        """Beats in the background, and gives the claim back at the end."""
-        over = threading.Event()
-
-        def run() -> None:
-            while not over.wait(BEAT_SECONDS):
-                # an outage: the next beat tells whether another run has taken over meanwhile
-                with suppress(exceptions.GoogleAPIError, google.auth.exceptions.GoogleAuthError, OSError):
-                    self.beat()
-
-        thread = threading.Thread(target=run, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            over.set()
-            thread.join(BEAT_SECONDS)
-            # where it cannot be deleted, the next run sees it stand still
-            with suppress(exceptions.GoogleAPIError, google.auth.exceptions.GoogleAuthError, OSError):
-                self._blob.delete(if_generation_match=self._generation)
-
-
-def _read(blob: Any) -> bytes | None:
-    try:
-        return bytes(blob.download_as_bytes())
-    except exceptions.NotFound:
-        return None
+    def open(self) -> IO[bytes]:
+        return cast(IO[bytes], self._blob.open("rb", if_generation_match=self.generation, retry=cloud_client.RETRY))

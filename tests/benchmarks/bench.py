@@ -16,9 +16,11 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from tests.benchmarks.checking import check_figures
 from tests.benchmarks.contest import MAXTEXT_PYTHON, ROOT, Contest, convert_figures, uncompressed_figures
 from tests.benchmarks.inputs import Input, bf16_input, fp8_input
 from tests.benchmarks.limits import memory_figures, startup_figures
+from tests.benchmarks.publishing import publish_figures
 from tests.benchmarks.restoring import restore_figures
 from tests.benchmarks.results import RESULTS, Results
 
@@ -38,6 +40,8 @@ class Section(enum.StrEnum):
     MEMORY = "memory"
     STARTUP = "startup"
     RESTORE = "restore"
+    PUBLISH = "publish"
+    CHECK = "check"
 
 
 @app.command()
@@ -94,6 +98,10 @@ def _run(section: Section, found: Results, work: Path, rounds: int, tiny: bool, 
         case Section.RESTORE:
             if maxtext:
                 found.add(f"{_title(bf16)}: restored over 16 devices", restore_figures(contest(bf16)))
+        case Section.PUBLISH | Section.CHECK:
+            measured = publish_figures if section is Section.PUBLISH else check_figures
+            for title, figures in measured(work, rounds, tiny=tiny, cold=cold).items():
+                found.add(title, figures)
 
 
 def _title(wanted: Input) -> str:

@@ -1,0 +1,100 @@
+"""The Cloud Storage client: how it is opened, what it tries again, and what a person reads where it fails."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import google.auth.exceptions
+from google.api_core import exceptions
+from google.cloud import storage
+from google.cloud.storage.exceptions import DataCorruption
+from google.cloud.storage.retry import DEFAULT_RETRY
+
+from conversion_lib.errors import BadInput, FerryError, OutsideFailure
+
+RETRY = DEFAULT_RETRY.with_timeout(600.0)
+"""For every request: exponential from 1 s to 60 s, with jitter; outages longer than ten minutes are the caller's."""
+LONGEST_NAME = 1024
+"""Bytes of an object's name in UTF-8."""
+
+
+def split_url(url: str) -> tuple[str, str]:
+    """Bucket and prefix, without slashes at its ends, of gs://bucket/prefix. Raises BadInput for another URL."""
+    scheme, _, rest = url.partition("://")
+    bucket, _, prefix = rest.partition("/")
+    if scheme != "gs" or not bucket:
+        raise BadInput(f"{url}: expected gs://bucket/prefix")
+    return bucket, prefix.strip("/")
+
+
+def open_bucket(name: str) -> Any:
+    """The bucket, by the application default credentials; no request is made yet."""
+    with explained(f"gs://{name}", "open"):
+        return storage.Client(project=None).bucket(name)
+
+
+def require_name(name: str, url: str) -> None:
+    """Raises BadInput for a name that Cloud Storage refuses to give an object."""
+    if len(name.encode()) > LONGEST_NAME:
+        raise BadInput(f"{url}/{name[-60:]}: Cloud Storage takes names of {LONGEST_NAME} bytes: give a shorter prefix")
+    if "\r" in name or "\n" in name or name.startswith(".well-known/acme-challenge/"):
+        raise BadInput(f"Cloud Storage takes no object named {name!r}: give another prefix")
+
+
+def read(blob: Any) -> bytes | None:
+    """The bytes of an object; None where there is none. Raises NotFound where there is no bucket."""
+    try:
+        return bytes(blob.download_as_bytes(retry=RETRY))
+    except exceptions.NotFound as error:
+        if "bucket does not exist" in str(error):
+            raise
+        return None
+
+
+def delete(blob: Any) -> None:
+    """Deletes this generation of an object; one that has gone, or that is another by now, is left as it is."""
+    try:
+        blob.delete(if_generation_match=blob.generation, retry=RETRY)
+    except (exceptions.NotFound, exceptions.PreconditionFailed):
+        return
+
+
+@contextmanager
+def explained(url: str, doing: str) -> Iterator[None]:
+    """Turns what the client raises into one line: BadInput, or OutsideFailure where a retry may help."""
+    bucket = url.removeprefix("gs://").partition("/")[0]
+    try:
+        yield
+    except FerryError:
+        raise
+    except (google.auth.exceptions.DefaultCredentialsError, google.auth.exceptions.InvalidOperation) as error:
+        raise BadInput(
+            f"no credentials for gs://{bucket}: run `gcloud auth application-default login`, or set"
+            " GOOGLE_APPLICATION_CREDENTIALS"
+        ) from error
+    except google.auth.exceptions.RefreshError as error:
+        if getattr(error, "retryable", False):
+            raise OutsideFailure(f"cannot {doing} in {url}: {_line(error)}") from error
+        raise BadInput(f"the credentials for gs://{bucket} were refused: {_line(error)}") from error
+    except exceptions.NotFound as error:
+        raise BadInput(f"cannot {doing} in {url}: no bucket {bucket}, or it went away") from error
+    except (exceptions.Forbidden, exceptions.Unauthorized) as error:
+        raise BadInput(
+            f"cannot {doing} in {url}: the credentials do not allow it (HTTP {error.code}); they need"
+            " storage.objects.create, get, list and delete"
+        ) from error
+    except exceptions.BadRequest as error:
+        raise BadInput(f"cannot {doing} in {url}: {_line(error)}") from error
+    except ValueError as error:  # the client's own check of a bucket's name
+        raise BadInput(f"{url}: {_line(error)}") from error
+    except (exceptions.GoogleAPIError, google.auth.exceptions.GoogleAuthError, DataCorruption, OSError) as error:
+        raise OutsideFailure(f"cannot {doing} in {url}: {_line(error)}") from error
+
+
+def _line(error: Exception) -> str:
+    """What the service says, where the client passes its answer on whole; else the first line of the error."""
+    said = re.search(r'"message": "((?:[^"\\]|\\.)*)"', str(error))
+    return (said[1] if said else (str(error).splitlines() or [type(error).__name__])[0])[:300]

@@ -1,0 +1,19 @@
+"""What publishing is measured against: every file of a directory by the client's own transfer manager.
+
+python plain_upload.py DIRECTORY BUCKET: threads or processes, as many and of the kind that it takes by default.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from google.cloud import storage
+from google.cloud.storage import transfer_manager
+
+if __name__ == "__main__":
+    directory, bucket = Path(sys.argv[1]), storage.Client(project="none").bucket(sys.argv[2])
+    names = sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
+    for answer in transfer_manager.upload_many_from_filenames(bucket, names, source_directory=str(directory)):
+        if answer is not None:
+            raise answer
