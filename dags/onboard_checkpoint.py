@@ -1,18 +1,24 @@
 """### Onboard a checkpoint
 
-Brings a Hugging Face checkpoint to MaxText: **resolve** the revision to a commit, **download**, **dequantize**
-(fp8 to bf16), **convert**, **check** the logits against the original's, **publish**.
+Brings a Hugging Face checkpoint to MaxText: **resolve** the revision to a commit and plan, **download**, **dequantize**
+(fp8 to bf16), **convert** in parts and **finalize** them, **check** the logits against the original's, wait for
+**approval** where it is asked for, **publish**, **clean_up** the disk.
 
 Every stage leaves a manifest (its XCom) with bytes, seconds and peak memory. A stage whose output is there and
-whole does nothing, so a retry, or another run of the same commit and target, goes on where the last one stopped.
-Wrong input and a failed check fail once; outages are retried with back-off.
+whole does nothing, so a retry, or another run of the same commit and target, goes on where the last one stopped; what
+is published and checked already is not done again. Wrong input and a failed check fail once; outages are retried with
+back-off. Publishing updates an Asset for each model, `<destination>/<model>`, through the alias `ferry_published`.
 
-| setting of the workers (environment) | meaning |
-| --- | --- |
-| `FERRY_WORK_DIR` | where a worker keeps what it works on; default `~/ferry-work`; all tasks of a run need to see it |
-| `FERRY_DESTINATION` | default of the param `destination` (the DAG processor reads it) |
-| `FERRY_HF_CONN_ID` | Airflow connection whose password is the Hub token (the DAG processor and workers read it) |
-| `HF_ENDPOINT`, `HF_TOKEN` | another Hub; the token where there is no connection |
+| setting (environment) | read by | meaning |
+| --- | --- | --- |
+| `FERRY_WORK_DIR` | workers | where stages keep what they work on; default `~/ferry-work`; all need to see it |
+| `FERRY_PLACES` | workers | a YAML file that says where stages run, such as in Kubernetes; default: on the worker |
+| `FERRY_DESTINATION` | DAG processor | default of the param `destination` |
+| `FERRY_HF_CONN_ID` | DAG processor | Airflow connection whose password is the Hub token |
+| `FERRY_DEADLINE_HOURS` | DAG processor | a run that takes longer is told of; default: none is |
+| `FERRY_RETRY_SECONDS` | both | the wait before the first retry; default 30 |
+| `FERRY_ON_SUCCESS`, `FERRY_ON_FAILURE`, `FERRY_ON_DEADLINE` | all | a function to call, as `package.module:function` |
+| `HF_ENDPOINT`, `HF_TOKEN` | workers | another Hub; the token where there is no connection |
 """
 
 from __future__ import annotations
@@ -21,14 +27,26 @@ import os
 from datetime import timedelta
 from typing import Any
 
-from airflow.sdk import DAG, Param
+from airflow.sdk import DAG, AssetAlias, AsyncCallback, DeadlineAlert, DeadlineReference, Param, TriggerRule
+from airflow.sdk import task as stage
 
+from conversion_lib.catalog import MODELS
+from operators.approval import OptionalApprovalOperator
+from operators.callbacks import on_deadline, on_failure, on_success
 from operators.check import CheckOperator
+from operators.clean_up import POLICIES, CleanUpOperator
 from operators.convert import ConvertOperator
 from operators.dequantize import DequantizeOperator
 from operators.download import DownloadOperator
+from operators.finalize import FinalizeOperator
 from operators.publish import PublishOperator
 from operators.resolve import ResolveOperator
+from operators.retries import LONGEST, first_delay
+from operators.target import TARGET_FIELDS
+
+PUBLISHED = AssetAlias("ferry_published")
+DOWNLOAD_POOL, MEMORY_POOL = "hub_download", "high_memory"
+"""Made when the scheduler starts, or by `python -m operators.setup`."""
 
 SOURCE, LAYOUT, RUN = "Source", "What to write", "How to get there"
 
@@ -49,12 +67,25 @@ def destination_param() -> Param:
     )
 
 
+def deadline() -> DeadlineAlert | None:
+    """None unless the environment sets it: `airflow dags test` of 3.3.2 fails at the end of a DAG that has one."""
+    hours = os.environ.get("FERRY_DEADLINE_HOURS")
+    if not hours:
+        return None
+    return DeadlineAlert(
+        reference=DeadlineReference.DAGRUN_QUEUED_AT,
+        interval=timedelta(hours=float(hours)),
+        callback=AsyncCallback(on_deadline),
+    )
+
+
 PARAMS = {
     "repo": Param(
         type="string",
         pattern=r"^([A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*|/.+)$",
         section=SOURCE,
         title="Repository",
+        examples=[model.repo for model in MODELS],
         description="Hub repository such as `deepseek-ai/DeepSeek-V3`, or the absolute path of a directory that "
         "the workers see.",
     ),
@@ -73,6 +104,7 @@ PARAMS = {
         pattern=r"^[a-z0-9][a-z0-9._-]*$",
         section=SOURCE,
         title="Model name",
+        examples=[model.name for model in MODELS],
         description="As `ferry models` lists it, such as `deepseek3-671b`. Empty: told by the repository's config.",
     ),
     "scan_layers": Param(
@@ -118,6 +150,16 @@ PARAMS = {
         title="Dequantize",
         description="For fp8 sources; the bits are the same. Others are passed on as they are.",
     ),
+    "parts": Param(
+        1,
+        type="integer",
+        minimum=1,
+        maximum=256,
+        section=RUN,
+        title="Parts",
+        description="The conversion is split into so many tasks, which run beside each other where there are workers "
+        "for them; all need to see one working directory. The bits are the same.",
+    ),
     "max_kl": Param(
         None,
         type=["null", "number"],
@@ -127,8 +169,44 @@ PARAMS = {
         description="The check fails where any token's Kullback-Leibler divergence, in nats, is larger. Empty: 1e-5, "
         "or what the rounding of a Llama's query in bfloat16 makes of it (1e-3).",
     ),
+    "approval": Param(
+        False,
+        type="boolean",
+        section=RUN,
+        title="Approval",
+        description="A person has to approve between check and publish, under Required Actions.",
+    ),
+    "keep_files": Param(
+        "keep_on_failure",
+        type="string",
+        enum=list(POLICIES),
+        values_display=POLICIES,
+        section=RUN,
+        title="Keep files",
+        description="What the run leaves on the workers' disk.",
+    ),
     "destination": destination_param(),
 }
+
+APPROVAL_BODY = """
+{%- set check = ti.xcom_pull("check") or {} %}
+| | |
+| --- | --- |
+| repository | {{ params.repo }} at {{ check.get("commit") }} |
+| target | {{ check.get("target") }} |
+| verdict | **{{ check.get("verdict") }}** |
+| largest KL of a token | {{ check.get("max_kl") }} nats |
+| share of tokens with the same first choice | {{ check.get("top1") }} |
+| report | {{ check.get("report") }} |
+| to be published to | {{ params.destination }} |
+"""
+
+
+@stage(task_id="split", retries=0)
+def split(parts: int) -> list[str]:
+    """The parts of the conversion, one for each mapped task."""
+    return [f"{index}/{parts}" for index in range(parts)]
+
 
 with DAG(
     "onboard_checkpoint",
@@ -141,37 +219,77 @@ with DAG(
     max_active_runs=4,
     params=PARAMS,
     tags=["ferry", "maxtext"],
+    deadline=deadline(),
     default_args={
         "owner": "ferry",
+        # of the task that fails for good: `airflow dags test` of 3.3.2 has no params for one of the whole run
+        "on_failure_callback": on_failure,
         "retries": 3,
-        "retry_delay": timedelta(seconds=30),
+        # for a task whose process ended without a word; for all else the operators have a policy
+        "retry_delay": first_delay(),
         "retry_exponential_backoff": 2,
-        "max_retry_delay": timedelta(minutes=10),
+        "max_retry_delay": LONGEST,
     },
 ) as dag:
-    hf_conn_id = os.environ.get("FERRY_HF_CONN_ID") or None
+    hub = {"hf_conn_id": os.environ.get("FERRY_HF_CONN_ID") or None}
+    target = {name: dag.param(name) for name in TARGET_FIELDS}
 
     resolve = ResolveOperator(
-        task_id="resolve", repo=dag.param("repo"), revision=dag.param("revision"), hf_conn_id=hf_conn_id
+        task_id="resolve",
+        repo=dag.param("repo"),
+        revision=dag.param("revision"),
+        model_name=dag.param("model_name"),
+        dequantize=dag.param("dequantize"),
+        destination=dag.param("destination"),
+        **target,
+        **hub,
     )
-    download = DownloadOperator(task_id="download", source=resolve.output, hf_conn_id=hf_conn_id)
-    dequantize = DequantizeOperator(task_id="dequantize", source=download.output, mode=dag.param("dequantize"))
-    convert = ConvertOperator(
+    download = DownloadOperator(task_id="download", source=resolve.output, pool=DOWNLOAD_POOL, **hub)
+    dequantize = DequantizeOperator(
+        task_id="dequantize", source=download.output, mode=dag.param("dequantize"), pool=MEMORY_POOL
+    )
+    parts = split(dag.param("parts"))
+    convert = ConvertOperator.partial(
         task_id="convert",
         source=dequantize.output,
         model_name=dag.param("model_name"),
-        scan_layers=dag.param("scan_layers"),
-        save_dtype=dag.param("save_dtype"),
-        ocdbt=dag.param("ocdbt"),
-        zarr3=dag.param("zarr3"),
-        maxtext=dag.param("maxtext"),
-    )
+        pool=MEMORY_POOL,
+        map_index_template="part {{ task.part }}",
+        **target,
+    ).expand(part=parts)
+    finalize = FinalizeOperator(task_id="finalize", parts=convert.output)
     check = CheckOperator(
         task_id="check",
-        checkpoint=convert.output,
+        checkpoint=finalize.output,
         reference=dequantize.output,  # in bf16 where staged; of an fp8 source the check dequantizes for itself
         max_kl=dag.param("max_kl"),
+        pool=MEMORY_POOL,
     )
-    publish = PublishOperator(task_id="publish", checkpoint=check.output, destination=dag.param("destination"))
+    approval = OptionalApprovalOperator(
+        task_id="approval",
+        wanted=dag.param("approval"),
+        subject="Publish {{ params.repo }} for MaxText?",
+        body=APPROVAL_BODY,
+        retries=0,
+    )
+    publish = PublishOperator(
+        task_id="publish",
+        checkpoint=check.output,
+        destination=dag.param("destination"),
+        outlets=[PUBLISHED],
+        # here and not of the DAG: Airflow's `dags test` cannot call that one where a param has no default
+        on_success_callback=on_success,
+        # the approval may be skipped; the check may not
+        trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS,
+    )
+    clean_up = CleanUpOperator(
+        task_id="clean_up",
+        source=resolve.output,
+        published=publish.output,
+        keep_files=dag.param("keep_files"),
+        **target,
+    ).as_teardown()
 
-    resolve >> download >> dequantize >> convert >> check >> publish
+    resolve >> parts
+    resolve >> download >> dequantize >> convert >> finalize >> check >> approval >> publish >> clean_up
+    check >> publish

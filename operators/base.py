@@ -1,23 +1,24 @@
-"""The one base of all stages: runs a ferry command somewhere, tells Airflow how it ended, leaves a manifest."""
+"""The one base of all stages: runs a command somewhere, tells Airflow how it ended, leaves a manifest."""
 
 from __future__ import annotations
 
 import os
 import time
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.sdk import BaseOperator, BaseOperatorLink
-from airflow.sdk.exceptions import AirflowException, AirflowFailException
+from airflow.sdk.exceptions import AirflowSkipException
 from airflow.sdk.log import mask_secret
 
-from conversion_lib.errors import BadInput, CheckFailed, FerryError
+from conversion_lib.errors import BadInput, FerryError
 from operators.layout import save_manifest
-from operators.local import LocalSubprocess
-from operators.place import Place, StageFailed
+from operators.places import Configured, configured
+from operators.places.base import Command, Place, Result, StageFailed, TaskIdentity
+from operators.retries import StageRetryPolicy
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -27,9 +28,19 @@ Manifest = dict[str, Any]
 """What a stage leaves for the next through XCom: a few strings and numbers.
 
 In every manifest: `stage`, `path` (or `url`), `seconds`, `bytes_in`, `bytes_out`, `peak_bytes` (resident
-memory at its highest; None where no process of its own ran), and what is handed on from stage to stage:
-`repo`, `commit`, `work_dir`.
+memory at its highest; None where no command ran), and what is handed on from stage to stage:
+`repo`, `commit`, `work_dir`, `quantized`, `target`.
 """
+
+FAILURE_KEY = "failure"
+"""The XCom key under which a stage that failed leaves what it has: an error, and of a check its figures."""
+
+FAILURE_FIELDS = (
+    *("stage", "error", "exit_code", "seconds", "bytes_in", "bytes_out", "peak_bytes"),
+    *("verdict", "max_kl", "mean_kl", "max_abs_diff", "top1", "top10", "digest", "report"),
+)
+
+HANDED_ON = ("repo", "commit", "work_dir", "quantized", "target")
 
 
 class OutputLink(BaseOperatorLink):
@@ -43,9 +54,12 @@ class OutputLink(BaseOperatorLink):
 
 
 class StageOperator(BaseOperator):
-    """What all stages share. A stage says in `work` what it does.
+    """What all stages share. A stage says in `command` what is to be run, and in `manifest` what came of it.
 
-    :param place: where the ferry command runs; default: a subprocess on this worker (`local.py`)
+    Retries follow operators/retries.py unless a `retry_policy` is given.
+
+    :param place: where the command runs; default None: where the configuration says (operators/places), which is
+        a subprocess on this worker where there is none
     :param hf_conn_id: Airflow connection whose password is the Hub token; the command gets it in its
         environment, as HF_TOKEN; default None: HF_TOKEN of the worker's environment, where set
     """
@@ -54,49 +68,62 @@ class StageOperator(BaseOperator):
     operator_extra_links = (OutputLink(),)
 
     def __init__(self, *, place: Place | None = None, hf_conn_id: str | None = None, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.place = place or LocalSubprocess()
+        super().__init__(**{"retry_policy": StageRetryPolicy(), **kwargs})
+        self.place = place
         self.hf_conn_id = hf_conn_id
         self.link_target: str | None = None
+        self.run_id = ""
+        self._running: Place | None = None
 
     @abstractmethod
-    def work(self) -> Manifest:
-        """Does what the stage does; returns what its manifest says beyond `stage`."""
+    def command(self) -> Command | Manifest:
+        """The command to run; where nothing need be run, the stage's manifest. Raises BadInput."""
+
+    @abstractmethod
+    def manifest(self, result: Result) -> Manifest:
+        """What the stage's manifest says of the command's result, beyond `stage`."""
 
     def execute(self, context: Context) -> Manifest:
-        """Runs the stage. Wrong input and a failed check fail the task for good; all else may be retried."""
-        started = time.monotonic()
-        manifest: Manifest = {"stage": self.stage, "bytes_in": 0, "bytes_out": 0, "peak_bytes": None}
-        try:
-            manifest |= self.work()
-        except FerryError as error:
-            manifest |= error.result if isinstance(error, StageFailed) else {}
-            self._save(context, {**manifest, "error": str(error), "exit_code": error.exit_code})
-            final = error.exit_code in (BadInput.exit_code, CheckFailed.exit_code)
-            raise (AirflowFailException if final else AirflowException)(str(error)) from None
-        manifest.setdefault("seconds", round(time.monotonic() - started, 3))
-        self._save(context, manifest)
-        return manifest
+        """Runs the stage; wrong input, a failed check and all other failures are errors of different types."""
+        return self._stage(context, lambda place, command: place.run(command, self._secrets(), task(context), self.log))
+
+    def resume(self, context: Context, event: Mapping[str, Any]) -> Manifest:
+        """Goes on when the place, which had deferred, has something new."""
+        return self._stage(context, lambda place, command: place.resume(command, self._secrets(), event, self.log))
 
     def on_kill(self) -> None:
-        """Ends the running command: SIGTERM, then SIGKILL for what does not listen."""
-        self.place.kill()
+        """Ends the running command: locally SIGTERM, then SIGKILL for what does not listen; a pod is deleted."""
+        if self._running:
+            self._running.kill()
 
-    def ferry(self, *arguments: str) -> Manifest:
-        """Runs `ferry <arguments> --json` and returns its result."""
-        return self.place.run([*arguments, "--json"], self._secrets(), self.log)
-
-    @contextmanager
-    def hub_token(self) -> Iterator[None]:
-        """Work in this process finds the token where a subprocess would: in HF_TOKEN."""
-        before = os.environ.get("HF_TOKEN")
-        os.environ.update(self._secrets())
+    def _stage(self, context: Context, run: Callable[[Place, Command], Result]) -> Manifest:
+        started = time.monotonic()
+        self.run_id = context["run_id"]
+        manifest: Manifest = {"stage": self.stage, "bytes_in": 0, "bytes_out": 0, "peak_bytes": None}
         try:
-            yield
-        finally:
-            os.environ.pop("HF_TOKEN", None)
-            if before is not None:
-                os.environ["HF_TOKEN"] = before
+            command = self.command()
+            if isinstance(command, Command):
+                where = Configured(self.place) if self.place else configured(self.stage)
+                self._running = where.place
+                command = replace(command, arguments=(*command.arguments, *where.options))
+                manifest |= self.manifest(run(where.place, command))
+            else:
+                manifest |= command
+        except FerryError as error:
+            failed = error if isinstance(error, StageFailed) else None
+            manifest |= failed.result if failed else {}
+            manifest |= {"error": str(error), "exit_code": error.exit_code}
+            self._save(context, manifest)
+            context["ti"].xcom_push(FAILURE_KEY, {key: manifest[key] for key in manifest if key in FAILURE_FIELDS})
+            raise (failed.meaning if failed else type(error))(str(error)) from None
+        manifest.setdefault("seconds", round(time.monotonic() - started, 3))
+        self._save(context, manifest)
+        self.after(context, manifest)
+        return manifest
+
+    def after(self, context: Context, manifest: Manifest) -> None:
+        """What a stage tells Airflow when it has done well, beyond its manifest."""
+        return
 
     def _secrets(self) -> dict[str, str]:
         """Environment variables for the command, which go nowhere else."""
@@ -111,9 +138,22 @@ class StageOperator(BaseOperator):
         return {"HF_TOKEN": token}
 
     def _save(self, context: Context, manifest: Manifest) -> None:
-        map_index = context["ti"].map_index
-        name = self.task_id if map_index is None or map_index < 0 else f"{self.task_id}-{map_index}"
-        self.log.info("Manifest: %s", save_manifest(context["run_id"], name, manifest))
+        identity = task(context)
+        name = self.task_id if identity.map_index < 0 else f"{self.task_id}-{identity.map_index}"
+        self.log.info("Manifest: %s", save_manifest(identity.run_id, name, manifest))
+
+
+def task(context: Context) -> TaskIdentity:
+    """Which task it is that runs."""
+    ti = context["ti"]
+    map_index = -1 if ti.map_index is None else ti.map_index
+    return TaskIdentity(ti.dag_id, context["run_id"], ti.task_id, map_index)
+
+
+def skip_published(source: Mapping[str, Any]) -> None:
+    """Skips the task, and with it all that follow, where `resolve` found the checkpoint published already."""
+    if source.get("published"):
+        raise AirflowSkipException(f"already published and checked, nothing to do: {source['published']}")
 
 
 def path_in(source: str | Mapping[str, Any]) -> str:
@@ -134,16 +174,19 @@ def handed_on(source: str | Mapping[str, Any]) -> Manifest:
     """What a stage hands on of the manifest before it: which source this is, and where it is worked on."""
     if isinstance(source, str):
         return {}
-    return {key: source[key] for key in ("repo", "commit", "work_dir") if key in source}
+    return {key: source[key] for key in HANDED_ON if key in source}
 
 
 def picked(result: Mapping[str, Any], *keys: str) -> Manifest:
-    """What is kept of a ferry command's result: its measures, and these keys where it has them."""
+    """What is kept of a command's result: its measures, and these keys where it has them."""
     return {key: result[key] for key in ("seconds", "bytes_in", "bytes_out", "peak_bytes", *keys) if key in result}
 
 
 def browsable(location: str) -> str:
-    """A link for a path or gs:// address."""
+    """A link for a path, a gs:// address or a repository on the Hub."""
     if location.startswith("gs://"):
         return "https://console.cloud.google.com/storage/browser/" + location.removeprefix("gs://")
+    if location.startswith("hf://"):
+        hub = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+        return f"{hub}/{location.removeprefix('hf://')}"
     return Path(location).as_uri() if location.startswith("/") else location

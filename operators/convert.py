@@ -1,15 +1,13 @@
-"""The stage `convert`: a Hugging Face checkpoint to a MaxText one."""
+"""The stage `convert`: a Hugging Face checkpoint, or a part of one, to a MaxText one."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from pydantic import ValidationError
-
-from conversion_lib.errors import BadInput
-from conversion_lib.record import Target
 from operators.base import Manifest, StageOperator, directory_for, handed_on, path_in, picked
+from operators.places.base import Command, Result
+from operators.target import TARGET_FIELDS, target_of, target_options
 
 
 class ConvertOperator(StageOperator):
@@ -22,24 +20,18 @@ class ConvertOperator(StageOperator):
     :param ocdbt: write Orbax's OCDBT format (templated); default True
     :param zarr3: write zarr3 instead of zarr2 (templated); default True; neither of the two: for Pathways
     :param maxtext: the MaxText that is to load it, `0.2.5` (default) or `main` (templated)
+    :param part: `I/N`, the share I of N, counted from 0, which FinalizeOperator merges with the others (templated);
+        default None and `0/1`: all of it, committed
     :param destination: directory to write (templated); default: one named after the target in the manifest's
         working directory
     :param place: as in StageOperator
-    :returns: manifest with `path` (the MaxText checkpoint), `target`, `fingerprint`, `pieces`,
+    :param hf_conn_id: as in StageOperator
+    :returns: manifest with `path` (the MaxText checkpoint), `target`, `fingerprint`, `part`, `pieces`,
         `pieces_skipped` (finished by an earlier try) and `already` (it was there and whole)
     """
 
     stage: ClassVar[str] = "convert"
-    template_fields: Sequence[str] = (
-        "source",
-        "model_name",
-        "scan_layers",
-        "save_dtype",
-        "ocdbt",
-        "zarr3",
-        "maxtext",
-        "destination",
-    )
+    template_fields: Sequence[str] = ("source", "model_name", *TARGET_FIELDS, "part", "destination")
 
     def __init__(
         self,
@@ -51,6 +43,7 @@ class ConvertOperator(StageOperator):
         ocdbt: bool = True,
         zarr3: bool = True,
         maxtext: str = "0.2.5",
+        part: str | None = None,
         destination: str | None = None,
         **kwargs: Any,
     ) -> None:
@@ -62,39 +55,21 @@ class ConvertOperator(StageOperator):
         self.ocdbt = ocdbt
         self.zarr3 = zarr3
         self.maxtext = maxtext
+        self.part = part
         self.destination = destination
 
-    def work(self) -> Manifest:
-        target = self._target()
-        destination = str(directory_for(self.destination, self.source, target.slug))
-        result = self.ferry(
-            "convert",
-            path_in(self.source),
-            destination,
-            *(["--model", self.model_name] if self.model_name else []),
-            *_target_options(target),
-        )
-        self.link_target = destination
-        kept = picked(result, "path", "fingerprint", "pieces", "pieces_skipped", "already")
-        return {**kept, "target": target.slug, **handed_on(self.source)}
+    def command(self) -> Command:
+        target = target_of(vars(self))
+        self.link_target = str(directory_for(self.destination, self.source, target.slug))
+        options = ["--model", self.model_name] if self.model_name else []
+        options += target_options(target)
+        if self.part and not self.part.endswith("/1"):
+            options += ["--part", self.part]
+        return Command(("convert", path_in(self.source), self.link_target, *options))
 
-    def _target(self) -> Target:
-        fields = {name: getattr(self, name) for name in ("scan_layers", "save_dtype", "ocdbt", "zarr3", "maxtext")}
-        try:
-            return Target.model_validate(fields)
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise BadInput(f"{first['loc'][0]} is {first['input']!r}: {first['msg']}") from None
-
-
-def _target_options(target: Target) -> list[str]:
-    """The target as `ferry convert` takes it."""
-    return [
-        "--scan-layers" if target.scan_layers else "--no-scan-layers",
-        "--save-dtype",
-        target.save_dtype,
-        "--ocdbt" if target.ocdbt else "--no-ocdbt",
-        "--zarr3" if target.zarr3 else "--no-zarr3",
-        "--maxtext",
-        target.maxtext,
-    ]
+    def manifest(self, result: Result) -> Manifest:
+        if skipped := result.get("pieces_skipped"):
+            pieces = skipped + result["pieces"]
+            self.log.info("Resumed: %d of %d pieces had been written by an earlier try", skipped, pieces)
+        kept = picked(result, "path", "fingerprint", "part", "pieces", "pieces_skipped", "already")
+        return {**kept, **handed_on(self.source), "target": target_of(vars(self)).slug}

@@ -6,6 +6,7 @@ Layout of `FERRY_WORK_DIR` (an environment variable of the workers; default `~/f
     <repo, with -- for />/<commit>/bf16        dequantized
     <repo, with -- for />/<commit>/<target>    converted, such as scanned-bf16-ocdbt-zarr3-maxtext0.2.5
     local/<name>-<hash>/...                    the same for a source that is a directory
+    <...>/.runs/<run id>                       which runs work there, each with its target
     runs/<run id>/<task id>.json               the manifest that each stage left
 
 Keyed by commit and target, so that a retry, a second run and another target find what is already there.
@@ -20,6 +21,9 @@ from pathlib import Path
 from typing import Any
 
 WORK_DIR_VARIABLE = "FERRY_WORK_DIR"
+
+DOWNLOADED, DEQUANTIZED, RUNS = "hf", "bf16", ".runs"
+"""The names in a working directory, beside those of targets."""
 
 
 def work_root() -> Path:
@@ -45,9 +49,14 @@ def local_work_dir(source: Path) -> Path:
     return work_root() / "local" / f"{source.name}-{digest[:12]}"
 
 
+def file_name(run_id: str) -> str:
+    """The name that a run goes by in the file system."""
+    return run_id.replace("/", "_")
+
+
 def save_manifest(run_id: str, task_name: str, manifest: dict[str, Any]) -> Path:
     """Writes what a stage left to `runs/<run id>/<task name>.json`, whole or not at all; returns its path."""
-    path = work_root() / "runs" / run_id.replace("/", "_") / f"{task_name}.json"
+    path = work_root() / "runs" / file_name(run_id) / f"{task_name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".tmp")
     unfinished.write_text(json.dumps(manifest, indent=2))

@@ -29,7 +29,7 @@ from conversion_lib.progress import Reporter, format_bytes
 
 DAG_ID = "onboard_checkpoint"
 REPO = "demo/tiny-deepseek-v3"
-STAGES = ("resolve", "download", "dequantize", "convert", "check", "publish")
+STAGES = ("resolve", "download", "dequantize", "convert", "finalize", "check", "publish")
 MARKER = ".ferry-demo"
 POLL_SECONDS = 0.1
 FINAL = (CheckFailed.exit_code, BadInput.exit_code)
@@ -176,9 +176,9 @@ class _Airflow:
                 _end(process)
 
     def manifests(self) -> dict[str, dict[str, Any]]:
-        """What the stages of the run have left so far, by stage."""
+        """What the stages of the run have left so far, by stage; the conversion has one part, the part 0."""
         paths = (self.work_dir / "runs").glob("*/*.json")
-        return {path.stem: json.loads(path.read_bytes()) for path in paths}
+        return {path.stem.removesuffix("-0"): json.loads(path.read_bytes()) for path in paths}
 
 
 def _dags_folder() -> Path:

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.dags.scheduled import scheduled  # noqa: F401 - a fixture
+from tests.dags.standalone import standalone, standalone_hub  # noqa: F401 - fixtures
+
 ROOT = Path(__file__).parents[2]
 
 

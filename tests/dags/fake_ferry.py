@@ -20,10 +20,18 @@ def next_exit_code(command):
 
 def result(command, arguments):
     measures = {"seconds": 0.1, "bytes_in": 1, "bytes_out": 2, "peak_bytes": 3}
-    if command == "dequantize":
+    if command == "resolve":
+        work = os.environ["FERRY_WORK_DIR"] + "/source"
+        own = {"repo": arguments[0], "commit": None, "files": 1, "path": arguments[0], "work_dir": work}
+        own |= {"quantized": True, "model": "m", "published": None, "plan": {"bytes_out": 2}}
+    elif command == "dequantize":
         own = {"path": arguments[1], "fingerprint": "f", "already": False}
     elif command == "convert":
         own = {"path": arguments[1], "fingerprint": "f", "pieces": 1, "pieces_skipped": 0, "already": False}
+    elif command == "finalize":
+        own = {"path": arguments[0], "fingerprint": "f", "chunks": 1, "already": False}
+    elif command == "clean-up":
+        own = {"removed": [], "bytes_freed": 0}
     elif command == "check":
         own = {"verdict": "pass", "max_kl": 1e-9, "digest": "d", "report": arguments[4] + "/report.html"}
     else:
@@ -32,6 +40,8 @@ def result(command, arguments):
 
 
 def main(command, *arguments):
+    assert arguments[-1] == "--json"
+    arguments = arguments[:-1]
     with open(os.environ["FAKE_FERRY_CALLS"], "a") as calls:
         calls.write(json.dumps([command, *arguments]) + "\n")
     code = next_exit_code(command)

@@ -1,20 +1,22 @@
 """Runs `onboard_checkpoint` as often as it is asked to, and tells what became of each run.
 
-Each line of standard input is a request (JSON): `conf` of the run, `environment` to set, `retry_seconds` in place of
-the DAG's back-off, and perhaps `ferry`, a command in ferry's place. The file named on the command line gets one
+Each line of standard input is a request (JSON): `conf` of the run, `environment` to set, `retry_seconds` to begin
+the back-off with, and perhaps `ferry`, a command in ferry's place. The file named on the command line gets one
 answer a line. It is a process of its own since Airflow reads its settings when it is imported.
 """
 
 import json
 import os
 import sys
-from datetime import timedelta
 
 from airflow.dag_processing.bundles.manager import DagBundlesManager
 from airflow.dag_processing.dagbag import BundleDagBag
 from airflow.models.xcom import XComModel
+from airflow.sdk.definitions.mappedoperator import MappedOperator
 from airflow.sdk.exceptions import ParamValidationError
 from airflow.utils.session import create_session
+
+from operators.places.local import LocalSubprocess
 
 
 def load_dag(dag_id):
@@ -27,22 +29,31 @@ def load_dag(dag_id):
 
 
 def prepare(dag, request):
+    os.environ["FERRY_RETRY_SECONDS"] = str(request["retry_seconds"])
     for task in dag.tasks:
-        task.retry_delay = timedelta(seconds=request["retry_seconds"])
-        task.max_retry_delay = task.retry_delay
-        if "ferry" in request:
-            task.place._command = request["ferry"]
+        if "ferry" not in request:
+            continue
+        place = LocalSubprocess(request["ferry"])
+        if isinstance(task, MappedOperator):
+            task.partial_kwargs["place"] = place
+        else:
+            task.place = place
     return dag
+
+
+def name(row):
+    """`convert`, or `convert-0` where it is mapped."""
+    return row.task_id if row.map_index < 0 else f"{row.task_id}-{row.map_index}"
 
 
 def describe(run):
     with create_session() as session:
         tasks = {
-            instance.task_id: {"state": str(instance.state), "tries": instance.try_number}
+            name(instance): {"state": str(instance.state), "tries": instance.try_number}
             for instance in run.get_task_instances(session=session)
         }
         for row in session.query(XComModel).filter(XComModel.run_id == run.run_id):
-            tasks[row.task_id].setdefault("xcom", {})[row.key] = XComModel.deserialize_value(row)
+            tasks[name(row)].setdefault("xcom", {})[row.key] = XComModel.deserialize_value(row)
     return {"state": str(run.state), "run_id": run.run_id, "tasks": tasks}
 
 

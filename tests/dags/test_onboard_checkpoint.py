@@ -12,7 +12,19 @@ import pytest
 
 from tests.dags.conftest import Onboarding, airflow_environment, manifests
 
-STAGES = ["resolve", "download", "dequantize", "convert", "check", "publish"]
+TASKS = [
+    "resolve",
+    "download",
+    "dequantize",
+    "split",
+    "convert",
+    "finalize",
+    "check",
+    "approval",
+    "publish",
+    "clean_up",
+]
+pytestmark = pytest.mark.timeout(900)  # of a machine that has other work
 FAKE = [sys.executable, str(Path(__file__).parent / "fake_ferry.py")]
 
 
@@ -30,7 +42,7 @@ def test_bundle_loads_without_errors(airflow_home):
         "dag = load_dag('onboard_checkpoint')\n"
         "print(','.join(task.task_id for task in dag.topological_sort()))"
     )
-    assert run_python(airflow_home, program) == ",".join(STAGES)
+    assert run_python(airflow_home, program) == ",".join(TASKS)
 
 
 def test_parsing_is_light(airflow_home):
@@ -95,33 +107,50 @@ def test_stages_in_order(onboarding, calls, source):
     answer = onboarding.run({"repo": str(source), "destination": "/published"}, ferry=FAKE)
     assert answer["state"] == "success", onboarding.log[-8000:]
     work = manifests(answer)["resolve"]["work_dir"]
-    target = f"{work}/scanned-bf16-ocdbt-zarr3-maxtext0.2.5"
-    written = ["--scan-layers", "--save-dtype", "bfloat16", "--ocdbt", "--zarr3", "--maxtext", "0.2.5", "--json"]
-    checked = ["--reference", f"{work}/bf16", "--report", f"{target}/report", "--json"]
+    slug = "scanned-bf16-ocdbt-zarr3-maxtext0.2.5"
+    target = f"{work}/{slug}"
+    layout = ["--scan-layers", "--save-dtype", "bfloat16", "--ocdbt", "--zarr3", "--maxtext", "0.2.5"]
+    run = ["--run", answer["run_id"]]
+    resolved = ["--revision", "main", "--destination", "/published", *run, "--dequantize", "staged", *layout]
     assert calls.commands() == [
-        ["dequantize", str(source), f"{work}/bf16", "--json"],
-        ["convert", f"{work}/bf16", target, *written],
-        ["check", target, *checked],
-        ["publish", target, "/published", "--report", f"{target}/report", "--json"],
+        ["resolve", str(source), *resolved],
+        ["dequantize", str(source), f"{work}/bf16"],
+        ["convert", f"{work}/bf16", target, *layout],
+        ["finalize", target],
+        ["check", target, "--reference", f"{work}/bf16", "--report", f"{target}/report"],
+        ["publish", target, "/published", "--report", f"{target}/report"],
+        ["clean-up", work, *run, "--target", slug, "--keep", "keep_on_failure", "--succeeded"],
     ]
-    for stage, manifest in manifests(answer).items():
+    assert answer["tasks"]["approval"]["state"] == "skipped"
+    for task in set(TASKS) - {"split", "convert", "approval"} | {"convert-0"}:
+        manifest = manifests(answer)[task]
         assert {"stage", "seconds", "bytes_in", "bytes_out", "peak_bytes"} <= set(manifest)
-        assert manifest["stage"] == stage
+        assert manifest["stage"] == task.removesuffix("-0")
     assert answer["tasks"]["publish"]["xcom"]["_link_OutputLink"] == "file:///published/m/c/t"
 
 
 def test_fused_and_other_params(onboarding, calls, source):
     conf = {"repo": str(source), "destination": "gs://models/x", "dequantize": "fused", "model_name": "deepseek3-tiny"}
     conf |= {"scan_layers": False, "save_dtype": "float32", "ocdbt": False, "zarr3": False, "maxtext": "main"}
-    answer = onboarding.run({**conf, "max_kl": 0.5}, ferry=FAKE)
+    answer = onboarding.run({**conf, "max_kl": 0.5, "keep_files": "keep"}, ferry=FAKE)
     assert answer["state"] == "success", onboarding.log[-8000:]
-    convert, check, publish = calls.commands()
+    _, convert, _, check, publish, clean_up = calls.commands()
     assert convert[1] == str(source)
     options = "--model deepseek3-tiny --no-scan-layers --save-dtype float32 --no-ocdbt --no-zarr3 --maxtext main"
-    assert convert[3:] == [*options.split(), "--json"]
+    assert convert[3:] == options.split()
     assert check[3] == str(source)
-    assert check[-2] == "0.5"
+    assert check[-1] == "0.5"
     assert publish[2] == "gs://models/x"
+    assert clean_up[-2:] == ["keep", "--succeeded"]
+
+
+def test_parts_are_mapped_tasks(onboarding, calls, source):
+    answer = onboarding.run({"repo": str(source), "destination": "/published", "parts": 3}, ferry=FAKE)
+    assert answer["state"] == "success", onboarding.log[-8000:]
+    given = [command[-2:] for command in calls.commands() if command[0] == "convert"]
+    assert given == [["--part", "0/3"], ["--part", "1/3"], ["--part", "2/3"]]
+    assert manifests(answer)["finalize"]["parts"] == 3
+    assert [command[0] for command in calls.commands()].count("finalize") == 1
 
 
 @pytest.mark.parametrize("code", [1, 2])
@@ -132,6 +161,7 @@ def test_final_failures_are_not_retried(onboarding, calls, source, code):
     assert (answer["tasks"]["check"]["state"], answer["tasks"]["check"]["tries"]) == ("failed", 1)
     assert answer["tasks"]["publish"]["state"] == "upstream_failed"
     assert "ferry: check went wrong" in onboarding.log
+    assert calls.commands()[-1][-1] == "--failed"  # cleaned up all the same
 
 
 @pytest.mark.parametrize("codes", [[3], [143, 3]])
@@ -139,7 +169,7 @@ def test_outages_are_retried(onboarding, calls, source, codes):
     calls.fault(convert=codes)
     answer = onboarding.run({"repo": str(source), "destination": "/published"}, ferry=FAKE)
     assert answer["state"] == "success"
-    assert answer["tasks"]["convert"]["tries"] == 1 + len(codes)
+    assert answer["tasks"]["convert-0"]["tries"] == 1 + len(codes)
 
 
 GOOD = {"repo": "acme/tiny", "destination": "/published"}
@@ -159,6 +189,11 @@ GOOD = {"repo": "acme/tiny", "destination": "/published"}
         {"zarr3": None},
         {"maxtext": "0.1"},
         {"dequantize": "never"},
+        {"parts": 0},
+        {"parts": 1.5},
+        {"parts": 1000},
+        {"approval": "yes"},
+        {"keep_files": "some"},
         {"max_kl": 0},
         {"max_kl": "small"},
         {"destination": "relative/directory"},

@@ -12,9 +12,15 @@ os.environ.setdefault("AIRFLOW__CORE__UNIT_TEST_MODE", "True")
 
 import pytest
 
-from operators.local import LocalSubprocess
+from operators.places.base import Command, TaskIdentity
+from operators.places.local import LocalSubprocess
 
 SCRIPT = Path(__file__).parent / "fake_ferry.py"
+TASK = TaskIdentity("dag", "manual__1", "t", -1)
+
+
+def ferry(*arguments):
+    return Command(arguments)
 
 
 class RecordingLog:
@@ -54,4 +60,6 @@ def fake():
 
 @pytest.fixture
 def context():
-    return {"run_id": "manual__1", "ti": SimpleNamespace(map_index=-1)}
+    pushed = {}
+    ti = SimpleNamespace(map_index=-1, dag_id="dag", task_id="t", pushed=pushed, xcom_push=pushed.__setitem__)
+    return {"run_id": "manual__1", "ti": ti}

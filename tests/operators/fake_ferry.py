@@ -29,6 +29,11 @@ def fail(arguments):
     return int(arguments[0])
 
 
+def fail_with_repo(arguments):
+    """`fail_with_repo download REPO ...`: the repository's name is the exit code."""
+    return fail(arguments[1:])
+
+
 def silent(arguments):
     return int(arguments[0])
 

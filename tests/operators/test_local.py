@@ -10,8 +10,8 @@ import time
 
 import pytest
 
-from operators.place import StageFailed
-from tests.operators.conftest import SCRIPT
+from operators.places.base import StageFailed
+from tests.operators.conftest import SCRIPT, TASK, ferry
 
 
 def wait_for(condition, seconds=20):
@@ -31,10 +31,10 @@ def alive(pid):
 
 
 def test_result_and_log_lines(fake, log):
-    result = fake("echo").run(["convert", "a b", "--json"], {}, log)
+    result = fake("echo").run(ferry("convert", "a b"), {}, TASK, log)
     assert result["arguments"] == ["convert", "a b", "--json"]
     assert log.lines == [
-        ("info", "Running: ferry convert a b --json"),
+        ("info", "Running: ferry convert a b"),
         ("info", "one of two"),
         ("info", "two of two"),
     ]
@@ -45,7 +45,7 @@ def test_lines_come_as_they_are_written(fake, log, tmp_path):
 
     def run():
         with pytest.raises(StageFailed):
-            place.run([str(pids)], {}, log)
+            place.run(ferry(str(pids)), {}, TASK, log)
 
     thread = threading.Thread(target=run)
     thread.start()
@@ -58,7 +58,7 @@ def test_lines_come_as_they_are_written(fake, log, tmp_path):
 @pytest.mark.parametrize("code", [1, 2, 3, 143])
 def test_exit_code_error_line_and_result_of_a_failure(fake, log, code):
     with pytest.raises(StageFailed, match=r"^ferry: model\.safetensors: no such tensor$") as caught:
-        fake("fail").run([str(code)], {}, log)
+        fake("fail").run(ferry(str(code)), {}, TASK, log)
     assert caught.value.exit_code == code
     assert caught.value.result == {"verdict": "fail", "max_kl": 0.5}
     assert log.lines[-1] == ("error", "ferry: model.safetensors: no such tensor")
@@ -66,18 +66,18 @@ def test_exit_code_error_line_and_result_of_a_failure(fake, log, code):
 
 def test_failure_without_a_word(fake, log):
     with pytest.raises(StageFailed, match=r"^ferry 9 ended with exit code 9; its last line: none$"):
-        fake("silent").run(["9"], {}, log)
+        fake("silent").run(ferry("9"), {}, TASK, log)
 
 
 def test_crash_is_no_failed_check(fake, log):
     with pytest.raises(StageFailed, match="ferry x ended with exit code 1; its last line: NameError: name") as caught:
-        fake("crash").run(["x"], {}, log)
+        fake("crash").run(ferry("x"), {}, TASK, log)
     assert caught.value.exit_code == 3
 
 
 def test_success_without_a_result_is_a_failure(fake, log):
     with pytest.raises(StageFailed, match="printed no JSON object") as caught:
-        fake("silent").run(["0"], {}, log)
+        fake("silent").run(ferry("0"), {}, TASK, log)
     assert caught.value.exit_code == 3
 
 
@@ -86,7 +86,7 @@ def test_environment_has_secrets_but_not_airflows(fake, log, monkeypatch):
     monkeypatch.setenv("AIRFLOW_CONN_HUB", "http://:hf_other@hub")
     monkeypatch.setenv("AIRFLOW_CTX_DAG_ID", "onboard_checkpoint")
     monkeypatch.setenv("HF_ENDPOINT", "http://hub")
-    seen = fake("echo").run(["x"], {"HF_TOKEN": "hf_secret"}, log)["environment"]
+    seen = fake("echo").run(ferry("x"), {"HF_TOKEN": "hf_secret"}, TASK, log)["environment"]
     assert seen["HF_TOKEN"] == "hf_secret"
     assert seen["HF_ENDPOINT"] == "http://hub"
     assert seen["AIRFLOW_CTX_DAG_ID"] == "onboard_checkpoint"
@@ -107,7 +107,7 @@ def run_and_kill(place, pids, log):
     threading.Thread(target=signal_when_started).start()
     try:
         with pytest.raises(StageFailed) as caught:
-            place.run([str(pids)], {}, log)
+            place.run(ferry(str(pids)), {}, TASK, log)
     finally:
         signal.signal(signal.SIGUSR1, before)
     return caught.value, json.loads(pids.read_text()), time.monotonic() - started[0]
@@ -146,14 +146,14 @@ def test_interrupted_run_leaves_nothing(fake, log, tmp_path):
     threading.Thread(target=lambda: (wait_for(pids.exists), os.kill(os.getpid(), signal.SIGUSR1))).start()
     try:
         with pytest.raises(Interrupted):
-            place.run([str(pids)], {}, log)
+            place.run(ferry(str(pids)), {}, TASK, log)
     finally:
         signal.signal(signal.SIGUSR1, before)
     wait_for(lambda: not any(map(alive, json.loads(pids.read_text()))))
 
 
 def test_child_that_stays_behind_does_not_hold_the_task(fake, log, tmp_path):
-    assert fake("leaves_child").run([str(tmp_path / "pids")], {}, log) == {}
+    assert fake("leaves_child").run(ferry(str(tmp_path / "pids")), {}, TASK, log) == {}
     (child,) = json.loads((tmp_path / "pids").read_text())
     wait_for(lambda: not alive(child))
 
@@ -163,8 +163,10 @@ def test_command_ends_with_a_killed_task(tmp_path):
     """The task's process is killed without a chance to clean up."""
     pids = tmp_path / "pids"
     program = (
-        "import sys, logging; from operators.local import LocalSubprocess\n"
-        f"LocalSubprocess([sys.executable, {str(SCRIPT)!r}, 'slow']).run([{str(pids)!r}], {{}}, logging.getLogger())"
+        "import sys, logging; from operators.places.local import LocalSubprocess\n"
+        "from tests.operators.conftest import TASK, ferry\n"
+        f"place = LocalSubprocess([sys.executable, {str(SCRIPT)!r}, 'slow'])\n"
+        f"place.run(ferry({str(pids)!r}), {{}}, TASK, logging.getLogger())"
     )
     task = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.DEVNULL)
     wait_for(pids.exists)

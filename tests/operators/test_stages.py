@@ -2,35 +2,45 @@
 
 import inspect
 import json
-import os
-import sys
-from types import ModuleType, SimpleNamespace
 
 import pytest
-from airflow.sdk.exceptions import AirflowException, AirflowFailException
+from airflow.sdk import Asset, AssetAlias
+from airflow.sdk.definitions.retry_policy import RetryAction
+from airflow.sdk.exceptions import AirflowSkipException
 
-from conversion_lib.errors import BadInput, OutsideFailure
+from conversion_lib.errors import BadInput, CheckFailed, OutsideFailure, Terminated
+from operators.approval import OptionalApprovalOperator
 from operators.base import OutputLink, StageOperator
 from operators.check import CheckOperator
+from operators.clean_up import CleanUpOperator
 from operators.convert import ConvertOperator
 from operators.dequantize import DequantizeOperator
 from operators.download import DownloadOperator
+from operators.export import ExportOperator
+from operators.finalize import FinalizeOperator
 from operators.layout import save_manifest
+from operators.places.base import Place
 from operators.publish import PublishOperator
 from operators.resolve import ResolveOperator
+from operators.retries import LONGEST, StageRetryPolicy
+from operators.upload import UploadOperator
 
-STAGES = (ResolveOperator, DownloadOperator, DequantizeOperator, ConvertOperator, CheckOperator, PublishOperator)
+STAGES = (
+    *(ResolveOperator, DownloadOperator, DequantizeOperator, ConvertOperator, FinalizeOperator, CheckOperator),
+    *(PublishOperator, CleanUpOperator, ExportOperator, UploadOperator),
+)
 
 
-class RecordingPlace:
+class RecordingPlace(Place):
     """Answers with a set result; remembers what it was asked to run."""
 
     def __init__(self, **result):
         self.result = {"seconds": 2.0, "bytes_in": 10, "bytes_out": 20, "peak_bytes": 30, "layers": [1, 2], **result}
-        self.arguments, self.secrets, self.killed = None, None, False
+        self.arguments, self.secrets, self.killed, self.interrupt = None, None, False, lambda: None
 
-    def run(self, arguments, secrets, log):
-        self.arguments, self.secrets = list(arguments), dict(secrets)
+    def run(self, command, secrets, task, log):
+        self.arguments, self.secrets = list(command.arguments), dict(secrets)
+        self.interrupt()
         return self.result
 
     def kill(self):
@@ -38,54 +48,55 @@ class RecordingPlace:
 
 
 @pytest.fixture
-def source(work_dir, tmp_path):
+def source():
     """The manifest of a downloaded fp8 checkpoint."""
-    path = tmp_path / "hf"
-    path.mkdir()
-    (path / "config.json").write_text(json.dumps({"quantization_config": {"quant_method": "fp8"}}))
-    return {"repo": "acme/tiny", "commit": "c0ffee", "path": str(path), "work_dir": "/w"}
+    return {"repo": "acme/tiny", "commit": "c0ffee", "path": "/w/hf", "work_dir": "/w", "quantized": True}
+
+
+TARGET_OPTIONS = "--scan-layers --save-dtype bfloat16 --ocdbt --zarr3 --maxtext 0.2.5"
+
+
+def test_resolve(context):
+    plan = {"bytes_in": 1, "disk_bytes": 2}
+    place = RecordingPlace(repo="a/b", commit="c", path="/w/hf", work_dir="/w", published=None, plan=plan, model="b")
+    manifest = ResolveOperator(task_id="t", repo="a/b", destination="/d", model_name="m", place=place).execute(context)
+    given = "resolve a/b --revision main --destination /d --run manual__1 --dequantize staged --model m"
+    assert place.arguments == [*given.split(), *TARGET_OPTIONS.split()]
+    assert (manifest["commit"], manifest["plan"], manifest["published"]) == ("c", plan, None)
 
 
 def test_download(context, source):
     place = RecordingPlace(path="/w/hf", files=9, bytes=20, bytes_downloaded=5)
     manifest = DownloadOperator(task_id="t", source=source, place=place).execute(context)
-    assert place.arguments == ["download", "acme/tiny", source["path"], "--revision", "c0ffee", "--json"]
-    assert manifest == {
-        "stage": "download",
-        "path": "/w/hf",
-        "files": 9,
-        "bytes": 20,
-        "bytes_downloaded": 5,
-        "repo": "acme/tiny",
-        "commit": "c0ffee",
-        "work_dir": "/w",
-        "seconds": 2.0,
-        "bytes_in": 10,
-        "bytes_out": 20,
-        "peak_bytes": 30,
-    }
+    assert place.arguments == ["download", "acme/tiny", "/w/hf", "--revision", "c0ffee"]
+    figures = {"files": 9, "bytes": 20, "bytes_downloaded": 5, "seconds": 2.0, "bytes_in": 10, "bytes_out": 20}
+    assert manifest == {"stage": "download", **source, **figures, "peak_bytes": 30}
 
 
 def test_download_passes_a_directory_on(context, source):
     place = RecordingPlace()
     manifest = DownloadOperator(task_id="t", source={**source, "commit": None}, place=place).execute(context)
     assert place.arguments is None
-    assert manifest["path"] == source["path"]
-    assert manifest["commit"] is None
+    assert (manifest["path"], manifest["commit"]) == (source["path"], None)
+
+
+def test_download_skips_what_is_published(context, source):
+    with pytest.raises(AirflowSkipException, match=r"nothing to do: gs://models/x$"):
+        DownloadOperator(task_id="t", source={**source, "published": "gs://models/x"}).execute(context)
 
 
 def test_dequantize(context, source):
     place = RecordingPlace(path="/w/bf16", fingerprint="f", already=True)
     manifest = DequantizeOperator(task_id="t", source=source, place=place).execute(context)
-    assert place.arguments == ["dequantize", source["path"], "/w/bf16", "--json"]
+    assert place.arguments == ["dequantize", source["path"], "/w/bf16"]
     assert (manifest["path"], manifest["already"], manifest["skipped"]) == ("/w/bf16", True, False)
 
 
-@pytest.mark.parametrize(("mode", "config"), [("fused", {"quantization_config": {}}), ("staged", {})])
-def test_dequantize_passes_on(context, source, tmp_path, mode, config):
-    (tmp_path / "hf" / "config.json").write_text(json.dumps(config))
+@pytest.mark.parametrize(("mode", "quantized"), [("fused", True), ("staged", False)])
+def test_dequantize_passes_on(context, source, mode, quantized):
     place = RecordingPlace()
-    manifest = DequantizeOperator(task_id="t", source=source, mode=mode, place=place).execute(context)
+    operator = DequantizeOperator(task_id="t", source={**source, "quantized": quantized}, mode=mode, place=place)
+    manifest = operator.execute(context)
     assert place.arguments is None
     assert (manifest["path"], manifest["skipped"]) == (source["path"], True)
 
@@ -94,11 +105,15 @@ def test_convert(context, source):
     place = RecordingPlace(path="/w/x", fingerprint="f", pieces=4, pieces_skipped=1, already=False)
     manifest = ConvertOperator(task_id="t", source=source, place=place).execute(context)
     slug = "scanned-bf16-ocdbt-zarr3-maxtext0.2.5"
-    options = "--scan-layers --save-dtype bfloat16 --ocdbt --zarr3 --maxtext 0.2.5 --json"
-    assert place.arguments == ["convert", source["path"], f"/w/{slug}", *options.split()]
-    assert manifest["target"] == slug
-    assert manifest["pieces_skipped"] == 1
-    assert manifest["commit"] == "c0ffee"
+    assert place.arguments == ["convert", source["path"], f"/w/{slug}", *TARGET_OPTIONS.split()]
+    assert (manifest["target"], manifest["pieces_skipped"], manifest["commit"]) == (slug, 1, "c0ffee")
+
+
+@pytest.mark.parametrize(("part", "options"), [("0/1", []), ("2/4", ["--part", "2/4"])])
+def test_convert_a_part(context, source, part, options):
+    place = RecordingPlace(path="/w/x")
+    ConvertOperator(task_id="t", source=source, part=part, place=place).execute(context)
+    assert place.arguments[3:] == [*TARGET_OPTIONS.split(), *options]
 
 
 def test_convert_with_everything_else(context):
@@ -108,142 +123,187 @@ def test_convert_with_everything_else(context):
         task_id="t", source="/data/hf", destination="/out", model_name="qwen3-0.6b", place=place, **other
     )
     operator.execute(context)
-    options = "--model qwen3-0.6b --no-scan-layers --save-dtype float32 --no-ocdbt --no-zarr3 --maxtext main --json"
+    options = "--model qwen3-0.6b --no-scan-layers --save-dtype float32 --no-ocdbt --no-zarr3 --maxtext main"
     assert place.arguments == ["convert", "/data/hf", "/out", *options.split()]
 
 
 @pytest.mark.parametrize("wrong", [{"save_dtype": "float8_e4m3fn"}, {"maxtext": "0.1"}, {"ocdbt": "perhaps"}])
 def test_convert_refuses_a_wrong_target(context, source, wrong):
     place = RecordingPlace()
-    with pytest.raises(AirflowFailException, match=next(iter(wrong))):
+    with pytest.raises(BadInput, match=next(iter(wrong))):
         ConvertOperator(task_id="t", source=source, place=place, **wrong).execute(context)
     assert place.arguments is None
 
 
 def test_a_path_needs_a_destination(context):
-    with pytest.raises(AirflowFailException, match="needs a destination"):
+    with pytest.raises(BadInput, match="needs a destination"):
         ConvertOperator(task_id="t", source="/data/hf", place=RecordingPlace()).execute(context)
+
+
+def test_finalize(context, source):
+    place = RecordingPlace(path="/w/x", fingerprint="f", chunks=7, already=False)
+    parts = [{**source, "path": "/w/x", "target": "scanned"} for _ in range(2)]
+    manifest = FinalizeOperator(task_id="t", parts=iter(parts), place=place)
+    manifest.parts = parts  # what a mapped task's output is rendered to
+    manifest = manifest.execute(context)
+    assert place.arguments == ["finalize", "/w/x"]
+    assert (manifest["parts"], manifest["chunks"], manifest["target"], manifest["commit"]) == (
+        2,
+        7,
+        "scanned",
+        "c0ffee",
+    )
+
+
+def test_finalize_refuses_parts_of_two_conversions(context):
+    with pytest.raises(BadInput, match=r"\['/a', '/b'\]"):
+        FinalizeOperator(task_id="t", parts=[{"path": "/a"}, {"path": "/b"}], place=RecordingPlace()).execute(context)
 
 
 def test_check_leaves_the_threshold_to_ferry(context, source):
     place = RecordingPlace(verdict="pass", max_kl=1e-9, digest="d", report="/w/x/report/report.html")
     CheckOperator(task_id="t", checkpoint={**source, "path": "/w/x"}, reference=source, place=place).execute(context)
-    assert place.arguments == ["check", "/w/x", "--reference", source["path"], "--report", "/w/x/report", "--json"]
+    assert place.arguments == ["check", "/w/x", "--reference", source["path"], "--report", "/w/x/report"]
 
 
 def test_check(context, source):
     place = RecordingPlace(verdict="pass", max_kl=1e-9, digest="d", report="/w/x/report/report.html")
-    checkpoint = {**source, "path": "/w/x"}
+    checkpoint = {**source, "path": "/w/x", "target": "scanned"}
     operator = CheckOperator(task_id="t", checkpoint=checkpoint, reference=source, max_kl=1e-6, place=place)
     manifest = operator.execute(context)
-    options = ["--reference", source["path"], "--report", "/w/x/report", "--max-kl", "1e-06", "--json"]
+    options = ["--reference", source["path"], "--report", "/w/x/report", "--max-kl", "1e-06"]
     assert place.arguments == ["check", "/w/x", *options]
-    assert manifest["path"] == "/w/x"
     assert "layers" not in manifest  # manifests are small
-    assert manifest["report_dir"] == "/w/x/report"
+    assert (manifest["path"], manifest["report_dir"], manifest["target"]) == ("/w/x", "/w/x/report", "scanned")
     assert OutputLink().get_link(operator, ti_key=None) == "file:///w/x/report/report.html"
 
 
 @pytest.mark.parametrize(
-    ("url", "link"),
+    ("root", "link", "uri"),
     [
-        ("gs://models/ds/c", "https://console.cloud.google.com/storage/browser/models/ds/c"),
-        ("/models/ds/c", "file:///models/ds/c"),
+        ("gs://models/b", "https://console.cloud.google.com/storage/browser/models/b/m/c/t", "gs://models/b/m"),
+        ("/models", "file:///models/m/c/t", "file:///models/m"),
     ],
 )
-def test_publish(context, source, url, link):
-    place = RecordingPlace(url=url, files=3, bytes=20, digest="d")
-    operator = PublishOperator(
-        task_id="t", checkpoint={**source, "path": "/w/x", "report_dir": "/w/r"}, destination="gs://models", place=place
-    )
+def test_publish(context, source, root, link, uri):
+    place = RecordingPlace(url=f"{root}/m/c/t", files=3, bytes=20, digest="d")
+    alias = AssetAlias("published")
+    events = []
+
+    class Accessor:
+        def add(self, asset, extra):
+            events.append((asset, extra))
+
+    context["outlet_events"] = {alias: Accessor()}
+    checked = {**source, "path": "/w/x", "report_dir": "/w/r", "verdict": "pass", "max_kl": 1e-9}
+    operator = PublishOperator(task_id="t", checkpoint=checked, destination=root, place=place, outlets=[alias])
     manifest = operator.execute(context)
-    assert place.arguments == ["publish", "/w/x", "gs://models", "--report", "/w/r", "--json"]
-    assert manifest["url"] == url
+    assert place.arguments == ["publish", "/w/x", root, "--report", "/w/r"]
+    assert (manifest["url"], manifest["verdict"]) == (f"{root}/m/c/t", "pass")
     assert OutputLink().get_link(operator, ti_key=None) == link
+    extra = {"url": f"{root}/m/c/t", "commit": "c", "target": "t", "verdict": "pass", "max_kl": 1e-9, "digest": "d"}
+    assert events == [(Asset(uri), extra)]
 
 
-class FakeHub(ModuleType):
-    """Stands in for conversion_lib.hub, which is tested by itself."""
-
-    def __init__(self, answer):
-        super().__init__("conversion_lib.hub")
-        self.answer, self.token = answer, None
-
-    def resolve(self, repo, revision, reporter):
-        reporter.say("asking")
-        self.token = os.environ.get("HF_TOKEN")
-        if isinstance(self.answer, Exception):
-            raise self.answer
-        return SimpleNamespace(repo=repo, commit=self.answer, files=["a", "b"])
+def test_approval_is_skipped_where_nobody_asked_for_it(context):
+    operator = OptionalApprovalOperator(task_id="t", subject="Publish?", wanted=False)
+    with pytest.raises(AirflowSkipException):
+        operator.execute(context)
 
 
-def test_resolve_pins_the_commit(context, work_dir, monkeypatch):
-    monkeypatch.setitem(sys.modules, "conversion_lib.hub", FakeHub("c0ffee"))
-    manifest = ResolveOperator(task_id="t", repo="acme/tiny").execute(context)
-    assert manifest["commit"] == "c0ffee"
-    assert manifest["work_dir"] == str(work_dir / "acme--tiny" / "c0ffee")
-    assert manifest["path"] == manifest["work_dir"] + "/hf"
-    assert manifest["files"] == 2
+@pytest.mark.parametrize(("published", "ended"), [({"url": "gs://m"}, "--succeeded"), (None, "--failed")])
+def test_clean_up(context, source, published, ended):
+    place = RecordingPlace(removed=["/w/bf16"], bytes_freed=5)
+    operator = CleanUpOperator(task_id="t", source=source, published=published, keep_files="remove", place=place)
+    manifest = operator.execute(context)
+    options = ["--run", "manual__1", "--target", "scanned-bf16-ocdbt-zarr3-maxtext0.2.5", "--keep", "remove", ended]
+    assert place.arguments == ["clean-up", "/w", *options]
+    assert (manifest["removed"], manifest["bytes_freed"]) == (["/w/bf16"], 5)
+
+
+@pytest.mark.parametrize("wrote_nothing", [None, {"published": "gs://models/m"}])
+def test_clean_up_after_a_run_that_wrote_nothing(context, wrote_nothing):
+    place = RecordingPlace()
+    operator = CleanUpOperator(task_id="t", source=wrote_nothing, published=None, place=place)
+    assert operator.execute(context)["removed"] == []
+    assert place.arguments is None
+
+
+def test_export_to_a_directory(context):
+    place = RecordingPlace(path="/out")
+    operator = ExportOperator(task_id="t", checkpoint="/c", destination="/out", hf_config="/hf", place=place)
+    manifest = operator.execute(context)
+    assert place.arguments == ["export", "/c", "/out", "--dtype", "bfloat16", "--hf-config", "/hf"]
+    uploaded = UploadOperator(task_id="u", source=manifest, place=RecordingPlace()).execute(context)
+    assert uploaded["url"] == "/out"
+
+
+def test_export_to_the_hub(context, work_dir):
+    def export():
+        place = RecordingPlace(path="/out")
+        operator = ExportOperator(task_id="t", checkpoint="/c/x", destination="hf://acme/x", place=place)
+        return operator.execute(context), place.arguments
+
+    manifest, arguments = export()
+    assert arguments[2].startswith(str(work_dir / "exports" / "x-"))
+    assert export()[1] == arguments  # a retry finds what is there
+    place = RecordingPlace(url="hf://acme/x", commit="c", files=3)
+    operator = UploadOperator(task_id="u", source=manifest, private=False, message="m", place=place)
+    assert operator.execute(context)["commit"] == "c"
+    assert place.arguments == ["upload", "/out", "hf://acme/x", "--public", "--message", "m"]
+    assert OutputLink().get_link(operator, ti_key=None) == "https://huggingface.co/acme/x"
 
 
 @pytest.mark.parametrize(
-    ("error", "kind"), [(BadInput("no repository"), AirflowFailException), (OutsideFailure("503"), AirflowException)]
+    ("code", "kind"),
+    [(1, CheckFailed), (2, BadInput), (3, OutsideFailure), (143, Terminated), (9, OutsideFailure)],
 )
-def test_resolve_tells_wrong_from_unreachable(context, monkeypatch, error, kind):
-    monkeypatch.setitem(sys.modules, "conversion_lib.hub", FakeHub(error))
-    with pytest.raises(AirflowException, match=str(error)) as caught:
-        ResolveOperator(task_id="t", repo="acme/tiny").execute(context)
-    assert caught.type is kind
-
-
-def test_resolve_directory(context, source, work_dir):
-    def resolve():
-        return ResolveOperator(task_id="t", repo=source["path"]).execute(context)
-
-    manifest = resolve()
-    assert (manifest["commit"], manifest["path"]) == (None, source["path"])
-    assert manifest["work_dir"].startswith(str(work_dir / "local" / "hf-"))
-    assert resolve()["work_dir"] == manifest["work_dir"]
-    with open(source["path"] + "/config.json", "a") as config:
-        config.write(" ")
-    assert resolve()["work_dir"] != manifest["work_dir"]  # another source now
-
-
-def test_resolve_missing_directory(context, tmp_path):
-    with pytest.raises(AirflowFailException, match="is not a directory"):
-        ResolveOperator(task_id="t", repo=str(tmp_path / "none")).execute(context)
-
-
-@pytest.mark.parametrize("code", [1, 2, 3, 143, 9])
-def test_exit_codes(context, source, fake, work_dir, code):
-    """Wrong input and a failed check are final, all else may be retried; the line and the figures stay."""
-    place = fake("fail")
-    operator = DownloadOperator(task_id="download", source=source, place=place)
-    operator.ferry = lambda *_: place.run([str(code)], {}, operator.log)
-    with pytest.raises(AirflowException, match=r"^ferry: model\.safetensors: no such tensor$") as caught:
+def test_exit_codes(context, source, fake, work_dir, code, kind):
+    """The type of the error says whether another try may help; the line and the figures stay."""
+    operator = DownloadOperator(task_id="download", source={**source, "repo": str(code)}, place=fake("fail_with_repo"))
+    with pytest.raises(kind, match=r"^ferry: model\.safetensors: no such tensor$") as caught:
         operator.execute(context)
-    assert caught.type is (AirflowFailException if code in (1, 2) else AirflowException)
     saved = json.loads((work_dir / "runs" / "manual__1" / "download.json").read_text())
     assert saved["error"] == str(caught.value)
     assert (saved["exit_code"], saved["max_kl"]) == (code, 0.5)
+    assert {"stage": "download", "exit_code": code, "max_kl": 0.5}.items() <= context["ti"].pushed["failure"].items()
+
+
+class TestRetries:
+    @pytest.mark.parametrize("error", [BadInput("no such repository"), CheckFailed("max KL 0.5")])
+    def test_never(self, error):
+        assert StageRetryPolicy().evaluate(error, 1, 3).action is RetryAction.FAIL
+
+    @pytest.mark.parametrize("error", [OutsideFailure("503"), Terminated("SIGTERM"), RuntimeError("?")])
+    def test_later_each_time_and_never_together(self, error, monkeypatch):
+        monkeypatch.setenv("FERRY_RETRY_SECONDS", "10")
+        for number in range(1, 4):
+            delays = [StageRetryPolicy().evaluate(error, number, 9).retry_delay.total_seconds() for _ in range(20)]
+            whole = 10 * 2 ** (number - 1)
+            assert whole / 2 <= min(delays) < max(delays) <= whole
+        assert StageRetryPolicy().evaluate(error, 30, 99).retry_delay <= LONGEST
 
 
 def test_manifest_is_saved(context, source, work_dir):
-    operator = DownloadOperator(task_id="download", source=source, place=RecordingPlace(path="/w/hf"))
+    operator = DownloadOperator(task_id="t", source=source, place=RecordingPlace(path="/w/hf"))
     manifest = operator.execute(context)
-    assert json.loads((work_dir / "runs" / "manual__1" / "download.json").read_text()) == manifest
+    assert json.loads((work_dir / "runs" / "manual__1" / "t.json").read_text()) == manifest
     context["ti"].map_index = 0
     operator.execute(context)
-    assert (work_dir / "runs" / "manual__1" / "download-0.json").exists()
+    assert (work_dir / "runs" / "manual__1" / "t-0.json").exists()
 
 
 def test_saving_stays_in_its_directory(work_dir):
     assert save_manifest("../../x", "t", {}).parent.parent == work_dir / "runs"
 
 
-def test_on_kill_reaches_the_place(source):
-    place = RecordingPlace()
-    DownloadOperator(task_id="t", source=source, place=place).on_kill()
+def test_on_kill_reaches_the_place_that_works(context, source):
+    place = RecordingPlace(path="/w/hf")
+    operator = DownloadOperator(task_id="t", source=source, place=place)
+    operator.on_kill()
+    assert not place.killed  # nothing has begun
+    place.interrupt = operator.on_kill
+    operator.execute(context)
     assert place.killed
 
 
@@ -271,20 +331,12 @@ class TestToken:
         assert "hf_connected" not in str(manifest) + rendered + written + str(seen[0]["arguments"])
         assert "hf_connected" not in "".join(capfd.readouterr())
 
-    def test_for_work_in_this_process(self, context, monkeypatch):
-        hub = FakeHub("c0ffee")
-        monkeypatch.setitem(sys.modules, "conversion_lib.hub", hub)
-        monkeypatch.setenv("AIRFLOW_CONN_HUB", '{"conn_type": "http", "password": "hf_connected"}')
-        ResolveOperator(task_id="t", repo="acme/tiny", hf_conn_id="hub").execute(context)
-        assert hub.token == "hf_connected"
-        assert "HF_TOKEN" not in os.environ
-
 
 @pytest.mark.parametrize("operator", STAGES, ids=lambda operator: operator.stage)
 def test_docstrings_name_every_parameter(operator):
     names = [n for n, p in inspect.signature(operator.__init__).parameters.items() if p.kind is p.KEYWORD_ONLY]
     assert "task_id" not in names and len(names) >= 1
-    missing = [name for name in names if f":param {name}:" not in operator.__doc__]
+    missing = [name for name in (*names, "place", "hf_conn_id") if f":param {name}:" not in operator.__doc__]
     assert not missing
     assert set(operator.template_fields) <= {*names}
     assert issubclass(operator, StageOperator)

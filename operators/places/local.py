@@ -1,4 +1,4 @@
-"""Runs a stage on this worker: `ferry` as a subprocess of the task.
+"""The place `local`: this worker, with the command as a subprocess of the task.
 
 Its log lines (standard error) go into the task's log as they come; its one JSON object (standard output)
 is the result. The subprocess leads a process group of its own, which ends with it, with the task, or when
@@ -19,51 +19,50 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import IO, Any
 
-from conversion_lib.errors import OutsideFailure
-from operators.place import StageFailed, TaskLog
+from conversion_lib.errors import BadInput, OutsideFailure
+from operators.places.base import (
+    ERROR_PREFIX,
+    Command,
+    Place,
+    Result,
+    StageFailed,
+    TaskIdentity,
+    TaskLog,
+    failure,
+)
 
 GRACE_SECONDS = 4.0
 """From SIGTERM to SIGKILL: less than the 5 s after which Airflow's supervisor kills the task itself."""
 
-ERROR_PREFIX = "ferry: "
-"""How ferry begins the line that says why it ends."""
-
 _PR_SET_PDEATHSIG = 1
 
 
-class LocalSubprocess:
+class LocalSubprocess(Place):
     """The place `local`.
 
-    :param command: what to put before a stage's arguments; default: this interpreter's `ferry`
+    :param program: what to put before a command's arguments; default: this interpreter and the command's module
     :param grace_seconds: time between SIGTERM and SIGKILL in seconds; default 4
     """
 
-    def __init__(self, command: Sequence[str] | None = None, grace_seconds: float = GRACE_SECONDS) -> None:
-        self._command = command
+    def __init__(self, program: Sequence[str] | None = None, grace_seconds: float = GRACE_SECONDS) -> None:
+        self._program = program
         self._grace_seconds = grace_seconds
         self._process: subprocess.Popen[str] | None = None
         self._killed = False
 
-    def run(self, arguments: Sequence[str], secrets: Mapping[str, str], log: TaskLog) -> dict[str, Any]:
-        """Runs `ferry <arguments>` to its end and returns its result; raises StageFailed where it fails.
-
-        :param arguments: the command line; it is logged
-        :param secrets: environment variables for the subprocess; never logged
-        :param log: the task's log
-        """
-        command = [*(self._command or (sys.executable, "-m", "conversion_lib")), *arguments]
-        log.info("Running: ferry %s", " ".join(arguments))
+    def run(self, command: Command, secrets: Mapping[str, str], task: TaskIdentity, log: TaskLog) -> Result:
+        """As Place has it; the task's log gets the command's lines as they come."""
+        program = [*(self._program or (sys.executable, "-m", command.module)), *command.arguments, "--json"]
+        log.info("Running: %s", command)
         # A file, not a pipe: nobody need read it while the log lines are read.
         with tempfile.TemporaryFile("w+") as results:
-            exit_code, last_line = self._run_process(command, _environment(secrets), results, log)
+            exit_code, last_line = self._run_process(program, _environment(secrets), results, log)
             results.seek(0)
             result = _parse_result(results.read())
         if exit_code:
-            raise _failure(arguments[0], exit_code, last_line, result or {})
+            raise failure(command, exit_code, _ending(exit_code), last_line, result or {})
         if result is None:
-            raise StageFailed(
-                f"ferry {arguments[0]} ended well but printed no JSON object", OutsideFailure.exit_code, {}
-            )
+            raise StageFailed(f"{command.name} ended well but printed no JSON object", OutsideFailure.exit_code, {})
         return result
 
     def kill(self) -> None:
@@ -168,7 +167,7 @@ def _environment(secrets: Mapping[str, str]) -> dict[str, str]:
     return {**inherited, "PYTHONUNBUFFERED": "1", **secrets}
 
 
-def _parse_result(text: str) -> dict[str, Any] | None:
+def _parse_result(text: str) -> Result | None:
     try:
         result = json.loads(text)
     except ValueError:
@@ -176,11 +175,12 @@ def _parse_result(text: str) -> dict[str, Any] | None:
     return result if isinstance(result, dict) else None
 
 
-def _failure(name: str, exit_code: int, last_line: str, result: dict[str, Any]) -> StageFailed:
-    """What a command's end means: its own error line where it left one, else how it ended."""
-    if last_line.startswith(ERROR_PREFIX):
-        return StageFailed(last_line, exit_code, result)
-    ending = f"was ended by {signal.strsignal(-exit_code)}" if exit_code < 0 else f"ended with exit code {exit_code}"
-    message = f"ferry {name} {ending}; its last line: {last_line or 'none'}"
-    # Python ends with 1 when it crashes; only with ferry's error line does 1 mean a failed check.
-    return StageFailed(message, OutsideFailure.exit_code if exit_code == 1 else exit_code, result)
+def _ending(exit_code: int) -> str:
+    return f"was ended by {signal.strsignal(-exit_code)}" if exit_code < 0 else f"ended with exit code {exit_code}"
+
+
+def place(stage: str, options: Mapping[str, Any]) -> LocalSubprocess:
+    """The place of a stage; it takes no options."""
+    if options:
+        raise BadInput(f"the place local takes no options, and there are {', '.join(options)}")
+    return LocalSubprocess()

@@ -1,0 +1,95 @@
+"""### Export a checkpoint
+
+Brings a MaxText checkpoint back to Hugging Face: **export** writes a checkpoint that transformers loads, **upload**
+takes it to Cloud Storage or, in one commit, to the Hub. Settings are those of `onboard_checkpoint`; the token of the
+connection that `FERRY_HF_CONN_ID` names has to be one that may write.
+"""
+
+from __future__ import annotations
+
+import os
+
+from airflow.sdk import DAG, Param
+
+from operators.callbacks import on_failure, on_success
+from operators.export import ExportOperator
+from operators.retries import LONGEST, first_delay
+from operators.upload import UploadOperator
+
+SOURCE, RESULT = "Source", "Where to"
+
+PARAMS = {
+    "checkpoint": Param(
+        type="string",
+        pattern="^(gs://[^/]+/|/).+$",
+        section=SOURCE,
+        title="Checkpoint",
+        description="A MaxText checkpoint that the workers see: an absolute directory, or `gs://bucket/...`.",
+    ),
+    "hf_config": Param(
+        None,
+        type=["null", "string"],
+        pattern="^/.+$",
+        section=SOURCE,
+        title="Configuration",
+        description="Directory with config.json and the tokenizer's files. Empty: `hf` in a checkpoint of Ferry's own.",
+    ),
+    "dtype": Param(
+        "bfloat16",
+        type="string",
+        enum=["bfloat16", "float32", "float16"],
+        section=RESULT,
+        title="Data type",
+        description="Of the weights that are written.",
+    ),
+    "destination": Param(
+        type="string",
+        pattern=r"^(gs://[^/]+/.+|/.+|hf://[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*)$",
+        section=RESULT,
+        title="Destination",
+        description="An absolute directory, `gs://bucket/prefix`, or `hf://organization/name` for the Hub.",
+    ),
+    "private": Param(
+        True,
+        type="boolean",
+        section=RESULT,
+        title="Private",
+        description="Whether a repository that is made on the Hub is private.",
+    ),
+}
+
+with DAG(
+    "export_checkpoint",
+    description="MaxText checkpoint to Hugging Face: a directory, Cloud Storage or the Hub",
+    doc_md=__doc__,
+    schedule=None,
+    catchup=False,
+    max_active_runs=4,
+    params=PARAMS,
+    tags=["ferry", "maxtext"],
+    default_args={
+        "owner": "ferry",
+        # of the task that fails for good: `airflow dags test` of 3.3.2 has no params for one of the whole run
+        "on_failure_callback": on_failure,
+        "retries": 3,
+        "retry_delay": first_delay(),
+        "retry_exponential_backoff": 2,
+        "max_retry_delay": LONGEST,
+    },
+) as dag:
+    export = ExportOperator(
+        task_id="export",
+        checkpoint=dag.param("checkpoint"),
+        hf_config=dag.param("hf_config"),
+        dtype=dag.param("dtype"),
+        destination=dag.param("destination"),
+        pool="high_memory",
+    )
+    UploadOperator(
+        task_id="upload",
+        source=export.output,
+        private=dag.param("private"),
+        message="Export of {{ params.checkpoint }}",
+        hf_conn_id=os.environ.get("FERRY_HF_CONN_ID") or None,
+        on_success_callback=on_success,
+    )

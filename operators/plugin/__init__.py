@@ -1,0 +1,44 @@
+"""Ferry's pages in Airflow's own: a tab of each DAG run, and one page of all models."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import urlsplit
+
+from airflow.configuration import conf
+from airflow.plugins_manager import AirflowPlugin
+
+PREFIX = "/ferry"
+
+
+def _href(path: str) -> str:
+    """A path of this plugin as a browser asks for it: under Airflow's own path, where it has one."""
+    return urlsplit(conf.get("api", "base_url", fallback="")).path.rstrip("/") + PREFIX + path
+
+
+class FerryPlugin(AirflowPlugin):
+    """Found by Airflow through the entry point `airflow.plugins`."""
+
+    name = "ferry"
+    external_views = [  # noqa: RUF012 - as Airflow declares it
+        {
+            "name": "Ferry",
+            "href": _href("/runs/{DAG_ID}/{RUN_ID}"),
+            "destination": "dag_run",
+            "url_route": "ferry",
+        },
+        {
+            "name": "Models",
+            "href": _href("/models"),
+            "destination": "nav",
+            "category": "browse",
+            "url_route": "ferry_models",
+        },
+    ]
+
+    @property
+    def fastapi_apps(self) -> list[dict[str, Any]]:  # type: ignore[override]
+        """The pages. Only the API server asks for them: every other process of Airflow is spared their imports."""
+        from operators.plugin.pages import make_app
+
+        return [{"app": make_app(), "url_prefix": PREFIX, "name": "Ferry"}]

@@ -1,0 +1,159 @@
+"""The DAGs in a real Airflow with all its parts: REST, approval, the asset, and a conversion that is killed."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.checkpoints import QWEN3, incompressible_tensors, write_checkpoint
+from tests.dags.standalone import REPO
+from tests.sparse_checkpoints import llama_tensors
+
+DAG = "onboard_checkpoint"
+LARGER = QWEN3 | {"head_dim": 64, "hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 8}
+LARGER |= {"num_attention_heads": 8, "num_key_value_heads": 8, "vocab_size": 2000}
+SLUG = "scanned-bf16-ocdbt-zarr3-maxtext0.2.5"
+
+pytestmark = pytest.mark.timeout(1800)  # of a machine that has other work; alone it takes half a minute
+
+
+@pytest.fixture(scope="module")
+def approved(standalone):
+    """A run in two parts that waited for a person, who approved."""
+    destination = str(standalone.directory / "approved")
+    conf = {"repo": REPO, "destination": destination, "parts": 2, "approval": True, "dequantize": "fused"}
+    run_id = standalone.trigger(DAG, conf, dag_run_id="approved")
+    standalone.wait_until(
+        lambda: standalone.tasks(DAG, run_id)["approval"]["state"] == "awaiting_input", 900, "question to a person"
+    )
+    assert not (standalone.directory / "approved").exists()
+    path = f"/dags/{DAG}/dagRuns/{run_id}/taskInstances/approval/-1/hitlDetails"
+    question = standalone.api("GET", path)
+    # as nobody answers within a second; a scheduler that has not heard of the pause yet takes the answer for a failure
+    time.sleep(10)
+    standalone.api("PATCH", path, {"chosen_options": ["Approve"], "params_input": {}})
+    assert standalone.wait_for_run(DAG, run_id) == "success", standalone.tasks(DAG, run_id)
+    return run_id, question
+
+
+def test_a_person_is_told_the_verdict(approved):
+    _, question = approved
+    assert question["subject"] == f"Publish {REPO} for MaxText?"
+    assert "| verdict | **pass** |" in question["body"]
+    assert SLUG in question["body"]
+
+
+def test_parts_have_names_and_pools(standalone, approved):
+    tasks = standalone.tasks(DAG, approved[0])
+    assert {tasks[name]["rendered_map_index"] for name in ("convert[0]", "convert[1]")} == {"part 0/2", "part 1/2"}
+    pools = {name: task["pool"] for name, task in tasks.items()}
+    assert (pools["download"], pools["convert[0]"], pools["resolve"]) == ("hub_download", "high_memory", "default_pool")
+    assert standalone.xcom(DAG, approved[0], "finalize")["parts"] == 2
+
+
+def test_asset_of_the_model_is_updated(standalone, approved, standalone_hub):
+    """What a training DAG is scheduled on."""
+    published = standalone.xcom(DAG, approved[0], "publish")
+    uri = f"file://{standalone.directory}/approved/tiny-deepseek-v3"
+
+    def events():
+        found = standalone.api("GET", "/assets/events?limit=100")["asset_events"]
+        return [event for event in found if event["uri"] == uri]
+
+    (event,) = standalone.wait_until(events, 60, "event of the asset")
+    assert (
+        event["extra"].items()
+        >= {
+            "url": published["url"],
+            "commit": standalone_hub.repos[REPO].commit,
+            "target": SLUG,
+            "verdict": "pass",
+            "digest": published["digest"],
+        }.items()
+    )
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"save_dtype": "float8_e4m3fn"}, "save_dtype"),
+        ({"parts": 0}, "parts"),
+        ({"repo": "no-slash"}, "repo"),
+        ({"keep_files": "some"}, "keep_files"),
+    ],
+    ids=lambda value: str(value),
+)
+def test_wrong_params_are_refused_by_rest(standalone, wrong, says):
+    body = {"logical_date": None, "conf": {"repo": REPO, "destination": "/published", **wrong}}
+    status, answer = standalone.request("POST", f"/api/v2/dags/{DAG}/dagRuns", body)
+    assert status == 400
+    assert f"Invalid input for param {says}" in answer["detail"]
+
+
+def test_export_needs_a_destination(standalone):
+    body = {"logical_date": None, "conf": {"checkpoint": "/c", "destination": "hf://nobody"}}
+    status, answer = standalone.request("POST", "/api/v2/dags/export_checkpoint/dagRuns", body)
+    assert (status, "destination" in answer["detail"]) == (400, True)
+
+
+@pytest.fixture
+def larger(tmp_path):
+    """60 MB that zstd cannot make smaller: with the memory budget of the fixture's Airflow, several groups."""
+    return write_checkpoint(tmp_path / "larger", LARGER, incompressible_tensors(llama_tensors(LARGER)))
+
+
+def test_killed_conversion_resumes(standalone, larger):
+    """The task's process is killed in the middle, as by a lack of memory; the second try goes on from the journal."""
+    conf = {"repo": str(larger), "destination": str(standalone.directory / "never"), "keep_files": "remove"}
+    run_id = standalone.trigger(DAG, conf, dag_run_id="killed")
+    work = standalone.directory / "work" / "local"
+    command, journal = standalone.wait_until(lambda: _converting(work), 900, "journal of the conversion")
+    os.kill(command, signal.SIGSTOP)  # it gets no further while we look
+    groups = journal.read_text().count("\n")
+    task_process = _parent(command)
+    os.kill(task_process, signal.SIGKILL)
+    try:
+        convert = standalone.wait_until(lambda: _second_try(standalone, run_id), 900, "second try")
+    finally:
+        standalone.api("PATCH", f"/dags/{DAG}/dagRuns/{run_id}", {"state": "failed"})  # the rest has its own tests
+    assert groups >= 1
+    assert not _alive(command)
+    manifest = standalone.xcom(DAG, run_id, "convert", map_index=0)
+    assert convert["try_number"] == 2
+    assert manifest["pieces_skipped"] >= 1
+    second = standalone.task_log(DAG, run_id, "convert", try_number=2)
+    assert f"Resumed: {manifest['pieces_skipped']} of " in second
+
+
+def _second_try(standalone, run_id):
+    task = standalone.tasks(DAG, run_id).get("convert[0]") or {"state": None}
+    assert task["state"] != "failed", standalone.task_log(DAG, run_id, "convert", try_number=2)
+    return task if task["state"] == "success" else None
+
+
+def _converting(work):
+    """Process number and journal of a conversion below `work` that has journaled something."""
+    for journal in work.glob("*/*/.ferry/journal-*.jsonl"):
+        if journal.stat().st_size == 0:
+            continue
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                arguments = (process / "cmdline").read_bytes().decode().split("\0")
+            except OSError:
+                continue
+            if "convert" in arguments and str(journal.parent.parent) in arguments:
+                return int(process.name), journal
+    return None
+
+
+def _parent(pid):
+    return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+
+
+def _alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
