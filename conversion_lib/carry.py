@@ -6,12 +6,27 @@ import json
 import re
 from pathlib import Path
 
+import conversion_lib
 from conversion_lib.config import CONFIG_NAME, ModelConfig
 from conversion_lib.files import copy_atomically, write_atomically
 from conversion_lib.identity import HF_RECORD_NAME
+from conversion_lib.plan import Plan
+from conversion_lib.record import Origin
 
 NOT_CARRIED = re.compile(r".*\.(safetensors|bin|pt|pth|ckpt|h5|msgpack|gguf|onnx)|\..*|.*\.index\.json")
 """Files of a source that are weights in some form, an index of them, or hidden."""
+
+
+def seal(directory: Path, plan: Plan, origin: Origin) -> None:
+    """Notes which run wrote the Hugging Face checkpoint in `directory`. The last to be written: files that are
+    younger count as changed."""
+    record = {
+        "ferry_version": conversion_lib.__version__,
+        "fingerprint": plan.fingerprint,
+        "identity": plan.full_identity,
+        "origin": origin.model_dump(),
+    }
+    write_atomically(directory / HF_RECORD_NAME, json.dumps(record, indent=2).encode())
 
 
 def carry_files(directory: Path, config: ModelConfig, destination: Path) -> None:

@@ -14,11 +14,15 @@ from conversion_lib.errors import BadInput
 
 @dataclass(frozen=True)
 class Model:
-    """name: MaxText's `model_name`, where it has one. repo: where its weights are published on the Hub."""
+    """name: MaxText's `model_name`, where it has one. repo: where its weights are published on the Hub.
+
+    also: where the same weights are published in another form.
+    """
 
     name: str
     family: str
     repo: str
+    also: tuple[str, ...] = ()
 
 
 MODELS = (
@@ -45,8 +49,8 @@ MODELS = (
     Model("qwen3.5-397b-a17b", "qwen3.5", "Qwen/Qwen3.5-397B-A17B"),
     Model("mixtral-8x7b", "mixtral", "mistralai/Mixtral-8x7B-Instruct-v0.1"),
     Model("mixtral-8x22b", "mixtral", "mistralai/Mixtral-8x22B-Instruct-v0.1"),
-    Model("gpt-oss-20b", "gpt_oss", "unsloth/gpt-oss-20b-BF16"),
-    Model("gpt-oss-120b", "gpt_oss", "unsloth/gpt-oss-120b-BF16"),
+    Model("gpt-oss-20b", "gpt_oss", "openai/gpt-oss-20b", also=("unsloth/gpt-oss-20b-BF16",)),
+    Model("gpt-oss-120b", "gpt_oss", "openai/gpt-oss-120b", also=("unsloth/gpt-oss-120b-BF16",)),
     Model("gemma2-2b", "gemma2", "google/gemma-2-2b"),
     Model("gemma2-9b", "gemma2", "google/gemma-2-9b"),
     Model("gemma2-27b", "gemma2", "google/gemma-2-27b"),
@@ -79,7 +83,7 @@ def model_named(name: str) -> Model:
 def published_name(repo: str | None, fallback: str) -> str:
     """The name that a checkpoint is published under: the catalogue's for its repository, else one made of it."""
     for model in MODELS:
-        if repo and model.repo.lower() == repo.lower():
+        if repo and repo.lower() in (known.lower() for known in (model.repo, *model.also)):
             return model.name
     stem = (repo or fallback).rstrip("/").split("/")[-1].lower()
     return re.sub(r"[^a-z0-9._-]+", "-", stem).strip("-.") or "model"

@@ -20,19 +20,21 @@ ABOUT = 2 / 3
 """Of SMALLEST: alignment is worth so much."""
 
 SHARDS = 16
+"""By default, as MaxText's converter simulates so many devices."""
 
 LITTLE_PADDING = 0.03
 """Of an axis: a chunk at its edge is stored whole."""
 
 
-def chunk_shape(shape: Shape, itemsize: int, limit: int, layer_axis: int | None = None) -> Shape:
+def chunk_shape(shape: Shape, itemsize: int, limit: int, layer_axis: int | None = None, shards: int = SHARDS) -> Shape:
     """The chunk shape of an array, at most `limit` bytes a chunk.
 
-    layer_axis: the axis that layers are stacked on, None where there is none.
+    layer_axis: the axis that layers are stacked on, None where there is none. shards: how many devices a reader may
+    spread axis 0 over; halves of it where that many do not divide the axis, or would leave small chunks.
     """
     chunk = list(shape)
     smallest = min(SMALLEST, limit)
-    _cut_to_shards(chunk, itemsize, smallest)
+    _cut_to_shards(chunk, itemsize, smallest, shards)
     if layer_axis is not None:
         _cut_layers(chunk, layer_axis, itemsize, smallest, limit)
     for axis in range(len(chunk)):
@@ -40,9 +42,9 @@ def chunk_shape(shape: Shape, itemsize: int, limit: int, layer_axis: int | None 
     return tuple(chunk)
 
 
-def _cut_to_shards(chunk: list[int], itemsize: int, smallest: int) -> None:
-    """Divides axis 0 by the largest power of two up to SHARDS that leaves chunks of about `smallest` bytes."""
-    parts, enough = SHARDS, ABOUT * smallest
+def _cut_to_shards(chunk: list[int], itemsize: int, smallest: int, shards: int) -> None:
+    """Divides axis 0 by `shards`, halved until that divides it and leaves chunks of about `smallest` bytes."""
+    parts, enough = shards, ABOUT * smallest
     while parts > 1 and (chunk[:1] == [] or chunk[0] % parts or math.prod(chunk) // parts * itemsize < enough):
         parts //= 2
     if parts > 1:

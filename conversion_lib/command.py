@@ -88,7 +88,7 @@ def command(app: typer.Typer, name: str, *groups: Group) -> Callable[[Callable[.
                     options[group.parameter] = group.build(**values)
                 return body(reporter, **options)
 
-            raise SystemExit(_run(call, **shared))
+            raise SystemExit(run_command(call, **shared))
 
         own: list[inspect.Parameter] = []
         for parameter in list(inspect.signature(body, eval_str=True).parameters.values())[1:]:
@@ -107,8 +107,13 @@ def command(app: typer.Typer, name: str, *groups: Group) -> Callable[[Callable[.
     return register
 
 
-def _run(
-    body: Callable[[Reporter], Outcome], *, json_output: bool, quiet: bool, log_format: LogFormat, version: bool
+def run_command(
+    body: Callable[[Reporter], Outcome],
+    *,
+    json_output: bool = False,
+    quiet: bool = False,
+    log_format: LogFormat = "text",
+    version: bool = False,
 ) -> int:
     """Runs a command and returns its exit code."""
     signal.signal(signal.SIGTERM, _terminate)

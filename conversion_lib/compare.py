@@ -14,7 +14,7 @@ from conversion_lib.dtypes import itemsize
 from conversion_lib.errors import BadInput
 from conversion_lib.progress import SILENT, Reporter
 from conversion_lib.sources.base import Source, TensorInfo
-from conversion_lib.sources.orbax import METADATA, OrbaxSource
+from conversion_lib.sources.orbax import OrbaxSource, is_orbax
 from conversion_lib.sources.safetensors import INDEX_NAME, SINGLE_NAME, SafetensorsSource
 
 READ_BYTES = 64 << 20
@@ -39,7 +39,7 @@ def open_checkpoint(path: Path) -> tuple[Literal["maxtext", "safetensors"], Sour
     """Opens either kind. Raises BadInput where `path` is neither."""
     if any((path / name).is_file() for name in (INDEX_NAME, SINGLE_NAME)):
         return "safetensors", SafetensorsSource(path)
-    if any((path / part / METADATA).is_file() for part in ("", "items", "0/items")):
+    if is_orbax(path):
         return "maxtext", OrbaxSource(path)
     raise BadInput(f"{path} is neither a Hugging Face checkpoint (safetensors) nor a MaxText one (Orbax)")
 

@@ -15,8 +15,9 @@ from conversion_lib.dtypes import numpy_dtype
 from conversion_lib.sources.base import Array
 
 CACHE_LINE = 64
-TILE_ROWS, TILE_ROW_BYTES = 256, 2048
-"""A tile, 528 KiB with its padding, fits the second cache; in smaller ones threads wait for the interpreter's lock."""
+TILE_ROWS, TILE_ROW_BYTES = 512, 1024
+"""A tile, 544 KiB with its padding, fits the second cache; in smaller ones threads wait for the interpreter's lock.
+Its rows become what is written in one run: the longer, the fewer pages of the destination are open at once."""
 
 SMALLEST_SLAB = 4096
 """Elements for which a tile's two calls of numpy cost less than they gain."""

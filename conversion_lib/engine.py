@@ -9,7 +9,6 @@ them, and the rest is for bands and for the sink.
 
 from __future__ import annotations
 
-import mmap
 import os
 import queue
 import threading
@@ -18,14 +17,14 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-
-import numpy as np
+from typing import Protocol
 
 from conversion_lib.boxes import box_shape, relative_to, size, slices
+from conversion_lib.buffers import Room
 from conversion_lib.copying import cast, copy_into
 from conversion_lib.dtypes import itemsize, numpy_dtype
 from conversion_lib.errors import BadInput, FerryError, OutsideFailure
-from conversion_lib.journal import Journal
+from conversion_lib.journal import Ledger
 from conversion_lib.ops import forward_chain
 from conversion_lib.pieces import Piece, bands, cut, source_order
 from conversion_lib.plan import Plan
@@ -97,19 +96,38 @@ class Totals:
     bytes_out: int = 0
 
 
+class Pace(Protocol):
+    """For a source that does not lie here as a whole: the order to make pieces in, and when one has been read."""
+
+    def order(self, plan: Plan, todo: list[Piece]) -> list[Piece]:
+        """`todo` in the order that suits the source; called once, before anything is read."""
+        ...
+
+    def was_read(self, piece: Piece) -> None:
+        """Nothing more will be read for `piece`; called from the threads that make them."""
+        ...
+
+    def end(self) -> None:
+        """Nothing more will be read at all; called too where the run fails."""
+        ...
+
+
 def run(
     plan: Plan,
     share: Sequence[Piece],
     source: Source,
     sink: Sink,
-    journal: Journal,
+    journal: Ledger,
     *,
     budget: int = DEFAULT_BUDGET,
     threads: int | None = None,
     reporter: Reporter = SILENT,
     name: str = "convert",
+    pace: Pace | None = None,
 ) -> Totals:
     """Writes what the journal does not have of a plan's `share`. The sink is open; `finish` is the caller's.
+
+    pace: None where all of the source is at hand: then pieces are made in the order of its files.
 
     Raises what a source or the sink raises; what was journaled by then stays.
     """
@@ -118,15 +136,18 @@ def run(
     pieces = cut(plan, share, limits.piece)
     todo = [piece for piece in pieces if not journal.has(piece)]
     totals = Totals(pieces=len(todo), pieces_skipped=len(pieces) - len(todo))
-    todo.sort(key=source_order(plan, source.tensors))
+    todo = pace.order(plan, todo) if pace else sorted(todo, key=source_order(plan, source.tensors))
     share_bytes = sum(_nbytes(plan, piece) for piece in share)
     with reporter.task(name, share_bytes) as task:
         task.advance(share_bytes - sum(_nbytes(plan, piece) for piece in todo))
-        with _workers(plan, source, todo, makers(threads), limits.buffers) as made:
+        with _workers(plan, source, todo, makers(threads), limits.buffers, pace) as made:
             try:
                 _write_groups(plan, sink, journal, made, limits, totals, task)
             except OutsideFailure as error:
                 raise OutsideFailure(f"{error}; {task.state} are done and kept") from error
+            finally:
+                if pace is not None:
+                    pace.end()
     return totals
 
 
@@ -144,71 +165,20 @@ class _Made:
     error: BaseException | None = None
 
 
-class _Room:
-    """Buffers within a limit of bytes: taken before a piece is made, given back when it is durable.
-
-    Buffers given back are used again: fresh memory costs a page fault every 4 KiB, as much time as the copy into it.
-    """
-
-    def __init__(self, total: int) -> None:
-        self._total, self._used = total, 0
-        self._idle: list[Array] = []
-        self._changed = threading.Condition()
-        self._closed = False
-        self.waited_for = False
-
-    def take(self, nbytes: int) -> Array | None:
-        """Waits until there is room for `nbytes`; one buffer always fits. None once closed."""
-        with self._changed:
-            self.waited_for = not self._fits(nbytes)
-            self._changed.wait_for(lambda: self._closed or self._fits(nbytes))
-            self.waited_for = False
-            self._used += nbytes
-            if self._closed:
-                return None
-            same = next((place for place, buffer in enumerate(self._idle) if buffer.nbytes == nbytes), None)
-            if same is not None:
-                return self._idle.pop(same)
-            while self._idle and self._used + sum(buffer.nbytes for buffer in self._idle) > self._total:
-                self._idle.pop(0)
-        return _mapped(nbytes)
-
-    def give(self, buffer: Array) -> None:
-        with self._changed:
-            self._used -= buffer.nbytes
-            self._idle.append(buffer)
-            self._changed.notify_all()
-
-    def close(self) -> None:
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-
-    def _fits(self, nbytes: int) -> bool:
-        return self._used == 0 or self._used + nbytes <= self._total
-
-
-def _mapped(nbytes: int) -> Array:
-    """Memory of its own, which goes back to the kernel when it is let go: in the heap, buffers of many sizes would
-    leave gaps that none of the next ones fits."""
-    memory = mmap.mmap(-1, max(nbytes, 1))
-    if hasattr(mmap, "MADV_HUGEPAGE"):  # Linux
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    return np.frombuffer(memory, np.uint8, nbytes)
-
-
 @dataclass
 class _Workers:
     """Threads that turn pieces into buffers; results come out of `results` in the order they are made."""
 
     results: queue.Queue[_Made] = field(default_factory=queue.Queue)
-    room: _Room = field(default_factory=lambda: _Room(0))
+    room: Room = field(default_factory=lambda: Room(0))
     count: int = 0
 
 
 @contextmanager
-def _workers(plan: Plan, source: Source, todo: list[Piece], count: int, buffers: int) -> Iterator[_Workers]:
-    workers = _Workers(room=_Room(buffers), count=len(todo))
+def _workers(
+    plan: Plan, source: Source, todo: list[Piece], count: int, buffers: int, pace: Pace | None
+) -> Iterator[_Workers]:
+    workers = _Workers(room=Room(buffers), count=len(todo))
     pending = iter(todo)
     lock = threading.Lock()
 
@@ -223,6 +193,8 @@ def _workers(plan: Plan, source: Source, todo: list[Piece], count: int, buffers:
             made = _Made(piece, buffer)
             try:
                 made.bytes_in = make(plan, source, piece, shaped(plan, piece, buffer))
+                if pace is not None:
+                    pace.was_read(piece)
             except BaseException as error:
                 made.error = error
             workers.results.put(made)
@@ -246,17 +218,16 @@ def shaped(plan: Plan, piece: Piece, buffer: Array) -> Array:
 def make(plan: Plan, source: Source, piece: Piece, out: Array) -> int:
     """Fills `out` with the contents of one piece; returns how many stored bytes were read for it."""
     array, read = plan.arrays[piece.array], 0
-    for band in bands(array, piece):
-        # rounded first and transformed after, as MaxText does
-        block = cast(source.read(band.source.tensor, band.read), array.dtype)
+    for band in bands(array, piece, source.tensors):
+        block = cast(source.read(band.source.tensor, band.read), array.ops_dtype or array.dtype)
         block = forward_chain(array.ops, block, band.result, band.source.shape)
-        copy_into(out[slices(relative_to(band.write, piece.box))], block)
+        copy_into(out[slices(relative_to(band.write, piece.box))], cast(block, array.dtype))
         read += source.stored_bytes(band.source.tensor, band.read)
     return read
 
 
 def _write_groups(
-    plan: Plan, sink: Sink, journal: Journal, made: _Workers, limits: Limits, totals: Totals, task: Task
+    plan: Plan, sink: Sink, journal: Ledger, made: _Workers, limits: Limits, totals: Totals, task: Task
 ) -> None:
     """Writes pieces as they are made, one group gathering while those before it are committed."""
     groups = _Groups(journal, made.room, task, limits.group)
@@ -284,8 +255,8 @@ def _next(made: _Workers, groups: _Groups) -> _Made:
     """The next piece; while there is none, what has become durable is journaled, which frees its buffers."""
     while True:
         groups.journal_durable()
-        if made.room.waited_for and made.results.empty():
-            # the workers have no buffers left but those that are being gathered
+        if made.results.empty() and (made.room.waited_for or groups.overdue):
+            # the workers have no buffers left but those that are being gathered, or wait for their source
             groups.start()
         with suppress(queue.Empty):
             return made.results.get(timeout=POLL_SECONDS)
@@ -294,15 +265,19 @@ def _next(made: _Workers, groups: _Groups) -> _Made:
 class _Groups:
     """Groups of pieces on their way to the disk: one gathers, those before it are being written, oldest first."""
 
-    def __init__(self, journal: Journal, room: _Room, task: Task, limit: int) -> None:
+    def __init__(self, journal: Ledger, room: Room, task: Task, limit: int) -> None:
         self._journal, self._room, self._task, self._limit = journal, room, task, limit
         self._gathering = _Group()
         self._started: deque[_Group] = deque()
 
     def add(self, piece: Piece, write: Write, buffer: Array) -> None:
         self._gathering.add(piece, write, buffer)
-        if self._gathering.nbytes >= self._limit or self._gathering.age > GROUP_SECONDS:
+        if self._gathering.nbytes >= self._limit or self.overdue:
             self.start()
+
+    @property
+    def overdue(self) -> bool:
+        return self._gathering.age > GROUP_SECONDS
 
     def start(self) -> None:
         """Begins to make durable what was gathered."""

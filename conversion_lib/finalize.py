@@ -6,21 +6,20 @@ it can run on a machine that does not see the source.
 
 from __future__ import annotations
 
-import shutil
 import time
 from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
-from conversion_lib.convert import PLAN_NAME, maxtext_layout
+from conversion_lib.cloud_workspace import CloudLayout
+from conversion_lib.convert import PLAN_NAME, layout_at
 from conversion_lib.errors import BadInput
-from conversion_lib.journal import committed_chunks
 from conversion_lib.parts import Part
 from conversion_lib.plan import Plan
 from conversion_lib.progress import SILENT, Reporter
-from conversion_lib.record import Target, read_record
+from conversion_lib.record import Target
 from conversion_lib.sinks.orbax import OrbaxSink
-from conversion_lib.workspace import Layout, Run, alone, commit, journal_path, read_run
+from conversion_lib.workspace import Layout, Run
 
 
 class FinalizeResult(BaseModel):
@@ -33,29 +32,29 @@ class FinalizeResult(BaseModel):
     seconds: float = 0.0
 
 
-def finalize(destination: Path, *, reporter: Reporter = SILENT) -> FinalizeResult:
+def finalize(destination: Path | str, *, reporter: Reporter = SILENT) -> FinalizeResult:
     """Makes a checkpoint at `destination`/0/items of what the parts of its conversion wrote there.
 
     Does nothing where that has been done; ended midway, it can be run again. Raises BadInput where a part is missing
     or unfinished, naming it, and where nothing was begun; OutsideFailure where a part is at work.
     """
     started = time.monotonic()
-    layout = maxtext_layout(destination)
-    if not layout.work.is_dir():
+    layout = layout_at(destination)
+    if not layout.begun():
         return _finished(layout, reporter)
-    with alone(layout):
-        run = read_run(layout)
-        if run is None or not layout.build.exists():
+    with layout.exclusively():
+        run = layout.unfinished()
+        if run is None:
             result = _finished(layout, reporter)
-            shutil.rmtree(layout.work)  # left by a run that was ended just after it had committed
+            layout.clear()  # left by a run that was ended just after it had committed
             return result
         plan = _require_every_part(layout, run)
-        OrbaxSink(layout.build, plan, Target.model_validate_json(run.identity["target"])).finish()
-        commit(layout)
+        OrbaxSink(layout.step, plan, Target.model_validate_json(run.identity["target"])).finish()
+        layout.commit()
     seconds = time.monotonic() - started
     reporter.say(f"finalize: {sum(run.chunks)} chunks of {len(run.chunks)} parts in {seconds:.1f} s")
     return FinalizeResult(
-        path=str(layout.record.parent),
+        path=layout.shown,
         fingerprint=plan.fingerprint,
         already=False,
         chunks=sum(run.chunks),
@@ -63,40 +62,40 @@ def finalize(destination: Path, *, reporter: Reporter = SILENT) -> FinalizeResul
     )
 
 
-def _finished(layout: Layout, reporter: Reporter) -> FinalizeResult:
+def _finished(layout: Layout | CloudLayout, reporter: Reporter) -> FinalizeResult:
     """Where no run is unfinished: the checkpoint that is there. Raises BadInput where there is none."""
-    path = layout.record.parent
-    record = read_record(path)
-    if record is None or not layout.final.exists():
+    path, record = layout.shown, layout.finished()
+    if record is None:
         raise BadInput(f"{path} holds no conversion to finalize; `ferry convert SRC {path} --part I/N` begins one")
     reporter.say(f"{path} is already done: fingerprint {record.fingerprint[:12]}")
-    return FinalizeResult(path=str(path), fingerprint=record.fingerprint, already=True)
+    return FinalizeResult(path=path, fingerprint=record.fingerprint, already=True)
 
 
-def _require_every_part(layout: Layout, run: Run) -> Plan:
+def _require_every_part(layout: Layout | CloudLayout, run: Run) -> Plan:
     """The plan of a run whose parts have all done their shares. Raises BadInput that names the first that has not."""
     parts = [Part(index, len(run.chunks)) for index, chunks in enumerate(run.chunks) if chunks]
     for part in parts:
-        if not journal_path(layout, part.index).exists():
+        if not layout.started(part.index):
             raise BadInput(f"part {part} has not been started: {_remedy(layout, part)}")
     plan = _plan(layout, run)
     for part in parts:
         chunks = run.chunks[part.index]
-        left = chunks - committed_chunks(journal_path(layout, part.index), plan)
+        left = chunks - layout.committed(part.index, plan)
         if left:
             raise BadInput(f"part {part} has {left} of {chunks} chunks to go: {_remedy(layout, part)}")
     return plan
 
 
-def _remedy(layout: Layout, part: Part) -> str:
-    return f"run `ferry convert SRC {layout.record.parent} --part {part}`"
+def _remedy(layout: Layout | CloudLayout, part: Part) -> str:
+    return f"run `ferry convert SRC {layout.shown} --part {part}`"
 
 
-def _plan(layout: Layout, run: Run) -> Plan:
-    path = layout.work / PLAN_NAME
+def _plan(layout: Layout | CloudLayout, run: Run) -> Plan:
+    path = layout.notes / PLAN_NAME
+    content = path.read()
     try:
-        plan = Plan.from_json(path.read_bytes())
-    except (FileNotFoundError, ValidationError):
+        plan = Plan.from_json(content or b"")
+    except ValidationError:
         plan = None
     if plan is None or plan.full_identity != run.identity:
         raise BadInput(

@@ -68,7 +68,10 @@ class Resolved(BaseModel):
 
 
 class Provenance(BaseModel):
-    """`provenance.json`: where the files of a directory came from. Times are UTC in ISO 8601."""
+    """`provenance.json`: where the files of a directory came from. Times are UTC in ISO 8601.
+
+    finished: None where the weights never lay here as a whole: each was fetched and verified when it was converted.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -78,7 +81,7 @@ class Provenance(BaseModel):
     endpoint: str
     files: list[RemoteFile]
     started: str
-    finished: str
+    finished: str | None
     huggingface_hub: str
     ferry: str
 
@@ -179,7 +182,7 @@ def download(
     destination that holds something else; OutsideFailure where the Hub fails for longer than `backoff` tries, or
     serves other bytes than it announced.
     """
-    started, began = time.monotonic(), _now()
+    started, began = time.monotonic(), now()
     destination = destination.expanduser().absolute()
     fetched: list[RemoteFile] = []
     # a full commit id that lies there whole needs no Hub
@@ -206,9 +209,14 @@ def cached_download(repo: str, *, revision: str = "main", reporter: Reporter = S
 
     Several runs may use it at the same time. Raises what `download` does.
     """
-    cache = Path(os.environ.get("FERRY_CACHE") or "~/.cache/ferry").expanduser()
+    cache = cache_directory()
     commit = resolve(repo, revision, reporter=reporter).commit
     return download(repo, cache / repo.replace("/", "--") / commit, revision=commit, reporter=reporter).path
+
+
+def cache_directory() -> Path:
+    """Where downloads are kept that no destination was given for."""
+    return Path(os.environ.get("FERRY_CACHE") or "~/.cache/ferry").expanduser()
 
 
 def read_provenance(directory: Path) -> Provenance | None:
@@ -346,21 +354,29 @@ class _Download:
             in_parallel(fetch, missing, threads=threads)
 
     def _record(self, revision: str, began: str) -> Provenance:
-        provenance = Provenance(
-            repo=self.resolved.repo,
-            revision=revision,
-            commit=self.resolved.commit,
-            endpoint=shown_endpoint(self.endpoint),
-            files=self.files,
-            started=began,
-            finished=_now(),
-            huggingface_hub=huggingface_hub.__version__,
-            ferry=__version__,
-        )
-        content = provenance.model_dump_json(indent=2).encode() + b"\n"
-        write_atomically(self.destination / PROVENANCE_NAME, content)
+        needed = self.resolved.model_copy(update={"files": self.files})
+        provenance = write_provenance(self.destination, needed, revision, began, now())
         self.unfinished.unlink()
         return provenance
+
+
+def write_provenance(
+    directory: Path, resolved: Resolved, revision: str, started: str, finished: str | None
+) -> Provenance:
+    """Leaves in `directory` where its files, those of `resolved`, came from."""
+    provenance = Provenance(
+        repo=resolved.repo,
+        revision=revision,
+        commit=resolved.commit,
+        endpoint=shown_endpoint(hub_endpoint()),
+        files=resolved.files,
+        started=started,
+        finished=finished,
+        huggingface_hub=huggingface_hub.__version__,
+        ferry=__version__,
+    )
+    write_atomically(directory / PROVENANCE_NAME, provenance.model_dump_json(indent=2).encode() + b"\n")
+    return provenance
 
 
 def hub_endpoint() -> str:
@@ -375,5 +391,6 @@ def _size(path: Path) -> int | None:
     return path.stat().st_size if path.is_file() else None
 
 
-def _now() -> str:
+def now() -> str:
+    """The time in UTC, in ISO 8601."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -72,10 +72,18 @@ def _explain_answer(error: HfHubHTTPError, what: str, repo: str, endpoint: str) 
     # a file server refuses a signed address that has run out: the next try gets a new one
     elsewhere = urlsplit(str(error.response.url)).hostname != urlsplit(endpoint).hostname
     if status in (408, 429) or status >= 500 or elsewhere:
-        return Passing(f"{what} from {hub}: HTTP {status}")
+        return Passing(f"{what} from {hub}: HTTP {status}", _asked_seconds(error.response.headers.get("Retry-After")))
     if status in (401, 403):
         return BadInput(f"{what}: {hub} refuses access (HTTP {status}); put a token that may read it in HF_TOKEN")
     return BadInput(f"{what}: {hub} answers HTTP {status}; check HF_ENDPOINT and the name")
+
+
+def _asked_seconds(retry_after: str | None) -> float:
+    """What a Retry-After header asks for; 0 without one, or where it names a date, as the Hub's does not."""
+    try:
+        return max(0.0, float(retry_after or 0))
+    except ValueError:
+        return 0.0
 
 
 def _one_line(error: Exception) -> str:

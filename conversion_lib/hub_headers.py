@@ -6,10 +6,9 @@ nothing behind it, is the real one to everything that reads headers only.
 
 from __future__ import annotations
 
-import struct
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -27,12 +26,11 @@ from conversion_lib.identity import HF_RECORD_NAME
 from conversion_lib.progress import SILENT, Reporter
 from conversion_lib.record import PROVENANCE_NAME
 from conversion_lib.retry import Backoff, Passing
-from conversion_lib.sources.safetensors import INDEX_NAME, MAX_HEADER, shard_files
+from conversion_lib.sources.remote import write_header
+from conversion_lib.sources.safetensors import INDEX_NAME, shard_files
 
 FETCHED_WHOLE = (CONFIG_NAME, INDEX_NAME, HF_RECORD_NAME)
 """What planning reads besides the weights' headers."""
-FIRST_BYTES = 128 << 10
-"""Asked of each weight file at once: more than nearly every header has, so that one request is enough."""
 THREADS = 8
 
 
@@ -56,21 +54,26 @@ def headers_of(
     reporter.say(f"{repo} at {resolved.commit}: fetching headers only, not the weights")
     with tempfile.TemporaryDirectory(prefix="ferry-headers-") as name:
         try:
-            _fill(Path(name), resolved, backoff, reporter)
+            fill_headers(Path(name), resolved, FETCHED_WHOLE, backoff, reporter)
+            # the part of a download's provenance by which a source is identified; what is newer counts as changed
+            (Path(name) / PROVENANCE_NAME).write_text(resolved.model_dump_json())
             yield Path(name)
         except BadInput as error:  # nobody can look at the copy afterwards
             raise BadInput(str(error).replace(name, f"{repo}@{resolved.commit}")) from error
 
 
-def _fill(directory: Path, resolved: hub.Resolved, backoff: Backoff, reporter: Reporter) -> None:
+def fill_headers(
+    directory: Path, resolved: hub.Resolved, fetched_whole: Collection[str], backoff: Backoff, reporter: Reporter
+) -> None:
+    """Fetches into `directory` the files of `resolved` that `fetched_whole` names, and the weights' headers."""
     fetcher = Fetcher(resolved.repo, resolved.commit, hub.hub_endpoint(), directory / hub.WORK_NAME, directory)
 
     def fetch(file: RemoteFile, stopped: threading.Event) -> None:
-        if file.path in FETCHED_WHOLE:
+        if file.path in fetched_whole:
             # afresh: what the client's own cache has may be damaged, and these are small
             work = partial(fetcher.fetch, file, lambda nbytes: None, afresh=True)
         else:
-            work = partial(_fetch_header, fetcher, file)
+            work = partial(write_header, directory / file.path, file.size, partial(_first_bytes, fetcher, file))
         backoff.run(work, stopped=stopped, reporter=reporter)
 
     try:
@@ -78,25 +81,11 @@ def _fill(directory: Path, resolved: hub.Resolved, backoff: Backoff, reporter: R
             if file.path.endswith(".safetensors"):
                 with (directory / file.path).open("wb") as stream:
                     stream.truncate(file.size)
-        in_parallel(fetch, [file for file in resolved.files if file.path in FETCHED_WHOLE], threads=THREADS)
+        in_parallel(fetch, [file for file in resolved.files if file.path in fetched_whole], threads=THREADS)
         wanted = {path.name for path in shard_files(directory)}
         in_parallel(fetch, [file for file in resolved.files if file.path in wanted], threads=THREADS)
-        # the part of a download's provenance by which a source is identified; what is newer counts as changed
-        (directory / PROVENANCE_NAME).write_text(resolved.model_dump_json())
     except OSError as error:
         raise disk_error(error, "cannot write the headers") from error
-
-
-def _fetch_header(fetcher: Fetcher, file: RemoteFile) -> None:
-    """Writes the header of `file` into its copy. One that cannot be right is left to SafetensorsSource to refuse."""
-    if file.size < 8:
-        return
-    start = _first_bytes(fetcher, file, min(FIRST_BYTES, file.size))
-    length: int = 8 + struct.unpack("<Q", start[:8])[0]
-    if len(start) < length <= min(8 + MAX_HEADER, file.size):
-        start = _first_bytes(fetcher, file, length)
-    with (fetcher.destination / file.path).open("r+b") as stream:
-        stream.write(start[:length])
 
 
 def _first_bytes(fetcher: Fetcher, file: RemoteFile, count: int) -> bytes:

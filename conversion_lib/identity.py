@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from conversion_lib.errors import BadInput
 from conversion_lib.record import PROVENANCE_NAME, Origin
+from conversion_lib.sources.orbax import items_dir
 from conversion_lib.sources.safetensors import SafetensorsSource
 
 HF_RECORD_NAME = "ferry.json"
@@ -51,12 +53,25 @@ def source_content(source: SafetensorsSource) -> dict[str, str]:
     return content | {"headers": source.header_digest}
 
 
+def orbax_content(items: Path) -> dict[str, str]:
+    """The hash over name, size and time of modification of every file of a MaxText checkpoint, as `items`."""
+    digest, count, total = hashlib.sha256(), 0, 0
+    for parent, directories, names in os.walk(items):
+        directories.sort()
+        for name in sorted(names):
+            path = Path(parent, name)
+            stat = path.stat()
+            digest.update(f"{path.relative_to(items)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+            count, total = count + 1, total + stat.st_size
+    return {"items": f"{count} files, {total} bytes, names and times {digest.hexdigest()}"}
+
+
 def refuse_change(directory: Path, noted: Mapping[str, str]) -> None:
     """Raises BadInput where the source is not what it was when `noted`, its content, was taken.
 
     What was read of it before and after a change does not belong together.
     """
-    now = source_content(SafetensorsSource(directory))
+    now = orbax_content(items_dir(directory)) if "items" in noted else source_content(SafetensorsSource(directory))
     changed = [name for name in {**noted, **now} if noted.get(name) != now.get(name)]
     if changed:
         raise BadInput(

@@ -17,6 +17,8 @@ from conversion_lib.files import one_at_a_time
 from conversion_lib.parts import Part
 
 LOCK_NAME = "lock"
+CLAIM_NAME = "claim"
+"""In a bucket, where the kernel knows no locks: see `cloud_locks`."""
 
 
 class Locks:

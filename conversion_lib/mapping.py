@@ -57,6 +57,47 @@ class Leaf:
                 yield in_checkpoint(before + self.rule.hf.replace("{expert}", str(expert)), self.prefix), expert, place
 
 
+@dataclass(frozen=True)
+class Placing:
+    """How a leaf is made of its tensors: `ops` make a tile of each, and tiles fill the leaf, which has `shape`.
+
+    tile: the shape of one; it has size 1 on every axis that layers or experts are stacked on.
+    layer_axes: the axes that layers are stacked on, from the first.
+    """
+
+    ops: Ops
+    tile: Shape
+    shape: Shape
+    layer_axes: tuple[int, ...]
+    of_experts: bool
+
+    @property
+    def layer_axis(self) -> int | None:
+        return self.layer_axes[0] if self.layer_axes else None
+
+    def corner(self, expert: int, place: tuple[int, ...]) -> tuple[int, ...]:
+        """Where the tile of an expert and of a layer, by its place in the stack, begins in the leaf."""
+        at = dict(zip(self.layer_axes, place, strict=True))
+        if self.of_experts:
+            at[0] = expert
+        return tuple(at.get(axis, 0) for axis in range(len(self.shape)))
+
+
+def placing(leaf: Leaf, dims: Dims, maxtext: str) -> Placing:
+    """How `leaf` is made for that MaxText. Raises BadInput where an op does not fit the tensors' shape."""
+    stacked = dict(enumerate(leaf.stack, start=leaf.rule.scan_axis[maxtext]))
+    layer_axes = tuple(stacked)
+    if leaf.experts is not None:
+        stacked[0] = leaf.experts
+    ops: Ops = (*leaf.rule.ops(dims), *(Expand(axis) for axis in sorted(stacked)))
+    try:
+        tile = chain_shape(ops, tuple(dims[name] for name in leaf.rule.shape))
+    except BadInput as error:
+        raise BadInput(f"tensor {next(leaf.slots())[0]} cannot become {leaf.path}: {error}") from None
+    shape = tuple(stacked.get(axis, extent) for axis, extent in enumerate(tile))
+    return Placing(ops, tile, shape, layer_axes, leaf.experts is not None)
+
+
 def in_checkpoint(name: str, prefix: str) -> str:
     """A table's name as a checkpoint with `prefix` has it."""
     return prefix + name.removeprefix(TABLE_PREFIX) if name.startswith(TABLE_PREFIX) else name
@@ -115,14 +156,14 @@ def plan_to_maxtext(
     Raises BadInput for a missing tensor, one that no rule takes, a wrong shape, a dtype that is no float.
     """
     dims = dims_of(family, config, tensors)
-    _require_a_place_for_every_layer(family, dims, target.scan_layers, config)
+    require_a_place_for_every_layer(family, dims, target.scan_layers, config)
     prefix = prefix_of(tensors, family)
     arrays, taken, exact, resized = [], set[str](), True, []
     for leaf in leaves(family, dims, target.scan_layers, prefix):
         found = [_checked(tensors, name, leaf, dims, config) for name, _, _ in leaf.slots()]
         taken.update(info.name for info in found)
         array = _array(leaf, found, dims, target, chunk_limit)
-        exact = exact and _is_exact(array, found)
+        exact = exact and is_exact(array, found)
         resized += [_resize_line(found[0].name, op) for op in array.ops if isinstance(op, Resize)]
         arrays.append(array)
     dropped = _drop_or_refuse(tensors, taken, family, dims, config, prefix)
@@ -137,7 +178,7 @@ def plan_to_maxtext(
     )
 
 
-def _require_a_place_for_every_layer(family: Family, dims: Dims, scan_layers: bool, config: ModelConfig) -> None:
+def require_a_place_for_every_layer(family: Family, dims: Dims, scan_layers: bool, config: ModelConfig) -> None:
     """Raises BadInput where MaxText's model would leave layers out: some are scanned in whole cycles only."""
 
     def without_place(blocks: tuple[Block, ...]) -> list[int]:
@@ -164,39 +205,32 @@ def _resize_line(name: str, op: Resize) -> str:
 
 
 def _array(leaf: Leaf, found: list[TensorInfo], dims: Dims, target: Target, chunk_limit: int) -> ArrayPlan:
-    layer_axis = leaf.rule.scan_axis[target.maxtext] if leaf.stack else None
-    stacked = dict(enumerate(leaf.stack, start=layer_axis or 0))
-    if leaf.experts is not None:
-        stacked[0] = leaf.experts
-    ops: Ops = (*leaf.rule.ops(dims), *(Expand(axis) for axis in sorted(stacked)))
     try:
-        tile = chain_shape(ops, tuple(dims[name] for name in leaf.rule.shape))
+        placed = placing(leaf, dims, target.maxtext)
     except BadInput as error:
-        raise BadInput(f"{found[0].file}: tensor {found[0].name} cannot become {leaf.path}: {error}") from None
-    shape = tuple(stacked.get(axis, extent) for axis, extent in enumerate(tile))
-
-    def corner(expert: int, place: tuple[int, ...]) -> tuple[int, ...]:
-        at = dict(enumerate(place, start=layer_axis or 0))
-        if leaf.experts is not None:
-            at[0] = expert
-        return tuple(at.get(axis, 0) for axis in range(len(shape)))
-
-    keep = leaf.rule.keep_float32 and all(info.dtype == "float32" for info in found)
-    dtype = "float32" if keep or leaf.rule.always_float32 else target.save_dtype
+        raise BadInput(f"{found[0].file}: {error}") from None
+    dtype = leaf_dtype(leaf.rule, found, target)
     return ArrayPlan(
         path=leaf.path,
-        shape=shape,
+        shape=placed.shape,
         dtype=dtype,
-        chunk_shape=chunk_shape(shape, itemsize(dtype), chunk_limit, layer_axis),
-        ops=ops,
+        chunk_shape=chunk_shape(placed.shape, itemsize(dtype), chunk_limit, placed.layer_axis, target.shards),
+        ops=placed.ops,
         sources=tuple(
-            SourceSlice(info.name, info.shape, corner(expert, place))
+            SourceSlice(info.name, info.shape, placed.corner(expert, place))
             for info, (_, expert, place) in zip(found, leaf.slots(), strict=True)
         ),
     )
 
 
-def _is_exact(array: ArrayPlan, found: list[TensorInfo]) -> bool:
+def leaf_dtype(rule: Rule, found: Iterable[TensorInfo], target: Target) -> str:
+    """What a leaf that is made of `found` is stored as."""
+    keep = rule.keep_float32 and all(info.dtype == "float32" for info in found)
+    return "float32" if keep or rule.always_float32 else target.save_dtype
+
+
+def is_exact(array: ArrayPlan, found: Iterable[TensorInfo]) -> bool:
+    """Whether the array keeps the bits of what it is made of, up to ops that can be undone."""
     mantissa, exponent = _PRECISION[array.dtype]
     fits = all(_PRECISION[kind][0] <= mantissa and _PRECISION[kind][1] <= exponent for kind in {i.dtype for i in found})
     return fits and all(op.exact(array.dtype) for op in array.ops)

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from conversion_lib.boxes import Box, Shape, box_shape, intersect, relative_to, shift, size, whole
 from conversion_lib.dtypes import itemsize
 from conversion_lib.ops import pull_chain
 from conversion_lib.plan import ArrayPlan, Plan, SourceSlice
+from conversion_lib.sources.base import TensorInfo
 
-BAND_BYTES = 1 << 20
+BAND_BYTES = 2 << 20
 LONG_RUN = 256 << 10
 """Bytes that lie one after the other in a source; longer runs read no faster."""
 
@@ -32,7 +34,7 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Band:
-    """Read `read` of `source`'s tensor; after the ops it is `write`, a box of the array."""
+    """Read `read`, a box of `source`'s tensor; after the ops it is `write`, a box of the array."""
 
     source: SourceSlice
     read: Box
@@ -60,22 +62,39 @@ def cut(plan: Plan, share: Iterable[Piece], limit: int) -> list[Piece]:
     return pieces
 
 
-def source_order(plan: Plan, tensors: Iterable[str]) -> Callable[[Piece], tuple[int, int]]:
+def source_order(plan: Plan, tensors: Iterable[str]) -> Callable[[Piece], tuple[int, Shape, int]]:
     """A sort key: pieces in the order in which their first tensors lie in the source, to read it front to back.
 
+    Of a source that is stored in chunks, pieces that read the same chunk come one after the other.
     tensors: the names of the source's tensors, in the order of its files.
     """
     order = {name: place for place, name in enumerate(tensors)}
 
-    def key(piece: Piece) -> tuple[int, int]:
-        first = next(plan.arrays[piece.array].sources_in(piece.box))
-        return order[first.tensor], piece.array
+    def key(piece: Piece) -> tuple[int, Shape, int]:
+        array = plan.arrays[piece.array]
+        first = next(array.sources_in(piece.box))
+        return order[first.tensor], _chunk_read_first(array, first, piece.box), piece.array
 
     return key
 
 
+def _chunk_read_first(array: ArrayPlan, source: SourceSlice, box: Box) -> Shape:
+    """The place, in the grid of its chunks, of the first chunk of `source` that a piece with that box reads."""
+    shared = intersect(box, array.region(source))
+    if array.source_chunk is None or shared is None:
+        return ()
+    result = relative_to(shared, array.region(source))
+    read = source.in_tensor(pull_chain(array.ops, result, source.shape))
+    return tuple(start // step for (start, _), step in zip(read, array.source_chunk, strict=True))
+
+
 def piece_shape(array: ArrayPlan, limit: int) -> Shape:
-    """Whole chunks, doubled along the axis that lengthens the runs of the source most, while `limit` allows."""
+    """Whole chunks, doubled along the axis that lengthens the runs of the source most, while `limit` allows.
+
+    A source that is stored in chunks of its own has no runs.
+    """
+    if array.source_chunk is not None:
+        return array.chunk_shape
     shape, best = array.chunk_shape, _run_bytes(array, array.chunk_shape)
     width = itemsize(array.dtype)
     while best < LONG_RUN:
@@ -108,23 +127,24 @@ def _run_bytes(array: ArrayPlan, shape: Shape) -> int:
     return run * itemsize(array.dtype)
 
 
-def bands(array: ArrayPlan, piece: Piece) -> Iterator[Band]:
-    """What to read and where it goes, for one piece."""
+def bands(array: ArrayPlan, piece: Piece, tensors: Mapping[str, TensorInfo] = MappingProxyType({})) -> Iterator[Band]:
+    """What to read and where it goes, for one piece; `tensors` say in what order the source stores them."""
     for source in array.sources_in(piece.box):
         region = array.region(source)
         shared = intersect(piece.box, region)
         if shared is None:
             continue
-        for result in _cut_bands(array, source, relative_to(shared, region)):
-            read = pull_chain(array.ops, result, source.shape)
+        order = tensors[source.tensor].order if source.tensor in tensors else ()
+        for result in _cut_bands(array, source, relative_to(shared, region), order):
+            read = source.in_tensor(pull_chain(array.ops, result, source.shape))
             yield Band(source, read, result, shift(result, source.at))
 
 
-def _cut_bands(array: ArrayPlan, source: SourceSlice, result: Box) -> Iterator[Box]:
+def _cut_bands(array: ArrayPlan, source: SourceSlice, result: Box, order: tuple[int, ...]) -> Iterator[Box]:
     """Cuts a box of the ops' output so that each part reads some rows of the source, about BAND_BYTES of them."""
     read = pull_chain(array.ops, result, source.shape)
     nbytes = size(read) * itemsize(array.dtype)
-    axis = _row_axis(array, source, result, read) if nbytes > BAND_BYTES else None
+    axis = _row_axis(array, source, result, read, order) if nbytes > BAND_BYTES else None
     if axis is None:
         yield result
         return
@@ -136,15 +156,15 @@ def _cut_bands(array: ArrayPlan, source: SourceSlice, result: Box) -> Iterator[B
     for begin in range(start, stop, step):
         band = (*result[:axis], (begin, min(begin + step, stop)), *result[axis + 1 :])
         # an expert of a tensor that holds many may be more than a band by itself: then its own rows are cut
-        yield from _cut_bands(array, source, band) if step == 1 else (band,)
+        yield from _cut_bands(array, source, band, order) if step == 1 else (band,)
 
 
-def _row_axis(array: ArrayPlan, source: SourceSlice, result: Box, read: Box) -> int | None:
+def _row_axis(array: ArrayPlan, source: SourceSlice, result: Box, read: Box, order: tuple[int, ...]) -> int | None:
     """The axis of the output that the rows of the source become, None where the ops mix them.
 
-    Rows lie along the first axis of which more than one place is read.
+    Rows lie along the first axis, in storage, of which more than one place is read.
     """
-    lead = next((axis for axis, (start, stop) in enumerate(read) if stop - start > 1), 0)
+    lead = next((axis for axis in order or range(len(read)) if read[axis][1] - read[axis][0] > 1), 0)
     for axis, (start, stop) in enumerate(result):
         if stop - start < 2:
             continue

@@ -17,7 +17,7 @@ from functools import cached_property
 from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass
 
-from conversion_lib.boxes import Box, Shape, shift, whole
+from conversion_lib.boxes import Box, Shape, intersect, shift, whole
 from conversion_lib.dtypes import itemsize
 from conversion_lib.ops import Ops, chain_shape
 
@@ -27,16 +27,31 @@ FORMAT_VERSION = 2
 
 @dataclass(frozen=True, slots=True)
 class SourceSlice:
-    """A tensor's place in an array: after the array's ops it fills the region whose lowest corner is `at`."""
+    """A tensor's place in an array: after the array's ops it fills the region whose lowest corner is `at`.
+
+    begin: where only a part of the tensor is taken, that part's lowest corner; `shape` is then the part's.
+    """
 
     tensor: str
     shape: Shape
     at: tuple[int, ...]
+    begin: tuple[int, ...] | None = None
+
+    def in_tensor(self, box: Box) -> Box:
+        """A box of the part in the coordinates of the tensor."""
+        return box if self.begin is None else shift(box, self.begin)
 
 
 @dataclass(frozen=True)
 class ArrayPlan:
-    """One array to write: `sources`, each through `ops`, tile it without gaps or overlaps."""
+    """One array to write: `sources`, each through `ops`, tile it without gaps or overlaps.
+
+    stored_shape: what the destination calls its shape, where that has axes merged that are apart here: gate and up,
+        which one tensor holds interleaved. The elements and their order are the same.
+    ops_dtype: what a source is cast to before the ops; their result is cast to `dtype`. None: `dtype`, so that values
+        are rounded first and transformed after, as MaxText does.
+    source_chunk: the chunks that the sources are stored in, where they are: a chunk is read and decoded as a whole.
+    """
 
     path: str
     shape: Shape
@@ -44,6 +59,9 @@ class ArrayPlan:
     chunk_shape: Shape
     ops: Ops
     sources: tuple[SourceSlice, ...]
+    stored_shape: Shape | None = None
+    ops_dtype: str | None = None
+    source_chunk: Shape | None = None
 
     @property
     def nbytes(self) -> int:
@@ -68,9 +86,9 @@ class ArrayPlan:
         return (range(start // step, -(-stop // step)) for (start, stop), step in spans)
 
     @cached_property
-    def slice_shape(self) -> Shape:
-        """The shape of one source's region: the same for all, since they share shape and ops."""
-        return chain_shape(self.ops, self.sources[0].shape)
+    def _region_shapes(self) -> dict[Shape, Shape]:
+        """The shape of a source's region, by the source's."""
+        return {shape: chain_shape(self.ops, shape) for shape in {source.shape for source in self.sources}}
 
     @cached_property
     def _by_corner(self) -> dict[tuple[int, ...], SourceSlice]:
@@ -78,11 +96,14 @@ class ArrayPlan:
 
     def region(self, source: SourceSlice) -> Box:
         """Where `source` lies in the array."""
-        return shift(whole(self.slice_shape), source.at)
+        return shift(whole(self._region_shapes[source.shape]), source.at)
 
     def sources_in(self, box: Box) -> Iterator[SourceSlice]:
-        """The sources whose regions meet `box`. Regions are tiles of one shape, so corners are multiples of it."""
-        spans = zip(box, self.slice_shape, strict=True)
+        """The sources whose regions meet `box`."""
+        if len(self._region_shapes) > 1:
+            return (source for source in self.sources if intersect(box, self.region(source)) is not None)
+        # tiles of one shape: their corners are multiples of it
+        spans = zip(box, next(iter(self._region_shapes.values())), strict=True)
         corners = itertools.product(*(range(start // step * step, stop, step) for (start, stop), step in spans))
         return (self._by_corner[corner] for corner in corners)
 

@@ -18,6 +18,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from conversion_lib.chunking import SHARDS
 from conversion_lib.errors import BadInput
 
 RECORD_NAME = "ferry.json"
@@ -42,6 +43,8 @@ class Target(BaseModel):
     maxtext: Literal["0.2.5", "main"] = "0.2.5"
     compression: Literal["zstd", "none"] = "zstd"
     chunk_bytes: Annotated[int, Field(ge=1 << 10)] = 64 << 20
+    shards: Annotated[int, Field(ge=1, exclude_if=lambda shards: shards == SHARDS)] = SHARDS
+    """How many shards of axis 0 the chunks fit; left out of the JSON where it is the default, as in older records."""
 
     @property
     def slug(self) -> str:

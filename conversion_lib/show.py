@@ -53,7 +53,7 @@ def plan_summary(job: Job, budget: int, threads: int | None) -> dict[str, Any]:
         "arrays": arrays,
         "bytes_in": job.bytes_in,
         "bytes_out": plan.bytes_out,
-        "peak_bytes": peak_estimate(plan, budget, threads),
+        "peak_bytes": peak_estimate(plan, budget, threads) + job.resident_bytes,
         "disk_bytes": disk_bytes(plan),
         "exact": plan.exact,
         "warnings": list(plan.dropped),
@@ -124,6 +124,7 @@ def models() -> list[dict[str, Any]]:
             "name": model.name,
             "family": model.family,
             "repo": model.repo,
+            "also": list(model.also),
             "verified": {"maxtext": seen["maxtext"], **seen["families"].get(model.family, {})},
         }
         for model in MODELS

@@ -7,25 +7,31 @@ parts of one run share the directory; each has a journal and a lock of its own.
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from conversion_lib.difference import identity_in, refuse_difference
+from conversion_lib.disk import bytes_below, check_disk
 from conversion_lib.errors import BadInput, OutsideFailure
 from conversion_lib.files import disk_error, existing_parent, remove_temporaries, sync_directory, write_first
+from conversion_lib.journal import Journal, committed_chunks
 from conversion_lib.locks import LOCK_NAME, Locks
 from conversion_lib.parts import WHOLE, Part
-from conversion_lib.progress import format_bytes
+from conversion_lib.places import LocalPlace, Place
+from conversion_lib.plan import Plan
+from conversion_lib.record import CheckpointRecord, read_record
+
+if TYPE_CHECKING:
+    from conversion_lib.cloud_workspace import CloudLayout
 
 RUN_NAME = "run.json"
 REPLACED_NAME = "replaced"
-NAMED_DIFFERENCES = 4
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,65 @@ class Layout:
 
     def next_to(self, name: str) -> Path:
         return self.final.parent / name
+
+    @property
+    def shown(self) -> str:
+        """What a person calls the destination."""
+        return str(self.record.parent)
+
+    @property
+    def step(self) -> Place:
+        """Where the arrays are written."""
+        return LocalPlace(self.build)
+
+    @property
+    def notes(self) -> Place:
+        """Where a run keeps what later ones read."""
+        return LocalPlace(self.work)
+
+    @contextmanager
+    def drafts(self) -> Iterator[Path]:
+        """The directory in which to write what is to lie beside `final`."""
+        yield self.work
+
+    def open(self, run: Run, *, part: Part | None, overwrite: bool, needed_bytes: int) -> Workspace:
+        """A Workspace here."""
+        return Workspace(self, run, part=part, overwrite=overwrite, needed_bytes=needed_bytes)
+
+    def exclusively(self) -> AbstractContextManager[None]:
+        """See `alone`."""
+        return alone(self)
+
+    def unfinished(self) -> Run | None:
+        """The run that was begun here and is not committed; None where there is none."""
+        return read_run(self) if self.build.exists() else None
+
+    def begun(self) -> bool:
+        """Whether a run has left anything here that is in progress."""
+        return self.work.is_dir()
+
+    def started(self, part: int) -> bool:
+        """Whether a part has a journal."""
+        return journal_path(self, part).exists()
+
+    def committed(self, part: int, plan: Plan) -> int:
+        """How many chunks the journal of a part has."""
+        return committed_chunks(journal_path(self, part), plan)
+
+    def finished(self) -> CheckpointRecord | None:
+        """The record of the checkpoint that is whole here; None where there is none."""
+        return read_record(self.record.parent) if self.final.exists() else None
+
+    def commit(self) -> None:
+        """See `commit`."""
+        commit(self)
+
+    def clear(self) -> bool:
+        """Removes what an unfinished run left, and says whether there was anything."""
+        if not self.work.is_dir():
+            return False
+        shutil.rmtree(self.work, ignore_errors=True)
+        return True
 
 
 class Run(BaseModel):
@@ -109,15 +174,24 @@ class Workspace:
     def journal(self) -> Path:
         return journal_path(self.layout, (self._part or WHOLE).index)
 
+    def open_journal(self, plan: Plan) -> Journal:
+        """The journal of this part, to add to."""
+        return Journal(self.journal, plan)
+
+    def commit(self) -> None:
+        """See `commit`."""
+        commit(self.layout)
+
     def __enter__(self) -> Workspace:
         work = self.layout.work
         _refuse_strangers(self.layout)
+        _require_one_file_system(self.layout)
         if not work.exists():
             self.already = self._finished()
         if self.already:
             return self
         if self._needed:
-            check_disk(self.layout.final, self._needed - _bytes_in(work))
+            check_disk(self.layout.final, self._needed - bytes_below(work))
         _make_directory(work)
         try:
             with self._locks.entering():
@@ -157,7 +231,7 @@ class Workspace:
         if not same and self._overwrite:
             return False
         where = f"{self.layout.work} holds an unfinished run"
-        self._refuse_difference(held.identity, where)
+        refuse_difference(held.identity, self.run.identity, where)
         if not same:
             raise BadInput(
                 f"{where} {held}, and this one is {self.run}: give the same --part I/N, or --overwrite to start anew"
@@ -189,10 +263,10 @@ class Workspace:
         final = self.layout.final
         if self._overwrite or not final.exists() or _is_empty(final):
             return False
-        held = _identity_in(self.layout.record)
+        held = identity_in(LocalPlace(self.layout.record).read())
         if held is None:
             raise BadInput(f"{final} is there already and was not written by ferry; --overwrite replaces it")
-        self._refuse_difference(held, f"{final} is there already, from another run")
+        refuse_difference(held, self.run.identity, f"{final} is there already, from another run")
         return True
 
     def abandon(self) -> None:
@@ -204,19 +278,6 @@ class Workspace:
             shutil.rmtree(self.layout.work, ignore_errors=True)
         else:
             self.journal.unlink(missing_ok=True)
-
-    def _refuse_difference(self, held: dict[str, str], what: str) -> None:
-        there, here = _flat(held), _flat(self.run.identity)
-        parts = [
-            f"{key}: {there.get(key)} there, {here.get(key)} here"
-            for key in {**there, **here}  # the source before the config before the target
-            if there.get(key) != here.get(key)
-        ]
-        if parts:
-            named = "; ".join(parts[:NAMED_DIFFERENCES])
-            more = len(parts) - NAMED_DIFFERENCES
-            rest = f"; and {more} more" if more > 0 else ""
-            raise BadInput(f"{what}; it differs in {named}{rest}. --overwrite starts anew")
 
 
 def journal_path(layout: Layout, part: int) -> Path:
@@ -287,26 +348,6 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _bytes_in(directory: Path) -> int:
-    """Bytes that the files below take on disk."""
-    total = 0
-    for parent, _, names in os.walk(directory):
-        for name in names:
-            with suppress(FileNotFoundError):  # other parts are at work there
-                total += Path(parent, name).lstat().st_blocks * 512
-    return total
-
-
-def check_disk(destination: Path, needed: int) -> None:
-    """Raises BadInput where the file system of `destination` has fewer than `needed` bytes free."""
-    free = shutil.disk_usage(existing_parent(destination.absolute())).free
-    if free < needed:
-        raise BadInput(
-            f"{destination}: the disk has {format_bytes(free)} free and {format_bytes(needed)} are needed; "
-            "free some, choose another destination, or pass --skip-disk-check"
-        )
-
-
 def _make_directory(work: Path) -> None:
     try:
         work.mkdir(parents=True, exist_ok=True)
@@ -318,7 +359,11 @@ def _refuse_strangers(layout: Layout) -> None:
     """Nothing of somebody else's is touched, whatever --overwrite says."""
     parent = layout.final.parent
     if not layout.alone:
-        if layout.final.exists() and not _is_empty(layout.final) and _identity_in(layout.record) is None:
+        if (
+            layout.final.exists()
+            and not _is_empty(layout.final)
+            and identity_in(LocalPlace(layout.record).read()) is None
+        ):
             raise BadInput(f"{layout.final} was not written by ferry, and stays. Choose an empty or a new directory")
         return
     if not parent.is_dir():
@@ -329,38 +374,26 @@ def _refuse_strangers(layout: Layout) -> None:
         raise BadInput(f"{parent} holds something else: {strangers[0]}. Choose an empty or a new directory")
 
 
-def _flat(identity: dict[str, str]) -> dict[str, str]:
-    """An identity with the fields of a value that is a JSON object as entries of their own, for messages."""
-    flat: dict[str, str] = {}
-    for key, value in identity.items():
-        fields = json.loads(value) if value.startswith("{") else None
-        flat |= {f"{key} {name}": str(field) for name, field in fields.items()} if fields else {key: value}
-    return flat
+def _require_one_file_system(layout: Layout) -> None:
+    """What is built is renamed to its place at the end: a mount or a link to another disk would fail only then."""
+    for path in (layout.work, layout.final):
+        if path.exists() and path.stat().st_dev != existing_parent(path.parent).stat().st_dev:
+            raise BadInput(
+                f"{path} lies on another file system than {path.parent}: what is built cannot be moved into place "
+                "there. Give a directory that is on one file system as a whole"
+            )
 
 
 def _is_empty(path: Path) -> bool:
     return path.is_dir() and not any(path.iterdir())
 
 
-def _identity_in(path: Path) -> dict[str, str] | None:
-    """The identity that a run noted in `path`, None where there is no such file or it is no such note."""
-    try:
-        value = json.loads(path.read_bytes())["identity"]
-    except (FileNotFoundError, NotADirectoryError, KeyError, ValueError, TypeError):
-        return None
-    return {str(key): str(part) for key, part in value.items()} if isinstance(value, dict) else None
-
-
-def clean(layouts: Iterable[Layout]) -> list[Path]:
-    """Removes the work directories of unfinished runs, and returns what was removed.
-
-    Raises OutsideFailure where a run is at work there.
-    """
+def clean(layouts: Iterable[Layout | CloudLayout]) -> list[str]:
+    """Removes what unfinished runs left, and returns where. Raises OutsideFailure where a run is at work there."""
     removed = []
     for layout in layouts:
-        if not layout.work.is_dir():
-            continue
-        with alone(layout):
-            shutil.rmtree(layout.work, ignore_errors=True)
-        removed.append(layout.work)
+        if layout.begun():
+            with layout.exclusively():
+                layout.clear()
+            removed.append(str(layout.notes))
     return removed

@@ -35,7 +35,7 @@ from tests.checkpoints import (
 from tests.sparse_checkpoints import deepseek_tensors, llama_tensors
 
 COMMANDS = ("models", "plan", "download", "dequantize", "convert", "check", "publish", "verify", "inspect", "compare")
-COMMANDS += ("finalize", "clean", "demo")
+COMMANDS += ("export", "finalize", "prune", "clean", "demo")
 
 BYTES = {"bfloat16": 2, "float32": 4, "int64": 8}
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conversion_lib import engine
+from conversion_lib import buffers
 from conversion_lib.engine import Limits, makers
 from conversion_lib.errors import BadInput
 from tests.checkpoints import QWEN3, ferry, incompressible_tensors, write_checkpoint
@@ -95,7 +95,7 @@ def test_a_budget_that_is_too_small_says_the_least():
 
 
 def test_buffers_are_used_again():
-    room = engine._Room(1000)
+    room = buffers.Room(1000)
     first = room.take(600)
     assert first is not None
     room.give(first)
@@ -103,7 +103,7 @@ def test_buffers_are_used_again():
 
 
 def test_idle_buffers_make_way():
-    room = engine._Room(1000)
+    room = buffers.Room(1000)
     first = room.take(600)
     assert first is not None
     room.give(first)
@@ -114,12 +114,12 @@ def test_idle_buffers_make_way():
 
 
 def test_one_buffer_always_fits():
-    room = engine._Room(10)
+    room = buffers.Room(10)
     assert isinstance(room.take(1000), np.ndarray)
 
 
 def test_closing_lets_those_who_wait_go():
-    room = engine._Room(10)
+    room = buffers.Room(10)
     room.take(10)
     room.close()
     assert room.take(10) is None

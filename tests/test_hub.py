@@ -16,6 +16,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 
 from conversion_lib import hub as hub_module
 from conversion_lib.demo.local_hub import Fault, LocalHub
@@ -135,7 +136,7 @@ def test_the_cache_has_a_directory_for_each_commit(
     assert bodies(hub) == []
 
 
-@pytest.mark.parametrize("kind", ["reset", "truncate", "corrupt", "unavailable"])
+@pytest.mark.parametrize("kind", ["reset", "truncate", "corrupt", "unavailable", "busy"])
 def test_a_fault_is_survived(hub: LocalHub, out: Path, kind: str) -> None:
     hub.faults.planned = [Fault(kind, SHARDS[1], after=300_000)]  # type: ignore[arg-type]
     fetch(out)
@@ -165,6 +166,35 @@ def test_wrong_bytes_again_and_again(hub: LocalHub, out: Path) -> None:
 
 def test_the_api_failing_for_a_while(hub: LocalHub, out: Path) -> None:
     hub.faults.planned = [Fault("unavailable", "api", times=2)]
+    fetch(out)
+    assert_whole(out)
+
+
+def test_a_busy_hub_is_left_alone_for_as_long_as_it_asks(hub: LocalHub, out: Path) -> None:
+    hub.faults.planned = [Fault("busy", "api")]
+    started = time.monotonic()
+    fetch(out)
+    assert time.monotonic() - started >= 1.0
+    assert_whole(out)
+
+
+def test_a_hub_that_sends_nothing_more(hub: LocalHub, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 1)
+    hub.faults.planned = [Fault("stall", SHARDS[1], after=300_000)]
+    fetch(out)
+    assert_whole(out)
+
+
+def test_a_repository_that_was_renamed(hub: LocalHub, out: Path) -> None:
+    hub.faults.renamed["acme/old"] = "acme/tiny"
+    assert fetch(out, "acme/old").commit == hub.repos["acme/tiny"].commit
+    assert_whole(out)
+
+
+def test_a_token_file(hub: LocalHub, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.faults.gated["acme/tiny"] = "hf_right"
+    (tmp_path / "token").write_text("hf_right\n")
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
     fetch(out)
     assert_whole(out)
 

@@ -24,6 +24,7 @@ from conversion_lib.errors import BadInput
 from conversion_lib.finalize import finalize
 from conversion_lib.parts import Part, chunk_count, shares
 from conversion_lib.pieces import Piece, source_order
+from conversion_lib.places import LocalPlace
 from conversion_lib.plan import ArrayPlan, Plan, SourceSlice
 from conversion_lib.record import Target
 from conversion_lib.sinks import ocdbt
@@ -313,7 +314,7 @@ def test_a_chunk_that_is_not_there_is_named(tmp_path, source, monkeypatch, ocdbt
                 convert(source, out, target)
     items, key = out / ".ferry/0/items", "params.params.decoder.decoder_norm.scale/" + ("c/0" if zarr3 else "0")
     if ocdbt_on:
-        stores = [ocdbt.store(path, ts.Context()) for path in items.glob("ocdbt.process_*")]
+        stores = [ocdbt.store(LocalPlace(path), ts.Context()) for path in items.glob("ocdbt.process_*")]
         holders = [store for store in stores if store.read(key).result().state == "value"]
         assert len(holders) == 1
         holders[0].write(key, None).result()

@@ -188,7 +188,7 @@ def test_a_run_that_another_has_finished_meanwhile(tmp_path, monkeypatch):
 def test_clean_removes_what_is_unfinished_and_nothing_else(tmp_path):
     finish(tmp_path)
     begun(tmp_path, run_of(OTHER), overwrite=True)
-    assert clean([layout_at(tmp_path)]) == [tmp_path / ".ferry"]
+    assert clean([layout_at(tmp_path)]) == [str(tmp_path / ".ferry")]
     assert held(tmp_path) == ("data", "data", IDENTITY)
     assert clean([layout_at(tmp_path)]) == []
 

@@ -1,4 +1,4 @@
-"""Commands that write checkpoints: dequantize, convert, finalize, clean."""
+"""Commands that write checkpoints: dequantize, convert, export, finalize, clean."""
 
 from __future__ import annotations
 
@@ -10,12 +10,18 @@ from conversion_lib.command import Outcome, command, parse_size
 from conversion_lib.commands.options import (
     TARGET,
     Budget,
+    Ckpt,
     Dst,
+    DstUrl,
+    HfConfig,
+    Loader,
     Model,
     Overwrite,
+    Revision,
     SkipDisk,
     Src,
     Threads,
+    WrittenBy,
     done_line,
     local_directory,
 )
@@ -37,7 +43,7 @@ def dequantize(
     overwrite: Overwrite = False,
     skip_disk_check: SkipDisk = False,
 ) -> Outcome:
-    """Writes an fp8 checkpoint as a bfloat16 one, with all that belongs to it."""
+    """Writes a quantized checkpoint as a bfloat16 one, with all that belongs to it."""
     from conversion_lib import convert as conversions
 
     if dtype != "bfloat16":
@@ -51,7 +57,7 @@ def dequantize(
 def convert(
     reporter: Reporter,
     src: Src,
-    dst: Dst,
+    dst: DstUrl,
     target: Target,
     model: Model = None,
     memory_budget: Budget = "2GiB",
@@ -62,22 +68,84 @@ def convert(
     ] = None,
     overwrite: Overwrite = False,
     skip_disk_check: SkipDisk = False,
+    revision: Revision = None,
+    stream_download: Annotated[
+        bool,
+        typer.Option("--stream-download", help="A Hub id shard by shard, on a disk smaller than the model."),
+    ] = False,
+    hf_config: HfConfig = None,
+    written_by: WrittenBy = None,
+    loader: Loader = "safetensors",
 ) -> Outcome:
-    """Converts a Hugging Face checkpoint to a MaxText one at DST/0/items."""
+    """Converts a Hugging Face checkpoint, or a MaxText one of another layout, to a MaxText one at DST/0/items."""
     from conversion_lib import convert as conversions
+    from conversion_lib.commands.opening import opened
     from conversion_lib.parts import Part
 
     share = None if part is None else Part.parse(part)
     budget = parse_size(memory_budget, "--memory-budget")
     options = conversions.Options(budget, threads, overwrite, skip_disk_check, share)
-    result = conversions.convert(
-        local_directory(src, reporter), dst, target, model=model, options=options, reporter=reporter
+    source = opened(
+        src,
+        dst,
+        share,
+        memory_budget=budget,
+        revision=revision,
+        stream=stream_download,
+        reporter=reporter,
+    )
+    with source as (path, remote):
+        result = conversions.convert(
+            path,
+            dst,
+            target,
+            model=model,
+            options=options,
+            remote=remote,
+            hf_config=hf_config,
+            written_by=written_by,
+            loader=loader,
+            reporter=reporter,
+        )
+    return Outcome(result, [done_line(result)])
+
+
+@command(app, "export")
+def export(
+    reporter: Reporter,
+    ckpt: Ckpt,
+    dst: Dst,
+    hf_config: HfConfig = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option("--dtype", metavar="bfloat16|float32|float16", help="The dtype to write; default: the config's."),
+    ] = None,
+    model: Model = None,
+    written_by: WrittenBy = None,
+    memory_budget: Budget = "2GiB",
+    threads: Threads = None,
+    overwrite: Overwrite = False,
+    skip_disk_check: SkipDisk = False,
+) -> Outcome:
+    """Writes a MaxText checkpoint as a Hugging Face one: safetensors, config, tokenizer."""
+    from conversion_lib.export import export as export_checkpoint
+    from conversion_lib.running import Options
+
+    result = export_checkpoint(
+        ckpt,
+        dst,
+        hf_config=hf_config,
+        dtype=dtype,
+        model=model,
+        written_by=written_by,
+        options=Options(parse_size(memory_budget, "--memory-budget"), threads, overwrite, skip_disk_check),
+        reporter=reporter,
     )
     return Outcome(result, [done_line(result)])
 
 
 @command(app, "finalize")
-def finalize(reporter: Reporter, dst: Dst) -> Outcome:
+def finalize(reporter: Reporter, dst: DstUrl) -> Outcome:
     """Merges the parts of a split conversion at DST, and commits."""
     from conversion_lib.finalize import finalize as finalize_parts
 
@@ -86,11 +154,11 @@ def finalize(reporter: Reporter, dst: Dst) -> Outcome:
 
 
 @command(app, "clean")
-def clean(reporter: Reporter, dst: Dst) -> Outcome:
+def clean(reporter: Reporter, dst: DstUrl) -> Outcome:
     """Removes what an unfinished run left at DST; a finished checkpoint is not touched."""
-    from conversion_lib.convert import hf_layout, maxtext_layout
+    from conversion_lib.convert import unfinished_layouts
     from conversion_lib.workspace import clean as clean_workspaces
 
-    removed = clean_workspaces([maxtext_layout(dst), hf_layout(dst)])
+    removed = clean_workspaces(unfinished_layouts(dst))
     lines = [f"removed {path}" for path in removed] or [f"nothing unfinished at {dst}"]
-    return Outcome({"removed": [str(path) for path in removed]}, list(lines))
+    return Outcome({"removed": removed}, list(lines))

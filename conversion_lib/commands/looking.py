@@ -8,7 +8,17 @@ from typing import Annotated
 import typer
 
 from conversion_lib.command import Outcome, command, parse_size
-from conversion_lib.commands.options import TARGET, Budget, Model, Src, Threads, headers_directory
+from conversion_lib.commands.options import (
+    TARGET,
+    Budget,
+    HfConfig,
+    Loader,
+    Model,
+    Src,
+    Threads,
+    WrittenBy,
+    headers_directory,
+)
 from conversion_lib.progress import Reporter
 from conversion_lib.record import Target
 
@@ -35,13 +45,24 @@ def plan(
     ] = None,
     memory_budget: Budget = "2GiB",
     threads: Threads = None,
+    hf_config: HfConfig = None,
+    written_by: WrittenBy = None,
+    loader: Loader = "safetensors",
 ) -> Outcome:
     """What would be written: arrays, bytes, peak memory, disk, warnings. Of a Hub id it fetches headers only."""
     from conversion_lib import show
     from conversion_lib.convert import prepare
 
     with headers_directory(src, revision, reporter) as directory:
-        job = prepare(directory, target, model=model, memory_budget=parse_size(memory_budget, "--memory-budget"))
+        job = prepare(
+            directory,
+            target,
+            model=model,
+            memory_budget=parse_size(memory_budget, "--memory-budget"),
+            hf_config=hf_config,
+            written_by=written_by,
+            loader=loader,
+        )
     summary = show.plan_summary(job, parse_size(memory_budget, "--memory-budget"), threads)
     return Outcome(summary, show.plan_text(job, summary))
 

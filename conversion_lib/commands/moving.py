@@ -1,4 +1,4 @@
-"""Commands that bring checkpoints in and out: download, publish, verify."""
+"""Commands that bring checkpoints in and out: download, publish, verify, prune."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from conversion_lib.command import Outcome, command
-from conversion_lib.commands.options import Ckpt, Dst, plain
-from conversion_lib.progress import Reporter
+from conversion_lib.commands.options import Dst, plain
+from conversion_lib.progress import Reporter, format_bytes
 
 app = typer.Typer()
 
@@ -32,7 +32,9 @@ def download(
 @command(app, "publish")
 def publish(
     reporter: Reporter,
-    ckpt: Ckpt,
+    ckpt: Annotated[
+        str, typer.Argument(metavar="CKPT", help="A MaxText checkpoint: DST, DST/0 or DST/0/items; also gs://.")
+    ],
     url: Annotated[str, typer.Argument(metavar="URL", help="gs://bucket/prefix or a directory.")],
     report: Annotated[
         Path | None, typer.Option("--report", help="Where the check's report is; default: CKPT's report/.")
@@ -56,9 +58,31 @@ def verify(
     reporter: Reporter, url: Annotated[str, typer.Argument(metavar="URL", help="A published checkpoint.")]
 ) -> Outcome:
     """Checks a published checkpoint against its manifest."""
-    from conversion_lib.publish import verify as verify_published
+    from conversion_lib.verify import verify as verify_published
 
     result = verify_published(url, reporter=reporter)
     problems = list(result.problems)
     message = f"{url} is not what its manifest says: {problems[0] if problems else ''} ({len(problems)} problems)"
     return Outcome(plain(result), [f"{url}: {result.files} files as published"], failed=bool(problems), message=message)
+
+
+@command(app, "prune")
+def prune(
+    reporter: Reporter,
+    url: Annotated[
+        str, typer.Argument(metavar="URL", help="What `ferry publish` was given: gs://bucket/prefix or a directory.")
+    ],
+    keep: Annotated[int, typer.Option("--keep", help="The newest versions of each model and target that stay.")] = 3,
+    older_than: Annotated[
+        float, typer.Option("--older-than", metavar="DAYS", help="Versions published in the last DAYS stay, too.")
+    ] = 0.0,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove them; without it they are listed only.")] = False,
+) -> Outcome:
+    """Lists, and with --yes removes, superseded versions and what dead publishers left."""
+    from conversion_lib.prune import prune as prune_published
+
+    result = prune_published(url, keep=keep, older_than_days=older_than, remove=yes, reporter=reporter)
+    lines = [f"{v.path}  {v.why}  {v.published or ''}  {format_bytes(v.bytes)}" for v in result.versions]
+    done = "removed" if yes else "to remove, with --yes"
+    total = f"{len(result.versions)} of {len(result.versions) + len(result.kept)}, {format_bytes(result.bytes)}: {done}"
+    return Outcome(plain(result), [*lines, f"{url}: {total}"])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,13 +12,16 @@ from pydantic import TypeAdapter, ValidationError
 
 from conversion_lib.command import Group, parse_size
 from conversion_lib.errors import BadInput
+from conversion_lib.places import SCHEME
 from conversion_lib.progress import Reporter
 from conversion_lib.record import Target
 
 Src = Annotated[
-    str, typer.Argument(metavar="SRC", help="A directory with safetensors, or a Hub id such as Qwen/Qwen3-0.6B.")
+    str,
+    typer.Argument(metavar="SRC", help="A directory with safetensors, a Hub id such as Qwen/Qwen3-0.6B, or a CKPT."),
 ]
 Dst = Annotated[Path, typer.Argument(metavar="DST", help="The directory to write.")]
+DstUrl = Annotated[str, typer.Argument(metavar="DST", help="The directory to write, or gs://bucket/prefix.")]
 Ckpt = Annotated[Path, typer.Argument(metavar="CKPT", help="A MaxText checkpoint: DST, DST/0 or DST/0/items.")]
 Model = Annotated[
     str | None, typer.Option("--model", help="A name of `ferry models`; default: config.json tells the family.")
@@ -32,9 +36,24 @@ Pathways = Annotated[bool, typer.Option("--pathways", help="What Pathways reads:
 MaxText = Annotated[str, typer.Option("--maxtext", metavar="0.2.5|main", help="The MaxText that will load it.")]
 Compression = Annotated[str, typer.Option("--compression", metavar="zstd|none", help="The codec of the chunks.")]
 ChunkBytes = Annotated[str, typer.Option("--chunk-bytes", help="The most bytes of a chunk, such as 64MiB.")]
+HfConfig = Annotated[
+    Path | None,
+    typer.Option("--hf-config", help="A directory with config.json and tokenizer; default: hf/ beside the checkpoint."),
+]
+WrittenBy = Annotated[
+    str | None,
+    typer.Option("--written-by", metavar="0.2.5|main", help="The MaxText that wrote it, where that cannot be seen."),
+]
+Loader = Annotated[
+    str,
+    typer.Option("--loader", metavar="safetensors|transformers", help="transformers holds the whole model in memory."),
+]
 Budget = Annotated[str, typer.Option("--memory-budget", help="The most memory to use, such as 2GiB.")]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Worker threads; default: one a core, up to 16.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is at the destination.")]
+Revision = Annotated[
+    str | None, typer.Option("--revision", help="Of a Hub id: a branch, a tag or a commit; default: main.")
+]
 SkipDisk = Annotated[bool, typer.Option("--skip-disk-check", help="Begin even where the disk looks too small.")]
 
 
@@ -81,7 +100,9 @@ def local_directory(src: str, reporter: Reporter) -> Path:
 
 
 def headers_directory(src: str, revision: str | None, reporter: Reporter) -> AbstractContextManager[Path]:
-    """A directory to plan from: SRC itself, or a copy without the weights where it is a Hub id."""
+    """A directory to plan from: SRC itself, or a copy without the weights where it is a Hub id or in a bucket."""
+    if src.startswith(SCHEME) and revision is None:
+        return _bucket_headers(src)
     if (path := known_directory(src)) is None:
         from conversion_lib.hub_headers import headers_of
 
@@ -91,13 +112,21 @@ def headers_directory(src: str, revision: str | None, reporter: Reporter) -> Abs
     return nullcontext(path)
 
 
+@contextmanager
+def _bucket_headers(url: str) -> Iterator[Path]:
+    from conversion_lib.sources.cloud import in_bucket
+
+    with in_bucket(url, 0) as remote:
+        yield remote.headers
+
+
 def known_directory(src: str) -> Path | None:
     """The directory of SRC, None where it is a Hub id. Raises BadInput where it is neither."""
     path = Path(src).expanduser()
     if path.is_dir():
         return path
     if src.startswith("gs://"):
-        raise BadInput(f"{src}: reading from gs:// is not supported yet; copy it to a directory")
+        raise BadInput(f"{src}: only `ferry convert` and `ferry plan` read from gs://; copy it to a directory")
     if path.exists() or src.count("/") != 1 or src.startswith((".", "/", "~")):
         raise BadInput(f"{src} is no directory")
     return None

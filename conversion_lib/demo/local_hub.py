@@ -33,6 +33,8 @@ LFS_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack
 LFS_BYTES = 10 << 20
 """Larger files are in Git LFS whatever their name, as on the Hub."""
 BLOCK = 1 << 20
+REFUSALS = {"unavailable": (503, {}), "busy": (429, {"Retry-After": "1"})}
+"""Kinds of fault that answer a request before anything else."""
 
 
 @dataclass
@@ -41,12 +43,12 @@ class Fault:
 
     kind: "truncate" closes the connection cleanly after `after` bytes of the body; "reset" resets it there;
     "stall" sends nothing more from there until the Hub stops; "corrupt" flips the byte there; "unavailable"
-    answers 503 before anything else.
+    answers 503 before anything else, "busy" 429 with `Retry-After: 1`.
     path: pattern (fnmatch) of the file asked for; "api" stands for requests about the repository.
-    times: how many requests it hits. All but "unavailable" hit requests for a file's content only.
+    times: how many requests it hits. All but "unavailable" and "busy" hit requests for a file's content only.
     """
 
-    kind: Literal["truncate", "reset", "stall", "corrupt", "unavailable"]
+    kind: Literal["truncate", "reset", "stall", "corrupt", "unavailable", "busy"]
     path: str = "*"
     times: int = 1
     after: int = 0
@@ -54,17 +56,21 @@ class Fault:
 
 @dataclass
 class Faults:
-    """What goes wrong, and which repositories want a token (`gated`: repository -> the token that opens it)."""
+    """What goes wrong, and which repositories want a token (`gated`: repository -> the token that opens it).
+
+    renamed: a repository's old name and the one that the Hub sends on to.
+    """
 
     planned: list[Fault] = field(default_factory=list)
     gated: dict[str, str] = field(default_factory=dict)
+    renamed: dict[str, str] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def take(self, path: str, *, body: bool) -> Fault | None:
         """The fault that hits this request, counted as used; None where it goes well."""
         with self._lock:
             for fault in self.planned:
-                if fault.times > 0 and fnmatch(path, fault.path) and (body or fault.kind == "unavailable"):
+                if fault.times > 0 and fnmatch(path, fault.path) and body == (fault.kind not in REFUSALS):
                     fault.times -= 1
                     return fault
         return None
@@ -129,13 +135,15 @@ class LocalHub:
     """The server, as a context manager; `repos` maps repository names to directories.
 
     endpoint: what HF_ENDPOINT is to be. repos: what is served. requests: every request so far, as
-    (method, path). faults: may be changed while it runs.
+    (method, path). faults: may be changed while it runs. tags: of each repository, the commits by name; they are
+    listed, and no more.
     """
 
     def __init__(self, repos: Mapping[str, Path], *, faults: Faults | None = None, port: int = 0) -> None:
         self.repos = {name: index_repo(name, root) for name, root in repos.items()}
         self.faults = faults or Faults()
         self.requests: list[tuple[str, str]] = []
+        self.tags: dict[str, dict[str, str]] = {}
         self.stopping = threading.Event()
         handler = type("Handler", (_Handler,), {"hub": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", port), handler)
@@ -185,8 +193,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True  # the client went away
 
     def _find_repo(self, parts: list[str]) -> tuple[HubRepo, list[str]] | None:
-        """The repository that `parts` begins with, and the rest; answers 404 where there is none."""
+        """The repository that `parts` begins with, and the rest; answers itself where there is none of that name."""
         for length in (2, 1):
+            if new := self.hub.faults.renamed.get(old := "/".join(parts[:length])):
+                self._send(307, b"", {"Location": self.path.replace(old, new, 1)})
+                return None
             if repo := self.hub.repos.get("/".join(parts[:length])):
                 return repo, parts[length:]
         self._fail(404, "RepoNotFound", "Repository not found")
@@ -200,6 +211,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._fail(404, "RevisionNotFound", f"Invalid rev id: {rest[1]}")
         elif not rest or rest[0] == "revision":
             self._send_json(_model_info(repo))
+        elif rest[0] == "refs":
+            self._send_json(_refs(repo, self.hub.tags.get(repo.name, {})))
         elif rest[0] == "tree":
             self._send_json([_tree_entry(file) for file in repo.files.values()])
         else:
@@ -243,7 +256,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _unavailable(self, path: str) -> bool:
         fault = self.hub.faults.take(path, body=False)
         if fault is not None:
-            self._fail(503, None, "Service unavailable")
+            status, headers = REFUSALS[fault.kind]
+            self._fail(status, None, fault.kind, headers)
         return fault is not None
 
     def _may_read(self, repo: HubRepo) -> bool:
@@ -341,6 +355,15 @@ def _model_info(repo: HubRepo) -> dict[str, object]:
         "likes": 0,
         "siblings": siblings,
     }
+
+
+def _refs(repo: HubRepo, tags: Mapping[str, str]) -> dict[str, object]:
+    def listed(kind: str, commits: Mapping[str, str]) -> list[dict[str, str]]:
+        return [
+            {"name": name, "ref": f"refs/{kind}/{name}", "targetCommit": commit} for name, commit in commits.items()
+        ]
+
+    return {"branches": listed("heads", {"main": repo.commit}), "tags": listed("tags", tags), "converts": []}
 
 
 def _tree_entry(file: HubFile) -> dict[str, object]:

@@ -7,69 +7,67 @@ committed, stay behind until they are swept.
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import unquote
 
 import tensorstore as ts
 
-from conversion_lib.sources.orbax import directory_spec
+from conversion_lib.places import Place
 
 MANIFEST = "manifest.ocdbt"
 CONFIG = {"max_inline_value_bytes": 1024}
 """As MaxText's checkpoints have it: smaller values lie in the tree itself."""
 
 
-def store(directory: Path, context: Any) -> Any:
+def store(directory: Place, context: Any) -> Any:
     """The OCDBT store in `directory`, made where there is none."""
-    spec = {"driver": "ocdbt", "base": directory_spec(directory), "config": CONFIG}
+    spec = {"driver": "ocdbt", "base": directory.spec, "config": CONFIG}
     return ts.KvStore.open(spec, context=context).result()
 
 
-def merge(items: Path, parts: list[Path], context: Any) -> None:
-    """Makes the store at `items` refer to everything that the stores `parts` below it hold; no data move.
+def merge(items: Place, parts: Sequence[str], context: Any) -> None:
+    """Makes the store at `items` refer to everything that the stores `parts`, directories in it, hold; no data move.
 
     context: the one that the parts were written with; TensorStore copies by reference only within one.
     """
     whole = store(items, context)
     with ts.Transaction(atomic=True) as transaction:
         for part in parts:
-            store(part, context).experimental_copy_range_to(whole.with_transaction(transaction)).result()
+            store(items / part, context).experimental_copy_range_to(whole.with_transaction(transaction)).result()
 
 
-def sweep(items: Path, parts: list[Path]) -> None:
+def sweep(items: Place, parts: Sequence[str], context: Any) -> None:
     """Removes data files that the newest version of no store refers to.
 
     The parts' own trees are kept whole, so that a run that is killed after this can still be resumed.
     """
-    kept = {file for directory in (items, *parts) for file in _referenced(directory)}
-    for directory in (items, *parts):
-        for file in (directory / "d").glob("*"):
-            if file not in kept:
-                file.unlink(missing_ok=True)
+    directories = ["", *(f"{part}/" for part in parts)]
+    kept = {f"{directory}{file}" for directory in directories for file in _referenced(items / directory, context)}
+    data = {f"{directory}d/" for directory in directories}
+    items.remove(path for path in items.below() if path not in kept and path[: path.rfind("/") + 1] in data)
 
 
-def _referenced(directory: Path) -> set[Path]:
+def _referenced(directory: Place, context: Any) -> set[str]:
     """The data files that the newest version of the store in `directory` and its tree of versions are made of.
 
     A commit reads the tree of versions, which begins with the seventeenth, though none of the versions it lists.
     """
-    base = ts.KvStore.open(directory_spec(directory)).result()
-    manifest = ts.ocdbt.dump(base).result()
+    base = ts.KvStore.open(directory.spec, context=context).result()
+    manifest = ts.ocdbt.dump(base, context=context).result()
     roots = [version["root"] for version in manifest["versions"][-1:]] + manifest["version_tree_nodes"]
-    files, pending = set(), [root["location"] for root in roots if "location" in root]
+    files: set[str] = set()
+    pending = [root["location"] for root in roots if "location" in root]
     while pending:
-        location = pending.pop()
-        files.add(_file_of(location, directory))
-        for entry in ts.ocdbt.dump(base, location).result()["entries"]:
-            if "indirect_value" in entry:
-                files.add(_file_of(entry["indirect_value"], directory))
-            elif "location" in entry:
-                pending.append(entry["location"])
+        files.update(map(_file_of, pending))
+        nodes = [ts.ocdbt.dump(base, location, context=context) for location in pending]
+        entries = [entry for node in nodes for entry in node.result()["entries"]]
+        files.update(_file_of(entry["indirect_value"]) for entry in entries if "indirect_value" in entry)
+        pending = [entry["location"] for entry in entries if "location" in entry]
     return files
 
 
-def _file_of(location: str, directory: Path) -> Path:
+def _file_of(location: str) -> str:
     """The file in `<kind>:<base>:<path>:<offset>:<length>`, as TensorStore writes a location."""
     _, base, path, _, _ = location.split(":")
-    return directory / unquote(base) / unquote(path)
+    return unquote(base) + unquote(path)

@@ -2,7 +2,7 @@
 
 Layout of `items/` (Orbax's PyTreeCheckpointHandler, as MaxText 0.2.5 leaves it)::
 
-    OCDBT:    ocdbt.process_<part>/{manifest.ocdbt, d/*} hold the data; manifest.ocdbt and d/* beside them refer to it
+    OCDBT:    ocdbt.process_<n>/{manifest.ocdbt, d/*} hold the data; manifest.ocdbt and d/* beside them refer to it
     else:     <dotted.leaf.name>/{zarr.json or .zarray, chunks}
     _METADATA names the leaves and says which of the two it is.
 
@@ -12,108 +12,116 @@ Nothing of jax or orbax is imported.
 from __future__ import annotations
 
 import json
-import shutil
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorstore as ts
 
+from conversion_lib import places
 from conversion_lib.boxes import Box, slices, whole
 from conversion_lib.errors import BadInput, OutsideFailure
-from conversion_lib.files import in_parallel, sync_directory, write_atomically
+from conversion_lib.places import CloudPlace, LocalPlace, Place
 from conversion_lib.plan import ArrayPlan, Plan
 from conversion_lib.record import COMMIT_NAME, Target
 from conversion_lib.sinks import ocdbt
 from conversion_lib.sources.base import Array
-from conversion_lib.sources.orbax import METADATA, STEP_METADATA, directory_spec
+from conversion_lib.sources.orbax import METADATA, STEP_METADATA
 
 STEP_LEAF = "step"
 ZSTD_LEVEL = {True: 3, False: 1}
 """By whether the arrays are zarr3: the levels that MaxText's arrays have."""
 
-SYNC_THREADS = 8
-"""Without OCDBT there are as many directories as chunks, and syncing one is mostly waiting."""
+FOLDER = "ocdbt.process_"
+CLOUD_STREAMS = 8
 
 
 class OrbaxSink:
-    """The step directory `build` (to become DST/0) of one checkpoint.
+    """The step directory `build`, which becomes or is DST/0 of one checkpoint.
 
-    part: whose folder of the OCDBT store is written to. `finish` is for all parts at once, and needs no `open`.
+    part: whose folders of the OCDBT store are written to. `finish` is for all parts at once, and needs no `open`.
+    In a bucket a part has several folders, since one takes one commit a second and sends one data file at a time.
     """
 
-    def __init__(self, build: Path, plan: Plan, target: Target, *, part: int = 0, threads: int = 2) -> None:
+    def __init__(self, build: Place, plan: Plan, target: Target, *, part: int = 0, threads: int = 2) -> None:
         self._build, self._plan, self._target = build, plan, target
         self._items = build / "items"
-        self._part_dir = self._items / f"ocdbt.process_{part}"
+        streams = CLOUD_STREAMS if isinstance(build, CloudPlace) and target.ocdbt else 1
+        self._folders = [f"{FOLDER}{part * streams + stream}" for stream in range(streams)]
         # merging by reference needs one context for all stores; chunks are written once, so nothing is cached
         self._context = ts.Context(
-            {"cache_pool": {"total_bytes_limit": 0}, "data_copy_concurrency": {"limit": threads}}
+            {
+                "cache_pool": {"total_bytes_limit": 0},
+                "data_copy_concurrency": {"limit": threads},
+                **places.CLOUD_REQUESTS,
+            }
         )
-        self._arrays: list[Any] = []
+        self._arrays: list[list[Any]] = []
+        self._writes = 0
 
     def open(self) -> None:
-        self._items.mkdir(parents=True, exist_ok=True)
-        opened = [
-            ts.open(self._spec(array), create=True, open=True, context=self._context) for array in self._plan.arrays
-        ]
-        step = ts.open(
-            _step_spec(self._kvstore(STEP_LEAF), self._target), create=True, open=True, context=self._context
-        )
-        self._arrays = [_result(future) for future in opened]
+        self._items.make()
+        opened = [[self._open(self._spec(array, folder)) for array in self._plan.arrays] for folder in self._folders]
+        step = self._open(_step_spec(self._kvstore(STEP_LEAF, self._folders[0]), self._target))
+        self._arrays = [[_result(future) for future in futures] for futures in opened]
         _result(_result(step).write(np.int64(0)))
 
-    def _kvstore(self, name: str) -> dict[str, Any]:
-        if self._target.ocdbt:
-            return {
-                "driver": "ocdbt",
-                "base": directory_spec(self._part_dir),
-                "path": f"{name}/",
-                "config": ocdbt.CONFIG,
-            }
-        return directory_spec(self._items / name)
+    def _open(self, spec: dict[str, Any]) -> Any:
+        return ts.open(spec, create=True, open=True, context=self._context)
 
-    def _spec(self, array: ArrayPlan) -> dict[str, Any]:
-        kvstore = self._kvstore(_leaf_name(array))
+    def _kvstore(self, name: str, folder: str) -> dict[str, Any]:
+        if not self._target.ocdbt:
+            return (self._items / name).spec
+        base = (self._items / folder).spec
+        return {"driver": "ocdbt", "base": base, "path": f"{name}/", "config": ocdbt.CONFIG}
+
+    def _spec(self, array: ArrayPlan, folder: str) -> dict[str, Any]:
+        kvstore = self._kvstore(_leaf_name(array), folder)
         shape, chunk = list(array.shape), list(array.chunk_shape)
         return _array_spec(kvstore, shape, chunk, array.dtype, self._target)
 
     def write(self, array: int, box: Box, data: Array) -> TensorStoreWrite:
+        folder = self._arrays[self._writes % len(self._folders)]
+        self._writes += 1
         # The engine uses the buffer again once the write is durable. TensorStore may refer to it until then only:
         # chunks are encoded into bytes of their own, and with a cache of no size none is kept after that.
-        future = self._arrays[array][slices(box)].write(data, can_reference_source_data_indefinitely=True)
+        future = folder[array][slices(box)].write(data, can_reference_source_data_indefinitely=True)
         return TensorStoreWrite(future, self._plan.arrays[array].path)
 
     def finish(self) -> None:
         """Sweeps, merges, and writes the metadata, the commit marks last. Raises BadInput where a chunk is missing."""
-        _sweep_locks(self._items)
+        self._sweep_locks()
         if self._target.ocdbt:
             self._merge()
         self._require_every_chunk()
         started = time.time_ns()
-        write_atomically(self._items / METADATA, json.dumps(self._tree_metadata()).encode())
-        write_atomically(self._build / STEP_METADATA, json.dumps(self._step_metadata(started)).encode())
+        (self._items / METADATA).write(json.dumps(self._tree_metadata()).encode())
+        (self._build / STEP_METADATA).write(json.dumps(self._step_metadata(started)).encode())
         for directory in (self._items, self._build):
-            text = f"Checkpoint commit was successful to {directory}"
-            write_atomically(directory / COMMIT_NAME, text.encode())
-        _sweep_locks(self._items)
-        directories = {path.parent for path in self._build.rglob("*")}
-        in_parallel(lambda directory, _: sync_directory(directory), directories, threads=SYNC_THREADS)
+            (directory / COMMIT_NAME).write(f"Checkpoint commit was successful to {directory}".encode())
+        self._sweep_locks()
+        self._build.settle()
+
+    def _sweep_locks(self) -> None:
+        """Removes the lock files that a TensorStore leaves which was killed; it has none in a bucket."""
+        if isinstance(self._items, LocalPlace):
+            self._items.remove(path for path in self._items.below() if path.endswith(".__lock"))
 
     def _merge(self) -> None:
-        for leftover in (self._items / ocdbt.MANIFEST, self._items / "d"):
-            # an earlier try may have been killed while merging
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
-        parts = sorted(self._items.glob("ocdbt.process_*"))
+        below = self._items.below()
+        # an earlier try may have been killed while merging
+        self._items.remove(path for path in below if path == ocdbt.MANIFEST or path.startswith("d/"))
+        folders = sorted({path.partition("/")[0] for path in below if path.startswith(FOLDER)})
         with _outside("merging what was written"):
-            ocdbt.merge(self._items, parts, self._context)
-            ocdbt.sweep(self._items, parts)
+            ocdbt.merge(self._items, folders, self._context)
+            ocdbt.sweep(self._items, folders, self._context)
 
     def _require_every_chunk(self) -> None:
         """One listing of the store: what a journal says is written is held against what is there."""
         with _outside("listing what was written"):
-            store = ocdbt.store(self._items, self._context) if self._target.ocdbt else _directory_store(self._items)
+            spec = self._items.spec
+            directory = ts.KvStore.open(spec, context=self._context).result()
+            store = ocdbt.store(self._items, self._context) if self._target.ocdbt else directory
             keys = {bytes(key).decode() for key in store.list().result()}
         for array in self._plan.arrays:
             for chunk in array.chunks_in(whole(array.shape)):
@@ -235,10 +243,6 @@ def _chunk_key(chunk: tuple[int, ...], target: Target) -> str:
     return ".".join(map(str, chunk)) or "0"
 
 
-def _directory_store(directory: Path) -> Any:
-    return ts.KvStore.open(directory_spec(directory)).result()
-
-
 def _step_spec(kvstore: dict[str, Any], target: Target) -> dict[str, Any]:
     """The training step, 0: a scalar beside the parameters."""
     return _array_spec(kvstore, [], [], "int64", target)
@@ -246,9 +250,3 @@ def _step_spec(kvstore: dict[str, Any], target: Target) -> dict[str, Any]:
 
 def _leaf(keys: list[str], value: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     return str(tuple(keys)), {"key_metadata": [{"key": key, "key_type": 2} for key in keys], "value_metadata": value}
-
-
-def _sweep_locks(items: Path) -> None:
-    """Removes the lock files that a killed TensorStore leaves."""
-    for lock in items.rglob("*.__lock"):
-        lock.unlink(missing_ok=True)

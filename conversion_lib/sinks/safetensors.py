@@ -6,6 +6,7 @@ in any order. (Format: https://huggingface.co/docs/safetensors.)
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -18,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from conversion_lib.boxes import Box
+from conversion_lib.boxes import Box, Shape, box_shape
 from conversion_lib.dtypes import SAFETENSORS_NAMES
 from conversion_lib.files import disk_error, sync_directory, write_atomically
 from conversion_lib.plan import Plan
@@ -58,10 +59,9 @@ class SafetensorsSink:
 
     def write(self, array: int, box: Box, data: Array) -> SliceWrite:
         shard, plan = self._place[array], self._plan.arrays[array]
-        row = math.prod(plan.shape[1:]) * data.itemsize
-        first = box[0][0] if box else 0
-        offset = shard.offsets[array] + first * row
-        return SliceWrite(self._files[shard.name], offset, data, f"{self._directory / shard.name}: tensor {plan.path}")
+        what = f"{self._directory / shard.name}: tensor {plan.path}"
+        runs = list(_runs(plan.shape, box, shard.offsets[array], data.itemsize))
+        return SliceWrite(self._files[shard.name], runs, data, what)
 
     def finish(self) -> None:
         for fd in self._files.values():
@@ -77,17 +77,18 @@ class SafetensorsSink:
 
 
 class SliceWrite:
-    """Rows of one tensor."""
+    """A box of one tensor: `runs` are the offsets in the file of its equal parts that lie in one run there."""
 
-    def __init__(self, fd: int, offset: int, data: Array, what: str) -> None:
-        self._fd, self._offset, self._data, self._what = fd, offset, data, what
+    def __init__(self, fd: int, runs: list[int], data: Array, what: str) -> None:
+        self._fd, self._runs, self._data, self._what = fd, runs, data, what
         self._started = False
 
     def start(self) -> None:
-        view, done = self._data.reshape(-1).view(np.uint8).data, 0
+        view = self._data.reshape(-1).view(np.uint8).data
+        length = len(view) // max(len(self._runs), 1)
         with self._outside():
-            while done < len(view):
-                done += os.pwrite(self._fd, view[done:], self._offset + done)
+            for number, offset in enumerate(self._runs):
+                _write_run(self._fd, view[number * length : (number + 1) * length], offset)
         self._started = True
 
     def done(self) -> bool:
@@ -107,6 +108,47 @@ class SliceWrite:
             raise disk_error(error, f"{self._what}: writing failed") from error
 
 
+def run_shape(shape: Shape, width: int, limit: int) -> Shape:
+    """The largest box of `limit` bytes at most, or one element, whose elements lie in one run of a safetensors file."""
+    for axis, extent in enumerate(shape):
+        inner = math.prod(shape[axis + 1 :]) * width
+        if extent * inner > limit:
+            step = limit // max(inner, 1)
+            if step or axis == len(shape) - 1:
+                return (*(1,) * axis, max(step, 1), *shape[axis + 1 :])
+    # an empty tensor has no chunks, of whatever shape
+    return tuple(max(1, extent) for extent in shape)
+
+
+def run_length(shape: Shape, wanted: Shape) -> int:
+    """How many elements of a box of the shape `wanted` lie in one run of a tensor of `shape`."""
+    return math.prod(wanted[_run_axis(shape, wanted) :])
+
+
+def _run_axis(shape: Shape, wanted: Shape) -> int:
+    """The first of the axes that a run spans: one that is taken whole belongs to the run of the one before it."""
+    axis = len(shape)
+    while axis and wanted[axis - 1] == shape[axis - 1]:
+        axis -= 1
+    return max(axis - 1, 0)
+
+
+def _runs(shape: Shape, box: Box, start: int, width: int) -> Iterator[int]:
+    """The offsets of the runs that a box of a tensor lies in, all as long; the tensor's first byte is at `start`."""
+    wanted = box_shape(box)
+    axis = _run_axis(shape, wanted)
+    strides = [math.prod(shape[place + 1 :]) * width for place in range(len(shape))]
+    first = start + sum(low * stride for (low, _), stride in zip(box, strides, strict=True))
+    for index in itertools.product(*(range(extent) for extent in wanted[:axis])):
+        yield first + sum(step * stride for step, stride in zip(index, strides, strict=False))
+
+
+def _write_run(fd: int, view: memoryview, offset: int) -> None:
+    done = 0
+    while done < len(view):
+        done += os.pwrite(fd, view[done:], offset + done)
+
+
 def _lay_out(plan: Plan, shard_of: dict[str, str]) -> list[Shard]:
     """The shards, arrays in the plan's order within each."""
     members: dict[str, list[int]] = {}
@@ -124,7 +166,7 @@ def _shard(name: str, numbers: list[int], plan: Plan) -> Shard:
         end += array.nbytes
         entries[array.path] = {
             "dtype": SAFETENSORS_NAMES[array.dtype],
-            "shape": list(array.shape),
+            "shape": list(array.stored_shape or array.shape),
             "data_offsets": [offsets[number], end],
         }
     text = json.dumps(entries, separators=(",", ":")).encode()

@@ -17,12 +17,17 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """A tensor as its header describes it. `file` says where it lies, for messages."""
+    """A tensor as its header describes it. `file` says where it lies, for messages.
+
+    order: its axes from the slowest to the fastest in storage; empty: as they are. A part of the slow ones is read by
+    reading that part alone.
+    """
 
     name: str
     shape: Shape
     dtype: str
     file: str = ""
+    order: tuple[int, ...] = ()
 
     @property
     def nbytes(self) -> int:

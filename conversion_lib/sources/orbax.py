@@ -8,7 +8,7 @@ one OCDBT store at `items/` under the leaf's dotted name or in a directory of th
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,34 @@ from conversion_lib.sources.base import Array, TensorInfo
 METADATA = "_METADATA"
 STEP_METADATA = "_CHECKPOINT_METADATA"
 
+PARTS = ("", "items", "0/items")
+"""From what may be given as a checkpoint to its `items`."""
+
+Keys = tuple[str, ...]
+"""A leaf's place in the tree; an index of a list is its decimal digits."""
+
 
 def items_dir(checkpoint: str | Path) -> Path:
-    """The `items` directory of DST, DST/0 or DST/0/items. Raises BadInput where there is none."""
+    """The `items` directory of DST, DST/0 or DST/0/items.
+
+    Raises BadInput where there is none, and where DST holds other steps: a training run's directory of checkpoints.
+    """
     path = Path(checkpoint).absolute()
-    for candidate in (path, path / "items", path / "0" / "items"):
+    for candidate in (path, path / "items"):
         if (candidate / METADATA).is_file():
             return candidate
-    raise BadInput(f"{checkpoint} holds no Orbax checkpoint: no {METADATA} in it, in items/ or in 0/items/")
+    steps = sorted(int(step.name) for step in path.glob("[0-9]*") if step.name.isdigit() and is_orbax(step))
+    if not steps:
+        raise BadInput(f"{checkpoint} holds no Orbax checkpoint: no {METADATA} in it, in items/ or in 0/items/")
+    if steps != [0]:
+        named = ", ".join(map(str, steps))
+        raise BadInput(f"{checkpoint} is a training run's, of steps {named}: name one, such as {path / str(steps[-1])}")
+    return path / "0" / "items"
+
+
+def is_orbax(path: Path) -> bool:
+    """Whether `path` is DST, DST/0 or DST/0/items of a checkpoint."""
+    return any((path / part / METADATA).is_file() for part in PARTS)
 
 
 def directory_spec(directory: Path) -> dict[str, Any]:
@@ -48,16 +68,23 @@ def array_spec(items: Path, name: str, *, ocdbt: bool, zarr3: bool) -> dict[str,
 
 
 class OrbaxSource:
-    """The leaves of one checkpoint, by path such as `params/params/decoder/decoder_norm/scale`."""
+    """The leaves of one checkpoint, by path such as `params/params/decoder/decoder_norm/scale`.
 
-    def __init__(self, checkpoint: str | Path) -> None:
+    wanted: whether to open a leaf. Opening one reads its metadata; those left out are listed in `unopened`.
+    cache_bytes: decoded chunks that are kept, for readers that come back to a chunk for another part of it.
+    """
+
+    def __init__(
+        self, checkpoint: str | Path, *, wanted: Callable[[Keys], bool] = lambda keys: True, cache_bytes: int = 0
+    ) -> None:
         self.items = items_dir(checkpoint)
         self.metadata = _read_json(self.items / METADATA)
         step_file = self.items.parent / STEP_METADATA
         self.step_metadata: dict[str, Any] = _read_json(step_file) if step_file.exists() else {}
         self.ocdbt = bool(self.metadata.get("use_ocdbt", (self.items / "manifest.ocdbt").exists()))
         self.zarr3 = bool(self.metadata.get("use_zarr3", False))
-        self._arrays = self._open()
+        self.unopened: list[Keys] = []
+        self._arrays = self._open(wanted, cache_bytes)
         self.tensors: Mapping[str, TensorInfo] = {
             path: TensorInfo(path, tuple(array.shape), array.dtype.name, str(self.items))
             for path, array in self._arrays.items()
@@ -69,13 +96,15 @@ class OrbaxSource:
         value = (self.step_metadata.get("custom_metadata") or {}).get("scan_layers")
         return None if value is None else bool(value)
 
-    def _open(self) -> dict[str, Any]:
-        # decoded chunks are not kept: every chunk is read once
-        context = ts.Context({"cache_pool": {"total_bytes_limit": 0}})
+    def _open(self, wanted: Callable[[Keys], bool], cache_bytes: int) -> dict[str, Any]:
+        context = ts.Context({"cache_pool": {"total_bytes_limit": cache_bytes}})
         futures = {}
         for entry in self.metadata["tree_metadata"].values():
-            keys = [str(part["key"]) for part in entry["key_metadata"]]
+            keys = tuple(str(part["key"]) for part in entry["key_metadata"])
             if entry["value_metadata"].get("skip_deserialize") or entry["value_metadata"]["value_type"] == "None":
+                continue
+            if not wanted(keys):
+                self.unopened.append(keys)
                 continue
             spec = array_spec(self.items, ".".join(keys), ocdbt=self.ocdbt, zarr3=self.zarr3)
             futures["/".join(keys)] = ts.open(spec, open=True, read=True, context=context)
@@ -90,6 +119,7 @@ class OrbaxSource:
         return arrays
 
     def chunk_shape(self, name: str) -> tuple[int, ...]:
+        """The shape of the chunks that the leaf is stored in, each of which is read and decoded as a whole."""
         return tuple(self._arrays[name].chunk_layout.write_chunk.shape or ())  # a scalar has None
 
     def read(self, name: str, box: Box | None = None) -> Array:

@@ -14,7 +14,7 @@ import os
 import struct
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,10 @@ MAX_HEADER = 100 << 20  # the format's own limit
 OPEN_FILES = 64
 COVER_BYTES = 2 << 20
 """Rows that are read whole, to keep some of their columns, come in pieces of about this size."""
+
+
+ReadRun = Callable[[int, memoryview], None]
+"""Fills a view with the bytes of one file from an offset on. Raises EOFError where the file ends before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +73,7 @@ class SafetensorsSource:
             if name not in tensors or self._places[name].file is not file_of[shard]:
                 raise BadInput(f"{self.directory / INDEX_NAME} names tensor {name} in {shard}, which does not have it")
         self.tensors = tensors
-        self._handles = _Handles()
+        self._handles = Handles()
 
     @property
     def header_digest(self) -> str:
@@ -108,16 +112,19 @@ class SafetensorsSource:
         place, box = self._places[name], box or whole(info.shape)
         dtype = numpy_dtype(info.dtype)
         try:
-            handle = self._handles.get(place.file)
-            return _read_box(handle.fileno(), place.offset, info.shape, dtype, box)
+            return _read_box(self._runs(place.file), place.offset, info.shape, dtype, box)
         except (OSError, EOFError) as error:
             raise OutsideFailure(f"{place.file}: reading tensor {name} failed: {error}") from error
+
+    def _runs(self, file: Path) -> ReadRun:
+        """How the bytes of `file` are read: here, from the file itself."""
+        return self._handles.reader(file)
 
     def stored_bytes(self, name: str, box: Box) -> int:
         return size(box) * itemsize(self.tensors[name].dtype)
 
 
-class _Handles:
+class Handles:
     """Open files, the least recently used closed beyond OPEN_FILES. A file in use stays open until let go."""
 
     def __init__(self) -> None:
@@ -132,6 +139,25 @@ class _Handles:
             while len(self._open) > OPEN_FILES:
                 self._open.popitem(last=False)
             return handle
+
+    def reader(self, file: Path) -> ReadRun:
+        """Reads `file` with positional reads; it stays open for as long as what is returned is kept."""
+        handle = self.get(file)
+
+        def read(offset: int, view: memoryview) -> None:
+            done = 0
+            while done < len(view):
+                got = os.preadv(handle.fileno(), [view[done:]], offset + done)
+                if got == 0:
+                    raise EOFError(f"the file ends at byte {offset + done}, expected {offset + len(view)}")
+                done += got
+
+        return read
+
+    def forget(self, file: Path) -> None:
+        """Lets go of `file`: what has its name from now on may be another."""
+        with self._lock:
+            self._open.pop(file, None)
 
 
 def shard_files(directory: Path) -> list[Path]:
@@ -183,38 +209,33 @@ def _entry(file: Path, name: str, entry: dict[str, Any], base: int) -> tuple[str
     return name, info, base + start
 
 
-def _read_box(fd: int, offset: int, shape: tuple[int, ...], dtype: np.dtype[Any], box: Box) -> Array:
+def _read_box(read: ReadRun, offset: int, shape: tuple[int, ...], dtype: np.dtype[Any], box: Box) -> Array:
     """The elements of `box` of a row-major array that begins at `offset`."""
     if len(shape) == 0:
-        return _read_run(fd, offset, 1, dtype).reshape(())
+        return _read_run(read, offset, 1, dtype).reshape(())
     wanted = box_shape(box)
     inner = math.prod(shape[1:])
     rows = slice(*box[0])
     if wanted[1:] == shape[1:]:
-        return _read_run(fd, offset + rows.start * inner * dtype.itemsize, wanted[0] * inner, dtype).reshape(wanted)
+        return _read_run(read, offset + rows.start * inner * dtype.itemsize, wanted[0] * inner, dtype).reshape(wanted)
     result = np.empty(wanted, dtype)
     # some of each row: whole rows are read in pieces and cut, unless only a small part of them is wanted
     if len(shape) == 2 and wanted[1] * 4 < shape[1] and wanted[1] * dtype.itemsize >= 512:
         for place, row in enumerate(range(rows.start, rows.stop)):
-            result[place] = _read_run(fd, offset + (row * inner + box[1][0]) * dtype.itemsize, wanted[1], dtype)
+            result[place] = _read_run(read, offset + (row * inner + box[1][0]) * dtype.itemsize, wanted[1], dtype)
         return result
     columns = tuple(slice(start, stop) for start, stop in box[1:])
     step = max(1, COVER_BYTES // max(inner * dtype.itemsize, 1))
     for start in range(rows.start, rows.stop, step):
         stop = min(start + step, rows.stop)
-        block = _read_run(fd, offset + start * inner * dtype.itemsize, (stop - start) * inner, dtype)
+        block = _read_run(read, offset + start * inner * dtype.itemsize, (stop - start) * inner, dtype)
         kept = block.reshape(stop - start, *shape[1:])[(slice(None), *columns)]
         result[start - rows.start : stop - rows.start] = kept
     return result
 
 
-def _read_run(fd: int, offset: int, count: int, dtype: np.dtype[Any]) -> Array:
+def _read_run(read: ReadRun, offset: int, count: int, dtype: np.dtype[Any]) -> Array:
     """`count` elements that lie one after the other from `offset`. Raises EOFError where the file ends before."""
     result = np.empty(count, dtype)
-    view, done = result.view(np.uint8).data, 0
-    while done < len(view):
-        got = os.preadv(fd, [view[done:]], offset + done)
-        if got == 0:
-            raise EOFError(f"the file ends at byte {offset + done}, expected {offset + len(view)}")
-        done += got
+    read(offset, result.view(np.uint8).data)
     return result

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from conversion_lib.boxes import Box
+from conversion_lib.boxes import Box, size
 from conversion_lib.catalog import MODELS as CATALOGUE
 from conversion_lib.config import ModelConfig
 from conversion_lib.families import FAMILIES, family_of
@@ -97,7 +97,7 @@ def test_sources_tile_their_arrays(name, scan_layers):
     plan = plan_of(name, scan_layers=scan_layers)
     assert len({array.path for array in plan.arrays}) == len(plan.arrays)
     for array in plan.arrays:
-        assert len(array.sources) * math.prod(array.slice_shape) == math.prod(array.shape)
+        assert len(array.sources) * size(array.region(array.sources[0])) == math.prod(array.shape)
         assert len({part.at for part in array.sources}) == len(array.sources)
 
 

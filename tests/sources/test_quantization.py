@@ -1,4 +1,4 @@
-"""fp8 by blocks, against the formula: bf16(float32(x) · float32(scale)), edges clipped."""
+"""fp8 by blocks and by tensor, against the formula: bf16(float32(x) · float32(scale)), edges clipped."""
 
 from __future__ import annotations
 
@@ -14,24 +14,10 @@ from conversion_lib.boxes import slices
 from conversion_lib.config import ModelConfig
 from conversion_lib.errors import BadInput
 from conversion_lib.sources.base import TensorInfo
-from conversion_lib.sources.quantization import dequantized
+from conversion_lib.sources.quantization import dequantized, left_out
+from tests.sources.memory import MemorySource, boxes_in
 
 FP8 = ml_dtypes.float8_e4m3fn
-
-
-class MemorySource:
-    """A source over arrays in memory."""
-
-    def __init__(self, arrays: dict[str, np.ndarray]) -> None:
-        self.arrays = arrays
-        self.tensors = {name: TensorInfo(name, a.shape, a.dtype.name, "shard") for name, a in arrays.items()}
-
-    def read(self, name, box=None):
-        array = self.arrays[name]
-        return np.ascontiguousarray(array if box is None else array[slices(box)])
-
-    def stored_bytes(self, name, box):
-        return self.read(name, box).nbytes
 
 
 def config(**quantization) -> ModelConfig:
@@ -66,12 +52,54 @@ def test_whole_tensors_with_ragged_edges(shape):
 def test_any_slice_equals_that_slice_of_the_whole(data):
     block = data.draw(st.tuples(st.integers(1, 5), st.integers(1, 5)))
     shape = data.draw(st.tuples(st.integers(1, 17), st.integers(1, 17)))
-    box = tuple(sorted(data.draw(st.tuples(st.integers(0, n), st.integers(0, n)))) for n in shape)
-    box = tuple((a, b) if a < b else (0, n) for (a, b), n in zip(box, shape, strict=True))
+    box = data.draw(boxes_in(shape))
     arrays = quantized(*shape, block)
     source = dequantized(MemorySource(arrays), config(weight_block_size=list(block)))
     expected = by_formula(arrays, block)[slices(box)]
     np.testing.assert_array_equal(source.read("w", box).view(np.uint16), expected.view(np.uint16))
+
+
+@pytest.mark.parametrize("stored", [np.float32, ml_dtypes.float8_e8m0fnu, ml_dtypes.bfloat16])
+def test_scales_that_are_powers_of_two_in_any_form(stored):
+    """ue8m0: DeepSeek-V3.1 stores them as float32; as bytes they are the exponents."""
+    arrays = quantized(200, 300, (128, 128))
+    powers = np.exp2(np.random.default_rng(1).integers(-140, 120, (2, 3)).astype(np.float32))
+    arrays["w_scale_inv"] = powers.astype(ml_dtypes.float8_e8m0fnu).astype(stored)
+    expected = by_formula(arrays | {"w_scale_inv": arrays["w_scale_inv"].astype(np.float32)}, (128, 128))
+    found = dequantized(MemorySource(arrays), config(scale_fmt="ue8m0")).read("w")
+    np.testing.assert_array_equal(found.view(np.uint16), expected.view(np.uint16))
+
+
+def by_transformers(arrays: dict[str, np.ndarray]) -> np.ndarray:
+    import torch
+    from transformers.integrations.finegrained_fp8 import Fp8Dequantize
+
+    codes = torch.from_numpy(arrays["w"].view(np.uint8)).view(torch.float8_e4m3fn)
+    scales = torch.from_numpy(arrays["w_scale_inv"])
+    result = Fp8Dequantize(None)._dequantize_one(codes, scales, output_dtype=torch.bfloat16)
+    return result.view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
+
+
+@pytest.mark.parametrize("shape", [(256, 384), (128, 128)])
+def test_transformers_agrees_where_blocks_divide_the_shape(shape):
+    arrays = quantized(*shape, (128, 128))
+    found = dequantized(MemorySource(arrays), config()).read("w")
+    np.testing.assert_array_equal(found.view(np.uint16), by_transformers(arrays).view(np.uint16))
+
+
+@pytest.mark.parametrize("suffix", ["_scale_inv", "_scale"])
+@pytest.mark.parametrize("grid", [(), (1,), (1, 1), (37, 1), (37,)])
+def test_without_a_block_size_there_is_a_scale_for_all_or_for_each_row(grid, suffix):
+    arrays = quantized(37, 50, (128, 128))
+    scales = np.random.default_rng(2).uniform(0, 3e-3, grid).astype(np.float32)
+    expected = (arrays["w"].astype(np.float32) * scales.reshape(-1, 1)).astype(ml_dtypes.bfloat16)
+    stored = {"w": arrays["w"], f"w{suffix}": scales, "w.input_scale": np.ones(1, np.float32)}
+    source = dequantized(MemorySource(stored), config(weight_block_size=None, activation_scheme="static"))
+    assert list(source.tensors) == ["w"]
+    assert "1 tensors left out" in left_out(source)[0]
+    np.testing.assert_array_equal(source.read("w").view(np.uint16), expected.view(np.uint16))
+    box = ((3, 30), (7, 11))
+    np.testing.assert_array_equal(source.read("w", box).view(np.uint16), expected[3:30, 7:11].view(np.uint16))
 
 
 def test_a_zero_scale_gives_zeros():
@@ -116,7 +144,14 @@ def test_weights_and_scales_must_fit(damage):
 
 @pytest.mark.parametrize(
     "quantization",
-    [{"quant_method": "awq"}, {"fmt": "e5m2"}, {"weight_block_size": None}, {"weight_block_size": [128]}],
+    [
+        {"quant_method": "awq"},
+        {"quant_method": None},
+        {"fmt": "e5m2"},
+        {"scale_fmt": "e4m3"},
+        {"weight_block_size": 128},
+        {"weight_block_size": [128]},
+    ],
 )
 def test_an_unknown_quantization_is_refused(quantization):
     with pytest.raises(BadInput, match=r"config\.json"):

@@ -1,0 +1,198 @@
+"""The public functions, in the order of a model's way, and what they take.
+
+Paths may be text. A source is a directory with safetensors and config.json, or a repository on the Hub, which is
+downloaded first, with the token in HF_TOKEN; `plan` and `convert` also read from gs://bucket/prefix. A MaxText
+checkpoint is DST, DST/0 or DST/0/items alike. Everything raises BadInput where what it is given is wrong and trying
+again is of no use, and OutsideFailure where something outside failed and a retry may help; both are FerryError, and
+their text is one line. Nothing prints unless a Reporter is passed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from conversion_lib.errors import BadInput as BadInput
+from conversion_lib.errors import FerryError as FerryError
+from conversion_lib.errors import OutsideFailure as OutsideFailure
+from conversion_lib.on_the_fly import ensure_checkpoint as ensure_checkpoint
+from conversion_lib.progress import SILENT, Reporter
+from conversion_lib.record import Target
+from conversion_lib.running import Options
+
+if TYPE_CHECKING:
+    from conversion_lib.finalize import FinalizeResult
+    from conversion_lib.hub import DownloadResult
+    from conversion_lib.logits.check import Options as CheckOptions
+    from conversion_lib.logits.result import CheckResult
+    from conversion_lib.plan import Plan
+    from conversion_lib.publish import PublishResult
+    from conversion_lib.running import ConvertResult
+    from conversion_lib.verify import VerifyResult
+
+MEMORY_BUDGET = 2 << 30
+
+
+def download(
+    repo: str, destination: str | Path, *, revision: str = "main", reporter: Reporter = SILENT
+) -> DownloadResult:
+    """Fetches the files of `repo` that a conversion needs, at one commit, each checked against the Hub's hash.
+
+    revision: a branch, a tag or a commit. Goes on where an earlier try stopped. The result names the commit, the files
+    and the bytes.
+    """
+    from conversion_lib import hub
+
+    return hub.download(repo, Path(destination), revision=revision, reporter=reporter)
+
+
+def plan(
+    source: str | Path,
+    target: Target | None = None,
+    *,
+    model: str | None = None,
+    revision: str | None = None,
+    loader: str = "safetensors",
+    memory_budget: int = MEMORY_BUDGET,
+    reporter: Reporter = SILENT,
+) -> Plan:
+    """What a conversion would write, from headers and config alone; of a repository no weights are fetched.
+
+    target: layout, dtype and storage; None: scanned, bfloat16, OCDBT and zarr3. model: a name of `ferry models`, which
+    says the family; None: config.json does. loader: safetensors, or transformers, which holds the whole model.
+    memory_budget: bytes, which limit a chunk to an eighth.
+
+    `arrays` of the result has each leaf's `path`, `shape`, `dtype`, `chunk_shape` and the `sources` it is made of;
+    `bytes_out` their bytes; `exact` whether a round trip gives back the source's bits; `dropped` a line for each rule
+    that leaves tensors out; `to_json()` all of it.
+    """
+    from conversion_lib.commands.options import headers_directory
+    from conversion_lib.convert import prepare
+
+    with headers_directory(str(source), revision, reporter) as directory:
+        job = prepare(directory, target or Target(), model=model, loader=loader, memory_budget=memory_budget)
+    return job.plan
+
+
+def dequantize(
+    source: str | Path, destination: str | Path, *, options: Options | None = None, reporter: Reporter = SILENT
+) -> ConvertResult:
+    """Writes a quantized checkpoint as a bfloat16 one: shards, index, config and all other files.
+
+    Resumes and finishes as `convert` does, which takes quantized sources as they are.
+    """
+    from conversion_lib.commands.options import local_directory
+    from conversion_lib.convert import dequantize as dequantize_checkpoint
+
+    directory = local_directory(str(source), reporter)
+    return dequantize_checkpoint(directory, Path(destination), options=options or Options(), reporter=reporter)
+
+
+def convert(
+    source: str | Path,
+    destination: str | Path,
+    target: Target | None = None,
+    *,
+    model: str | None = None,
+    revision: str | None = None,
+    loader: str = "safetensors",
+    options: Options | None = None,
+    reporter: Reporter = SILENT,
+) -> ConvertResult:
+    """Writes a Hugging Face checkpoint as a MaxText one at `destination`/0/items, within a memory budget.
+
+    destination: a directory or gs://bucket/prefix.
+    target, model and loader as for `plan`. options: memory budget in bytes, threads, whether to overwrite, the part of
+    a split conversion. An unfinished run of the same source and target is gone on with; a finished one is left as it
+    is, and the result's `already` says so. `bytes_in` and `bytes_out` are those of this run, `seconds` its wall time.
+    """
+    from conversion_lib.commands.opening import opened
+    from conversion_lib.convert import convert as convert_checkpoint
+
+    options = options or Options()
+    budget = options.memory_budget
+    with opened(
+        str(source), str(destination), None, memory_budget=budget, revision=revision, stream=False, reporter=reporter
+    ) as (directory, remote):
+        return convert_checkpoint(
+            directory,
+            destination,
+            target or Target(),
+            model=model,
+            loader=loader,
+            remote=remote,
+            options=options,
+            reporter=reporter,
+        )
+
+
+def finalize(destination: str | Path, *, reporter: Reporter = SILENT) -> FinalizeResult:
+    """Merges the parts of a split conversion at `destination`, and commits."""
+    from conversion_lib.finalize import finalize as finalize_parts
+
+    return finalize_parts(destination, reporter=reporter)
+
+
+def check(
+    checkpoint: str | Path,
+    reference: str | Path,
+    *,
+    report_dir: str | Path | None = None,
+    options: CheckOptions | None = None,
+    reporter: Reporter = SILENT,
+) -> CheckResult:
+    """Compares the logits of a MaxText checkpoint with the original's, and leaves a report.
+
+    reference: the Hugging Face directory, or golden logits. report_dir: for report.html and check.json; None: `report`
+    beside the checkpoint. A check that fails is a result, with `verdict` "fail": `max_kl` is the largest
+    KL(original || checkpoint) of a token in nats, `layers` the differences block by block.
+    """
+    from conversion_lib.logits.check import run_check
+
+    report = None if report_dir is None else Path(report_dir)
+    return run_check(Path(checkpoint), Path(reference), report_dir=report, options=options, reporter=reporter)
+
+
+def export(
+    checkpoint: str | Path,
+    destination: str | Path,
+    *,
+    hf_config: str | Path | None = None,
+    dtype: str | None = None,
+    model: str | None = None,
+    options: Options | None = None,
+    reporter: Reporter = SILENT,
+) -> ConvertResult:
+    """Writes a MaxText checkpoint as a Hugging Face one that transformers loads.
+
+    hf_config: a directory with config.json and tokenizer; None: what Ferry left beside the checkpoint. dtype: bfloat16,
+    float32 or float16; None: what that config says. Resumes and finishes as `convert` does.
+    """
+    from conversion_lib.export import export as export_checkpoint
+
+    return export_checkpoint(
+        Path(checkpoint),
+        Path(destination),
+        hf_config=None if hf_config is None else Path(hf_config),
+        dtype=dtype,
+        model=model,
+        options=options or Options(),
+        reporter=reporter,
+    )
+
+
+def publish(checkpoint: str | Path, url: str, *, unchecked: bool = False, reporter: Reporter = SILENT) -> PublishResult:
+    """Publishes a checked checkpoint at `url`/<model>/<commit>/<target>/, a directory or gs://bucket/prefix.
+
+    unchecked: without a passing verdict, which the manifest then says. The result's `url` is the full location.
+    """
+    from conversion_lib.publish import publish as publish_checkpoint
+
+    return publish_checkpoint(checkpoint, url, unchecked=unchecked, reporter=reporter)
+
+
+def verify(url: str, *, reporter: Reporter = SILENT) -> VerifyResult:
+    """Holds a published checkpoint against its manifest; `problems` of the result is empty where it is whole."""
+    from conversion_lib.verify import verify as verify_published
+
+    return verify_published(url, reporter=reporter)

@@ -1,0 +1,83 @@
+"""The subprocess that converts on the fly: `python -m conversion_lib.conversion_child JOB`, JOB being one JSON object.
+
+It is a process of its own, so that nothing of the parent's accelerators is touched, and ends with its parent: standard
+input is a pipe that the parent holds open. The Hub's token comes in HF_TOKEN.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from conversion_lib.command import Outcome, run_command
+from conversion_lib.commands.options import done_line, known_directory
+from conversion_lib.process import collect_rarely, reuse_freed_memory
+from conversion_lib.progress import Reporter
+from conversion_lib.record import Target
+
+
+class Job(BaseModel):
+    """One conversion. source: a Hugging Face directory or a repository. memory_budget: bytes.
+
+    overwrite: replaces what is in the way.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source: str
+    revision: str
+    model: str | None
+    destination: str
+    target: Target
+    memory_budget: int
+    overwrite: bool
+
+
+def run(job: Job, reporter: Reporter) -> Outcome:
+    """Downloads where that is needed, and converts."""
+    from conversion_lib import hub
+    from conversion_lib.convert import Options, convert
+
+    directory = known_directory(job.source)
+    if directory is None:
+        directory = hub.cached_download(job.source, revision=job.revision, reporter=reporter)
+    options = Options(memory_budget=job.memory_budget, overwrite=_must_overwrite(job, directory), among_others=True)
+    result = convert(directory, job.destination, job.target, model=job.model, options=options, reporter=reporter)
+    return Outcome(result, [done_line(result)])
+
+
+def _must_overwrite(job: Job, directory: Path) -> bool:
+    """Whether something else is in the way; an unfinished run of this very job is gone on with."""
+    from conversion_lib.convert import layout_at, prepare
+
+    layout = layout_at(job.destination)
+    if not job.overwrite or layout.finished() is not None:
+        return job.overwrite
+    unfinished = layout.unfinished()
+    if unfinished is None:
+        return False
+    plan = prepare(directory, job.target, model=job.model, memory_budget=job.memory_budget).plan
+    return unfinished.identity != plan.full_identity
+
+
+def _end_with_parent() -> None:
+    while os.read(sys.stdin.fileno(), 1):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def main() -> None:
+    reuse_freed_memory()
+    collect_rarely()
+    job = Job.model_validate_json(sys.argv[1])
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    raise SystemExit(run_command(lambda reporter: run(job, reporter)))
+
+
+if __name__ == "__main__":
+    main()

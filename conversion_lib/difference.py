@@ -1,0 +1,42 @@
+"""Saying in what two runs differ, by the identities that they noted."""
+
+from __future__ import annotations
+
+import json
+
+from conversion_lib.errors import BadInput
+
+NAMED_DIFFERENCES = 4
+
+
+def refuse_difference(held: dict[str, str], ours: dict[str, str], what: str) -> None:
+    """Raises BadInput, which begins with `what`, where the identity `held` is not `ours`."""
+    there, here = _flat(held), _flat(ours)
+    parts = [
+        f"{key}: {there.get(key)} there, {here.get(key)} here"
+        for key in {**there, **here}  # the source before the config before the target
+        if there.get(key) != here.get(key)
+    ]
+    if parts:
+        named = "; ".join(parts[:NAMED_DIFFERENCES])
+        more = len(parts) - NAMED_DIFFERENCES
+        rest = f"; and {more} more" if more > 0 else ""
+        raise BadInput(f"{what}; it differs in {named}{rest}. --overwrite starts anew")
+
+
+def identity_in(note: bytes | None) -> dict[str, str] | None:
+    """The identity in what a run noted, None where it is no such note."""
+    try:
+        value = json.loads(note or b"")["identity"]
+    except (KeyError, ValueError, TypeError):
+        return None
+    return {str(key): str(part) for key, part in value.items()} if isinstance(value, dict) else None
+
+
+def _flat(identity: dict[str, str]) -> dict[str, str]:
+    """An identity with the fields of a value that is a JSON object as entries of their own, for messages."""
+    flat: dict[str, str] = {}
+    for key, value in identity.items():
+        fields = json.loads(value) if value.startswith("{") else None
+        flat |= {f"{key} {name}": str(field) for name, field in fields.items()} if fields else {key: value}
+    return flat

@@ -1,0 +1,111 @@
+"""From one MaxText layout to another: layers stacked or each by itself, under other dtypes, chunks and storage.
+
+No op of a table is needed, nor undone: both layouts hold the same tiles, in other places.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from conversion_lib.boxes import Shape
+from conversion_lib.chunking import chunk_shape
+from conversion_lib.config import ModelConfig
+from conversion_lib.dtypes import itemsize
+from conversion_lib.mapping import Leaf, is_exact, leaf_dtype, leaves, placing, require_a_place_for_every_layer
+from conversion_lib.ops import Expand, Ops, Squeeze
+from conversion_lib.plan import ArrayPlan, Plan, SourceSlice
+from conversion_lib.record import Target
+from conversion_lib.rules import Dims, Family
+from conversion_lib.sources.base import TensorInfo
+from conversion_lib.stored_layout import StoredLeaf, export_dims, stored_leaves
+
+LayerOf = tuple[str, int | None]
+"""What a rule takes of one layer: the rule's path in the layer, and the layer's number in the model."""
+
+
+def plan_to_other_layout(
+    tensors: Mapping[str, TensorInfo],
+    config: ModelConfig,
+    family: Family,
+    target: Target,
+    *,
+    scan_layers: bool,
+    maxtext: str | None,
+    identity: dict[str, str],
+    model_name: str,
+    chunk_limit: int,
+    chunk_of: Callable[[str], Shape],
+) -> Plan:
+    """The plan that writes the leaves `tensors` of one MaxText checkpoint as another, laid out as `target` says.
+
+    scan_layers, maxtext: how the leaves are stored, as for `stored_leaves`, which says what is refused.
+    chunk_of: the shape of the chunks that a leaf is stored in.
+    """
+    dims = export_dims(family, config)
+    stored = stored_leaves(tensors, config, family, dims, scan_layers=scan_layers, maxtext=maxtext)
+    require_a_place_for_every_layer(family, dims, target.scan_layers, config)
+    tiles = {key: (part, begin) for part in stored for key, begin in _layers(part)}
+    arrays, exact, widened = [], True, 0
+    for leaf in leaves(family, dims, target.scan_layers):
+        found = [tiles[key] for key in _keys(leaf)]
+        array = _array(leaf, found, dims, target, chunk_limit, chunk_of(found[0][0].info.name))
+        infos = [part.info for part, _ in found]
+        exact = exact and is_exact(array, infos)
+        widened += itemsize(array.dtype) > max(itemsize(info.dtype) for info in infos)
+        arrays.append(array)
+    return Plan(
+        kind="maxtext",
+        arrays=tuple(arrays),
+        identity=identity,
+        exact=exact,
+        family=family.name,
+        model_name=model_name,
+        dropped=_widened_line(widened, target),
+    )
+
+
+def _keys(leaf: Leaf) -> list[LayerOf]:
+    return [(leaf.rule.maxtext, layer) for layer in leaf.layers or (None,)]
+
+
+def _layers(part: StoredLeaf) -> Iterator[tuple[LayerOf, tuple[int, ...]]]:
+    """Each layer of a leaf and where its tile begins; all experts of a layer are one tile."""
+    corners = [part.placed.corner(expert, place) for _, expert, place in part.leaf.slots() if expert == 0]
+    return zip(_keys(part.leaf), corners, strict=True)
+
+
+def _array(
+    leaf: Leaf,
+    parts: Sequence[tuple[StoredLeaf, tuple[int, ...]]],
+    dims: Dims,
+    target: Target,
+    limit: int,
+    source_chunk: Shape,
+) -> ArrayPlan:
+    placed = placing(leaf, dims, target.maxtext)
+    dtype = leaf_dtype(leaf.rule, [part.info for part, _ in parts], target)
+    corners = [placed.corner(expert, place) for _, expert, place in leaf.slots() if expert == 0]
+    apart = parts[0][0].placed.layer_axes
+    ops: Ops = (*(Squeeze(axis) for axis in reversed(apart)), *(Expand(axis) for axis in placed.layer_axes))
+    return ArrayPlan(
+        path=leaf.path,
+        shape=placed.shape,
+        dtype=dtype,
+        chunk_shape=chunk_shape(placed.shape, itemsize(dtype), limit, placed.layer_axis),
+        ops=ops,
+        sources=tuple(
+            SourceSlice(part.info.name, _layer_shape(part), at, begin)
+            for (part, begin), at in zip(parts, corners, strict=True)
+        ),
+        source_chunk=source_chunk,
+    )
+
+
+def _layer_shape(part: StoredLeaf) -> tuple[int, ...]:
+    return tuple(1 if axis in part.placed.layer_axes else extent for axis, extent in enumerate(part.placed.shape))
+
+
+def _widened_line(count: int, target: Target) -> tuple[str, ...]:
+    if not count:
+        return ()
+    return (f"{count} arrays become {target.save_dtype}: they keep what rounding the checkpoint's own dtype left",)

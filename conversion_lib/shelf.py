@@ -1,0 +1,252 @@
+"""Shards of a checkpoint on disk, a few at a time: fetched ahead, and gone when nothing needs them any more.
+
+A shard on the shelf is whole and verified. When what can be made with it has been made, only the ranges that later
+work needs besides other shards are kept, at their offsets in a sparse file, and the shard goes. Both survive a kill.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from conversion_lib.errors import FerryError, OutsideFailure
+from conversion_lib.files import write_atomically
+
+Range = tuple[int, int]
+"""The first byte and the one after the last."""
+
+KEPT_SUFFIX = ".kept"
+COPY_BYTES = 1 << 20
+
+
+@dataclass
+class Demand:
+    """What is still to be made from the shard `name`, of `size` bytes.
+
+    users: pieces for which it is the last shard they wait for. later: those that wait for a shard after it as well;
+    ranges: the bytes of it that those need. until: the place of the last shard that any of those waits for.
+    """
+
+    name: str
+    size: int
+    users: int = 0
+    later: int = 0
+    ranges: set[Range] = field(default_factory=set)
+    until: int = 0
+
+    @property
+    def over(self) -> bool:
+        return self.users <= 0 and self.later <= 0
+
+
+class Shelf:
+    """The shards in `directory`, which is made.
+
+    fetch: brings a shard by name, whole and verified, to that directory; called on threads of the shelf's own, and
+        handed an event that is set when it should give up. let_go: called before a file is removed.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        fetch: Callable[[str, threading.Event], None],
+        let_go: Callable[[Path], None],
+    ) -> None:
+        self._directory, self._fetch, self._let_go = directory, fetch, let_go
+        self._demands: dict[str, Demand] = {}
+        self._waiting: list[str] = []
+        self._coming: set[str] = set()
+        self._whole: set[str] = set()
+        self._kept: dict[str, tuple[Range, ...]] = {}
+        self._urgent: list[str] = []
+        self._unforeseen: dict[str, set[Range]] = {}
+        self._failure: BaseException | None = None
+        self._stopped = threading.Event()
+        self._changed = threading.Condition()
+        self._threads: list[threading.Thread] = []
+        self._limit = 0
+
+    def begin(self, demands: Sequence[Demand], limit: int) -> None:
+        """Fetches the shards of `demands`, all of the source's in order, from now on: `limit` on disk at once.
+
+        What an earlier run left is used as far as it is of use, and removed where it is not.
+        """
+        self._demands = {demand.name: demand for demand in demands}
+        self._limit = limit
+        self._directory.mkdir(parents=True, exist_ok=True)
+        self._take_stock()
+        self._waiting = [name for name, demand in self._demands.items() if self._lacks(demand)]
+        for name in list(self._whole):
+            self._shrink_if_done(name)
+        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(limit)]
+        for thread in self._threads:
+            thread.start()
+
+    def _take_stock(self) -> None:
+        for path in self._directory.iterdir():
+            demand = self._demands.get(path.name)
+            if demand and path.is_file() and path.stat().st_size == demand.size:
+                self._whole.add(path.name)
+            elif path.suffix == ".json" and (kept := path.with_suffix("")).exists():
+                self._kept[kept.name.removesuffix(KEPT_SUFFIX)] = tuple(
+                    (start, stop) for start, stop in json.loads(path.read_bytes())
+                )
+        wanted = {self._kept_path(name) for name in self._kept.keys() & self._demands.keys()}
+        wanted |= {_note_of(path) for path in wanted} | {self._directory / name for name in self._whole}
+        self._kept = {name: ranges for name, ranges in self._kept.items() if name in self._demands}
+        for path in set(self._directory.iterdir()) - wanted:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def _lacks(self, demand: Demand) -> bool:
+        if demand.name in self._whole:
+            return False
+        return demand.users > 0 or not all(_covered(self._kept.get(demand.name, ()), *need) for need in demand.ranges)
+
+    def path(self, name: str, start: int, stop: int) -> Path:
+        """A file that has the bytes from `start` to `stop` of the shard `name` at their offsets; waits for it.
+
+        Raises OutsideFailure where fetching failed, whatever the reason: what has been converted is right.
+        """
+        with self._changed:
+            while True:
+                if name in self._whole:
+                    return self._directory / name
+                if _covered(self._kept.get(name, ()), start, stop):
+                    return self._kept_path(name)
+                if self._failure is not None:
+                    raise _as_outside(self._failure)
+                # what is still to come does so in its turn: pieces wait for it in the order in which shards come
+                if name not in (*self._urgent, *self._coming, *self._waiting):
+                    self._unforeseen.setdefault(name, set()).add((start, stop))
+                    self._urgent.append(name)
+                    self._changed.notify_all()
+                self._changed.wait()
+
+    def used(self, name: str, *, last: bool) -> None:
+        """A piece that needs `name` was made. last: it is one of the demand's `users`, else one of those `later`."""
+        with self._changed:
+            demand = self._demands[name]
+            if last:
+                demand.users -= 1
+            else:
+                demand.later -= 1
+            if demand.over and name in self._kept:
+                self._remove(self._kept_path(name), _note_of(self._kept_path(name)))
+                del self._kept[name]
+            done = name in self._whole and demand.users <= 0
+        if done:
+            self._shrink_if_done(name)
+
+    def close(self) -> None:
+        """Ends what is under way. What is on the shelf stays for a run that goes on, where there is more to make."""
+        with self._changed:
+            self._stopped.set()
+            self._failure = self._failure or OutsideFailure("the run is being ended")
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+        if all(demand.over for demand in self._demands.values()):
+            shutil.rmtree(self._directory, ignore_errors=True)
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._failure is not None or self._next() is not None)
+                name = self._next()
+                if self._failure is not None or name is None:
+                    return
+                self._coming.add(name)
+                self._urgent = [other for other in self._urgent if other != name]
+                self._waiting = [other for other in self._waiting if other != name]
+            try:
+                self._fetch(name, self._stopped)
+            except BaseException as error:
+                with self._changed:
+                    self._failure = self._failure or error
+                    self._stopped.set()
+                    self._changed.notify_all()
+                return
+            with self._changed:
+                self._coming.discard(name)
+                self._whole.add(name)
+                self._changed.notify_all()
+            self._shrink_if_done(name)
+
+    def _next(self) -> str | None:
+        """The shard to fetch now: one that went too early, whatever the limit, else the next while there is room."""
+        if self._urgent:
+            return self._urgent[0]
+        room = len(self._whole) + len(self._coming) < self._limit
+        return self._waiting[0] if self._waiting and room else None
+
+    def _shrink_if_done(self, name: str) -> None:
+        """Replaces a shard that only later pieces need by the ranges they do."""
+        with self._changed:
+            demand = self._demands[name]
+            if name not in self._whole or demand.users > 0:
+                return
+            # what was asked for though no piece was to need it stays too: who waits for it may come only now
+            ranges = (demand.ranges if demand.later > 0 else set()) | self._unforeseen.get(name, set())
+            if not all(_covered(self._kept.get(name, ()), *need) for need in ranges):
+                self._keep(name, ranges)
+            self._whole.discard(name)
+            self._remove(self._directory / name)
+            self._changed.notify_all()
+
+    def _keep(self, name: str, ranges: Iterable[Range]) -> None:
+        kept, partial = self._kept_path(name), self._directory / f"{name}.partial"
+        with (self._directory / name).open("rb") as source, partial.open("wb") as target:
+            for start, stop in ranges:
+                source.seek(start)
+                target.seek(start)
+                while start < stop:
+                    start += target.write(source.read(min(COPY_BYTES, stop - start)))
+            target.flush()
+            os.fsync(target.fileno())
+        self._remove(_note_of(kept))  # it is of what lay there before
+        self._let_go(kept)
+        partial.replace(kept)
+        self._kept[name] = tuple(sorted(ranges))
+        write_atomically(_note_of(kept), json.dumps(self._kept[name]).encode())
+
+    def _kept_path(self, name: str) -> Path:
+        return self._directory / f"{name}{KEPT_SUFFIX}"
+
+    def _remove(self, *paths: Path) -> None:
+        for path in paths:
+            self._let_go(path)
+            path.unlink(missing_ok=True)
+
+
+def _note_of(kept: Path) -> Path:
+    """The list of ranges beside what is kept of a shard: written after it."""
+    return kept.with_name(f"{kept.name}.json")
+
+
+def _covered(ranges: Sequence[Range], start: int, stop: int) -> bool:
+    return any(first <= start and stop <= last for first, last in ranges)
+
+
+def _as_outside(failure: BaseException) -> BaseException:
+    return OutsideFailure(str(failure)) if isinstance(failure, FerryError) else failure
+
+
+def most_bytes(demands: Sequence[Demand], limit: int) -> int:
+    """Bytes on disk at most with `limit` shards at once: those, and what is kept of others.
+
+    demands: of all shards of the source, in order.
+    """
+    kept = most = 0
+    ending = [0] * len(demands)
+    for place, demand in enumerate(demands):
+        size = sum(stop - start for start, stop in demand.ranges)
+        kept += size
+        ending[demand.until] += size
+        most = max(most, kept)
+        kept -= ending[place]
+    return most + limit * max((demand.size for demand in demands), default=0)

@@ -1,0 +1,56 @@
+"""Quantized checkpoints, dequantized where they are read: one module a scheme."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from conversion_lib.config import ModelConfig
+from conversion_lib.errors import BadInput
+from conversion_lib.sources.base import Source, TensorInfo
+from conversion_lib.sources.quantization import compressed_tensors, fp8, mxfp4, packed
+from conversion_lib.sources.quantization.weights import DequantizedSource, Weight
+
+SCHEMES: dict[str, Callable[[Mapping[str, TensorInfo], ModelConfig, dict[str, Any]], Sequence[Weight]]] = {
+    "fp8": fp8.weights,
+    "compressed-tensors": compressed_tensors.weights,
+    "mxfp4": mxfp4.weights,
+}
+"""What finds a checkpoint's quantized weights, by `quant_method`."""
+
+
+def dequantized(source: Source, config: ModelConfig) -> Source:
+    """`source` itself where it is not quantized, else a source that shows each quantized weight in bfloat16.
+
+    Raises BadInput for a quantization that is not known, a weight without what belongs to it, what belongs to none,
+    or either of a shape or dtype that does not fit.
+    """
+    quantization = config.quantization
+    if quantization is None:
+        _refuse_quantized(source, config)
+        return source
+    method = quantization.get("quant_method")
+    if method not in SCHEMES:
+        raise BadInput(
+            f"{config.path}: quantization {method!r} is not supported; fp8 (e4m3), compressed-tensors (fp8 and int4) "
+            "and mxfp4 are"
+        )
+    result = DequantizedSource(source, SCHEMES[method](source.tensors, config, quantization))
+    _refuse_quantized(result, config)
+    return result
+
+
+def left_out(source: Source) -> tuple[str, ...]:
+    """A line for each kind of tensor that dequantizing left out."""
+    return source.left_out if isinstance(source, DequantizedSource) else ()
+
+
+def _refuse_quantized(source: Source, config: ModelConfig) -> None:
+    """Raises BadInput where `source` shows codes that nothing dequantizes."""
+    for info in source.tensors.values():
+        integers = info.name.endswith((packed.CODES_SUFFIX, mxfp4.CODES_SUFFIX)) and info.dtype.startswith(("u", "i"))
+        if integers or info.dtype.startswith("float8"):
+            raise BadInput(
+                f"{info.file}: tensor {info.name} is {info.dtype}, "
+                f"but {config.path} has no quantization_config that says how"
+            )

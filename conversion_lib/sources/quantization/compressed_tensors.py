@@ -1,0 +1,197 @@
+"""Checkpoints of the compressed-tensors library (https://github.com/vllm-project/compressed-tensors): which group of
+`config_groups` quantizes which module, and how."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from conversion_lib.config import ModelConfig
+from conversion_lib.errors import BadInput
+from conversion_lib.sources.base import TensorInfo
+from conversion_lib.sources.quantization import fp8, packed
+from conversion_lib.sources.quantization.weights import Weight, companion
+
+FP8_FORMATS = ("float-quantized", "naive-quantized")
+INT4_FORMAT = "pack-quantized"
+
+PARTS = ("weight_packed", "weight_scale", "weight_shape", "weight_zero_point", "weight_g_idx", "weight_global_scale")
+"""Names of what a quantized module's weight is stored as, beside `weight` itself."""
+
+
+class Arguments(BaseModel):
+    """How a group's weights are quantized."""
+
+    num_bits: int = 8
+    type: str = "int"
+    strategy: str | None = None
+    group_size: int | None = None
+    block_structure: tuple[int, int] | None = None
+    symmetric: bool = True
+
+    @property
+    def shared_by(self) -> str:
+        """What has one scale: the strategy, or what the size of the groups makes of it."""
+        by_size = "tensor" if self.group_size is None else "channel" if self.group_size < 0 else "group"
+        return self.strategy or by_size
+
+
+class Group(BaseModel):
+    """One of `config_groups`; without `weights` it quantizes activations alone."""
+
+    targets: list[str]
+    weights: Arguments | None = None
+    format: str | None = None
+
+
+class Settings(BaseModel):
+    """What of `quantization_config` says how weights are stored."""
+
+    config_groups: dict[str, Group]
+    format: str = "dense"
+    ignore: list[str] | None = None
+    sparsity_config: dict[str, Any] | None = None
+    transform_config: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """A group that has weights, and the format they are in: `packed` int4, or fp8."""
+
+    name: str
+    targets: list[str]
+    arguments: Arguments
+    packed: bool
+
+    def names(self, module: str) -> bool:
+        return any(_matches(module, target) for target in self.targets)
+
+    def takes_all(self) -> bool:
+        """Whether it is for every linear layer: the class of a module cannot be told from a checkpoint."""
+        return not self.targets or "Linear" in self.targets
+
+
+def weights(tensors: Mapping[str, TensorInfo], config: ModelConfig, quantization: dict[str, Any]) -> list[Weight]:
+    """The weights of a checkpoint whose `quant_method` is compressed-tensors.
+
+    Raises BadInput for a format that is not known, a quantized weight that no group takes, a part of one that belongs
+    to none, and what `fp8` and `packed` refuse.
+    """
+    settings = _settings(config, quantization)
+    schemes = _schemes(settings, config)
+    found: list[Weight] = []
+    for name, info in tensors.items():
+        module, _, part = name.rpartition(".")
+        if part == "weight_packed" or (part == "weight" and info.dtype.startswith("float8")):
+            scheme = _scheme_of(module, info, schemes, settings, config)
+            if scheme.packed:
+                found.append(_int4(tensors, info, scheme, config))
+            else:
+                found.append(_fp8(tensors, info, scheme, config))
+    used = {part.name for weight in found for part in (weight.codes, *weight.others)}
+    for name, info in tensors.items():
+        if name.endswith(PARTS) and name.rpartition(".")[2] in PARTS and name not in used:
+            raise BadInput(
+                f"{info.file}: tensor {name} belongs to no quantized weight that is known; those of fp8 have "
+                "weight and weight_scale, those of int4 weight_packed, weight_scale and weight_shape"
+            )
+    return found
+
+
+def _settings(config: ModelConfig, quantization: dict[str, Any]) -> Settings:
+    try:
+        settings = Settings.model_validate(quantization)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise BadInput(f"{config.path}: quantization_config.{place}: {first['msg'].lower()}") from None
+    sparsity = (settings.sparsity_config or {}).get("format", "dense")
+    if sparsity != "dense" or settings.transform_config:
+        what = f"sparsity {sparsity!r}" if sparsity != "dense" else "a transform_config"
+        raise BadInput(f"{config.path}: compressed-tensors with {what} is not supported")
+    return settings
+
+
+def _schemes(settings: Settings, config: ModelConfig) -> list[Scheme]:
+    """The groups that quantize weights. Raises BadInput for one of a format that is not read."""
+    schemes = []
+    for name, group in settings.config_groups.items():
+        arguments, form = group.weights, group.format or settings.format
+        if arguments is None or form == "dense":
+            continue
+        is_fp8 = form in FP8_FORMATS and (arguments.type, arguments.num_bits) == ("float", 8) and arguments.symmetric
+        is_int4 = form == INT4_FORMAT and (arguments.type, arguments.num_bits) == ("int", 4)
+        known = ("tensor", "channel", "group", "block") if is_fp8 else ("channel", "group") if is_int4 else ()
+        if arguments.shared_by not in known:
+            raise BadInput(
+                f"{config.path}: {name} of config_groups, {form}, {arguments.num_bits} bits {arguments.type} by "
+                f"{arguments.shared_by}, is not supported; symmetric fp8 by tensor, channel, group or block and int4 "
+                f"({INT4_FORMAT}) by channel or group are"
+            )
+        schemes.append(Scheme(name, group.targets, arguments, is_int4))
+    return schemes
+
+
+def _scheme_of(
+    module: str, codes: TensorInfo, schemes: list[Scheme], settings: Settings, config: ModelConfig
+) -> Scheme:
+    """The group that a quantized weight is of: one that names its module, else one that takes every linear layer."""
+    fitting = [scheme for scheme in schemes if scheme.packed == codes.name.endswith(packed.CODES_SUFFIX)]
+    if not any(_matches(module, pattern) for pattern in settings.ignore or ()):
+        for scheme in (*(s for s in fitting if s.names(module)), *(s for s in fitting if s.takes_all())):
+            return scheme
+    raise BadInput(
+        f"{codes.file}: tensor {codes.name} is {codes.dtype}, but no group of config_groups in {config.path} "
+        "says how: its targets do not take the module, its weights are of another kind, or `ignore` excepts it"
+    )
+
+
+def _fp8(tensors: Mapping[str, TensorInfo], codes: TensorInfo, scheme: Scheme, config: ModelConfig) -> fp8.Fp8Weight:
+    if codes.dtype != fp8.DTYPE:
+        raise BadInput(f"{codes.file}: tensor {codes.name} is {codes.dtype}; only {fp8.DTYPE} is supported")
+    scale = companion(tensors, codes, f"{codes.name}_scale")
+    rows, columns = fp8.whole_block(codes)
+    arguments = scheme.arguments
+    match arguments.shared_by:
+        case "tensor":
+            block = (rows, columns)
+        case "channel":
+            block = (1, columns)
+        case "group":
+            block = (1, _positive(scheme, config, "group_size", arguments.group_size))
+        case _:
+            high, wide = arguments.block_structure or (0, 0)
+            key = "block_structure"
+            block = (_positive(scheme, config, key, high), _positive(scheme, config, key, wide))
+    return fp8.fp8_weight(codes, scale, block)
+
+
+def _int4(tensors: Mapping[str, TensorInfo], codes: TensorInfo, scheme: Scheme, config: ModelConfig) -> Weight:
+    group = None
+    if scheme.arguments.shared_by == "group":
+        group = _positive(scheme, config, "group_size", scheme.arguments.group_size)
+    return packed.int4_weight(tensors, codes, group, scheme.arguments.symmetric)
+
+
+def _positive(scheme: Scheme, config: ModelConfig, key: str, value: int | None) -> int:
+    if value is None or value < 1:
+        raise BadInput(f"{config.path}: {key} of {scheme.name} in config_groups should be positive, not {value}")
+    return value
+
+
+def _matches(module: str, target: str) -> bool:
+    """Whether a target or an `ignore` names the module: exactly, or by a pattern after `re:`."""
+    return _pattern(target).match(module) is not None if target.startswith("re:") else target == module
+
+
+@cache
+def _pattern(target: str) -> re.Pattern[str]:
+    try:
+        return re.compile(target.removeprefix("re:"))
+    except re.error as error:
+        raise BadInput(f"quantization_config: {target!r} is no regular expression: {error}") from None

@@ -1,0 +1,168 @@
+"""fp8 weights: a byte is an e4m3 number, its value bf16(float32(x) · float32(scale)).
+
+One scale for each block (DeepSeek-V3: `W_scale_inv`, edges clipped), for each row (channel), or for all. The value is
+the same whatever dtype it is cast to afterwards, so that a separate dequantize step and a fused one give the same
+bits. Scales that are powers of two (ue8m0) come as float32 (DeepSeek-V3.1) or as bytes that are exponents.
+
+A byte has 256 values, so a block has at most 256 results: each block's table is computed once and its bytes are
+looked up in it, which gives those very bits several times faster than multiplying.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from conversion_lib.boxes import Box, box_shape
+from conversion_lib.config import ModelConfig
+from conversion_lib.errors import BadInput
+from conversion_lib.sources.base import Array, Source, TensorInfo
+from conversion_lib.sources.quantization.weights import Scales, require_matrix
+
+DTYPE = "float8_e4m3fn"
+
+SCALE_SUFFIXES = ("_scale_inv", "_scale")
+"""DeepSeek's name, whose scale is the inverse of the one quantized with, and everybody else's: both multiply."""
+
+LOOKED_UP = 1 << 17
+"""Elements that are looked up in one call: their indices, eight bytes each, fit the second cache."""
+
+TABLES = 512
+"""Tables that are looked up in at once, half a KiB each: they too fit the second cache."""
+
+_VALUES = np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Fp8Weight:
+    """A matrix of e4m3 bytes, `codes`, with its scales."""
+
+    codes: TensorInfo
+    scales: Scales
+
+    @property
+    def info(self) -> TensorInfo:
+        return TensorInfo(self.codes.name, self.codes.shape, "bfloat16", self.codes.file)
+
+    @property
+    def others(self) -> tuple[TensorInfo, ...]:
+        return (self.scales.info,)
+
+    def stored_bytes(self, source: Source, box: Box) -> int:
+        return source.stored_bytes(self.codes.name, box) + self.scales.stored_bytes(source, self.scales.around(box))
+
+    def read(self, source: Source, box: Box) -> Array:
+        (row0, row1), (column0, column1) = box
+        rows, columns = self.scales.block
+        part = self.scales.around(box)
+        first, last = part[0]
+        scales = self.scales.read(source, part)
+        codes = source.read(self.codes.name, box).view(np.uint8)
+        result = np.empty(box_shape(box), np.uint16)
+        across = scales.shape[1]
+        # where each column's table begins among those of its row of blocks
+        column_starts = (np.arange(column0, column1) // columns - part[1][0]) * 256
+        step = max(1, min(LOOKED_UP // max(rows * codes.shape[1], 1), TABLES // max(across, 1)))
+        for above in range(first, last, step):
+            below = min(above + step, last)
+            top, bottom = max(above * rows, row0), min(below * rows, row1)
+            row_starts = (np.arange(top, bottom) // rows - above) * (across * 256)
+            tables = self._tables(scales[above - first : below - first])
+            kept = slice(top - row0, bottom - row0)
+            _look_up(tables, row_starts[:, None], column_starts, codes[kept], result[kept])
+        return result.view(ml_dtypes.bfloat16)
+
+    def _tables(self, scales: Array) -> Array:
+        """What each byte stands for in each block, as the bits of bfloat16: 256 for each scale, one after the other."""
+        with np.errstate(over="ignore"):  # what is too large becomes infinite, as the formula has it
+            values = _VALUES * scales[:, :, None]
+            if self.scales.info.dtype == "float16":
+                values = values.astype(np.float16)  # compressed-tensors multiplies in the dtype of the scale
+            bits: Array = values.astype(ml_dtypes.bfloat16).view(np.uint16)
+            return bits.reshape(-1)
+
+
+def _look_up(tables: Array, row_starts: Array, column_starts: Array, codes: Array, out: Array) -> None:
+    """out[r, c] = tables[row_starts[r] + column_starts[c] + codes[r, c]], some rows at a time.
+
+    Few long calls: each gives the interpreter's lock away and takes it back, and with two threads a call for each
+    block spent a third of the time on that.
+    """
+    step = max(1, LOOKED_UP // max(codes.shape[1], 1))
+    for row in range(0, len(codes), step):
+        index = codes[row : row + step].astype(np.intp)
+        index += column_starts
+        index += row_starts[row : row + step]
+        # every index is in range; "clip" is how numpy writes into `out` without a copy of it
+        tables.take(index, out=out[row : row + step], mode="clip")
+
+
+def weights(tensors: Mapping[str, TensorInfo], config: ModelConfig, quantization: dict[str, Any]) -> list[Fp8Weight]:
+    """The weights of a checkpoint whose `quant_method` is fp8, by the blocks of `weight_block_size` or by tensor.
+
+    Raises BadInput for a setting that is not known, a weight without its scales, scales without their weight, or
+    scales of the wrong grid.
+    """
+    block = _block(config, quantization)
+    found = []
+    for codes in _codes(tensors):
+        scale = next((tensors[codes.name + end] for end in SCALE_SUFFIXES if codes.name + end in tensors), None)
+        if scale is None:
+            raise BadInput(f"{codes.file}: fp8 tensor {codes.name} has no {codes.name}{SCALE_SUFFIXES[0]}")
+        found.append(fp8_weight(codes, scale, block or _block_of(codes, scale)))
+    refuse_orphans(tensors)
+    return found
+
+
+def fp8_weight(codes: TensorInfo, scale: TensorInfo, block: tuple[int, int]) -> Fp8Weight:
+    """Raises BadInput where `codes` is no matrix, or `scale` does not fit its blocks."""
+    require_matrix(codes)
+    return Fp8Weight(codes, Scales(scale, codes.shape, block).checked())
+
+
+def whole_block(codes: TensorInfo) -> tuple[int, int]:
+    """The block of a matrix with one scale."""
+    require_matrix(codes)
+    return max(codes.shape[0], 1), max(codes.shape[1], 1)
+
+
+def refuse_orphans(tensors: Mapping[str, TensorInfo]) -> None:
+    """Raises BadInput for a scale of a weight that is not there, or is no fp8."""
+    for name, info in tensors.items():
+        if not name.endswith((SCALE_SUFFIXES[0], f".weight{SCALE_SUFFIXES[1]}")):
+            continue
+        weight = tensors.get(name.removesuffix(SCALE_SUFFIXES[0]).removesuffix(SCALE_SUFFIXES[1]))
+        if weight is None or weight.dtype != DTYPE:
+            found = "is not there" if weight is None else f"is {weight.dtype}"
+            raise BadInput(f"{info.file}: {name} scales a tensor that {found}; expected {DTYPE}")
+
+
+def _codes(tensors: Mapping[str, TensorInfo]) -> Iterator[TensorInfo]:
+    for name, info in tensors.items():
+        if info.dtype == DTYPE:
+            yield info
+        elif info.dtype.startswith("float8") and not name.endswith(SCALE_SUFFIXES):
+            raise BadInput(f"{info.file}: tensor {name} is {info.dtype}; of the fp8 dtypes only {DTYPE} is supported")
+
+
+def _block(config: ModelConfig, quantization: dict[str, Any]) -> tuple[int, int] | None:
+    """`weight_block_size`; None where there is none."""
+    fmt, scale_fmt = quantization.get("fmt", "e4m3"), quantization.get("scale_fmt") or "float"
+    if fmt not in ("e4m3", "float8_e4m3fn") or scale_fmt not in ("float", "ue8m0"):
+        raise BadInput(f"{config.path}: fp8 of fmt {fmt!r} with scales {scale_fmt!r} is not supported; e4m3 is")
+    size = quantization.get("weight_block_size")
+    if size is None:
+        return None
+    if not (isinstance(size, list) and len(size) == 2 and all(isinstance(n, int) and n > 0 for n in size)):
+        raise BadInput(f"{config.path}: weight_block_size should be two positive integers, not {size!r}")
+    return size[0], size[1]
+
+
+def _block_of(codes: TensorInfo, scale: TensorInfo) -> tuple[int, int]:
+    """Without `weight_block_size`: by row where there are as many scales as rows, else one for all."""
+    rows, columns = whole_block(codes)
+    return (1, columns) if scale.shape in ((rows,), (rows, 1)) and rows > 1 else (rows, columns)

@@ -1,0 +1,147 @@
+"""int4 weights of compressed-tensors' `pack-quantized`: eight a word, lowest bits first, each plus 8.
+
+A module's `weight_packed` is int32 (out, in / 8), `weight_scale` has one scale for each group of a row's values or for
+each row, `weight_shape` says (out, in), and `weight_zero_point`, where the scheme is not symmetric, packs eight rows a
+word. The value is bf16((q − zero point) · scale), multiplied in the dtype of the scale.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import ml_dtypes
+import numpy as np
+
+from conversion_lib.boxes import Box, box_shape, whole
+from conversion_lib.errors import BadInput
+from conversion_lib.sources.base import Array, Source, TensorInfo
+from conversion_lib.sources.quantization.weights import Scales, companion, require_matrix
+
+CODES_SUFFIX = "_packed"
+PER_WORD, OFFSET = 8, 8
+
+LOOKED_UP = 1 << 16
+"""Values that are made in one call: eight bytes each with what they are made of, they fit the second cache."""
+
+_BYTES = np.arange(256)
+_PAIRS = (np.stack([_BYTES & 15, _BYTES >> 4], axis=-1) - OFFSET).astype(np.float32).view(np.uint64).reshape(-1)
+"""For each byte the bits of its two values in float32."""
+
+
+@dataclass(frozen=True)
+class Int4Weight:
+    """A matrix of int4 numbers, `codes`; `extents` is its weight_shape."""
+
+    codes: TensorInfo
+    scales: Scales
+    extents: TensorInfo
+    zero_points: TensorInfo | None
+
+    @property
+    def info(self) -> TensorInfo:
+        name = self.codes.name.removesuffix(CODES_SUFFIX)
+        return TensorInfo(name, self.scales.shape, "bfloat16", self.codes.file)
+
+    @property
+    def others(self) -> tuple[TensorInfo, ...]:
+        return (self.scales.info, self.extents, *([self.zero_points] if self.zero_points else []))
+
+    def stored_bytes(self, source: Source, box: Box) -> int:
+        wide = self._widened(box)
+        part = self.scales.around(wide)
+        nbytes = source.stored_bytes(self.codes.name, _words(wide)) + self.scales.stored_bytes(source, part)
+        if self.zero_points is not None:
+            nbytes += source.stored_bytes(self.zero_points.name, _rows_packed(part))
+        return nbytes + source.stored_bytes(self.extents.name, whole(self.extents.shape))
+
+    def read(self, source: Source, box: Box) -> Array:
+        self._check_extents(source)
+        wide = self._widened(box)
+        part = self.scales.around(wide)
+        scales = self.scales.read(source, part)
+        shifts = None if self.zero_points is None else self._zero_points(source, part)
+        packed = source.read(self.codes.name, _words(wide)).view(np.uint8)
+        rows, columns = box_shape(wide)
+        result = np.empty((rows, columns), ml_dtypes.bfloat16)
+        step = max(1, LOOKED_UP // max(columns, 1))
+        for row in range(0, rows, step):
+            some = slice(row, row + step)
+            values = _PAIRS.take(packed[some]).view(np.float32)[:, :columns]
+            grouped = values.reshape(len(values), scales.shape[1], -1)
+            if shifts is not None:
+                grouped -= shifts[some, :, None]
+            with np.errstate(over="ignore"):  # what is too large becomes infinite, as in the reference
+                grouped *= scales[some, :, None]
+                if self.scales.info.dtype == "float16":
+                    grouped = grouped.astype(np.float16)
+            result[some] = grouped.reshape(len(values), columns)
+        return result[:, box[1][0] - wide[1][0] : box[1][1] - wide[1][0]]
+
+    def _widened(self, box: Box) -> Box:
+        """`box` with its columns widened to whole groups and whole words."""
+        extent, group = self.scales.shape[1], self.scales.block[1]
+        unit = PER_WORD if group == extent else math.lcm(group, PER_WORD)
+        start, stop = box[1]
+        return box[0], (start // unit * unit, min(-(-stop // unit) * unit, extent))
+
+    def _zero_points(self, source: Source, part: Box) -> Array:
+        """The zero points of `part` of the grid in float32, less the offset that is on the values too."""
+        assert self.zero_points is not None
+        first, last = part[0]
+        words = source.read(self.zero_points.name, _rows_packed(part))
+        halves = (words[:, None, :] >> (4 * np.arange(PER_WORD, dtype=np.int32))[:, None]) & 15
+        start = first % PER_WORD
+        rows = halves.reshape(-1, words.shape[1])[start : start + last - first]
+        return rows.astype(np.float32) - OFFSET
+
+    def _check_extents(self, source: Source) -> None:
+        """Raises BadInput where weight_shape is another than the headers make of the weight."""
+        found, expected = source.read(self.extents.name).tolist(), list(self.scales.shape)
+        if found != expected:
+            raise BadInput(
+                f"{self.extents.file}: {self.extents.name} is {found}, but {self.codes.name} {list(self.codes.shape)} "
+                f"and {self.scales.info.name} {list(self.scales.info.shape)} make {expected}"
+            )
+
+
+def int4_weight(tensors: Mapping[str, TensorInfo], codes: TensorInfo, group: int | None, symmetric: bool) -> Int4Weight:
+    """The weight of `codes`, with a scale for each `group` of a row's values, or for each row.
+
+    Raises BadInput where what belongs to it is missing, or of another shape or dtype.
+    """
+    require_matrix(codes)
+    plain = codes.name.removesuffix(CODES_SUFFIX)
+    scale = companion(tensors, codes, f"{plain}_scale")
+    extents = companion(tensors, codes, f"{plain}_shape")
+    rows, words = codes.shape
+    # the headers do not say how many values the last word holds; groups are whole
+    columns = words * PER_WORD if group is None or len(scale.shape) != 2 else scale.shape[1] * group
+    if codes.dtype != "int32" or words != -(-columns // PER_WORD):
+        raise BadInput(
+            f"{codes.file}: {codes.name} is {codes.dtype} {list(codes.shape)}, expected int32 "
+            f"{[rows, -(-columns // PER_WORD)]}: {scale.name} {list(scale.shape)} with groups of {group} makes "
+            f"{[rows, columns]}, eight values a word"
+        )
+    scales = Scales(scale, (rows, columns), (1, group or max(columns, 1))).checked()
+    if extents.shape != (2,) or extents.dtype not in ("int32", "int64"):
+        raise BadInput(f"{extents.file}: {extents.name} is {extents.dtype} {list(extents.shape)}, expected int64 [2]")
+    zero_points = None if symmetric else companion(tensors, codes, f"{plain}_zero_point")
+    expected = (-(-rows // PER_WORD), scales.grid[1])
+    if zero_points is not None and (zero_points.shape != expected or zero_points.dtype != "int32"):
+        raise BadInput(
+            f"{zero_points.file}: {zero_points.name} is {zero_points.dtype} {list(zero_points.shape)}, expected int32 "
+            f"{list(expected)}: eight rows a word"
+        )
+    return Int4Weight(codes, scales, extents, zero_points)
+
+
+def _words(box: Box) -> Box:
+    """The words that hold `box`, whose columns begin at a whole word."""
+    return box[0], (box[1][0] // PER_WORD, -(-box[1][1] // PER_WORD))
+
+
+def _rows_packed(part: Box) -> Box:
+    """The words that hold zero points of `part` of the grid."""
+    return (part[0][0] // PER_WORD, -(-part[0][1] // PER_WORD)), part[1]

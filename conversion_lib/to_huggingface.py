@@ -1,0 +1,115 @@
+"""`python -m conversion_lib.to_huggingface` takes the words of MaxText's `checkpoint_conversion.to_huggingface`.
+
+Config and tokenizer come from --hf_model_path, else from what Ferry left beside the checkpoint, else from the model's
+repository on the Hub; dimensions from that config.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+from conversion_lib.command import Outcome
+from conversion_lib.commands.options import done_line, known_directory
+from conversion_lib.errors import BadInput
+from conversion_lib.maxtext_arguments import (
+    Arguments,
+    Command,
+    output_directory,
+    parse,
+    run_as_command,
+    tell_ignored,
+    use_token,
+)
+from conversion_lib.maxtext_names import model_of
+from conversion_lib.progress import Reporter
+from conversion_lib.record import HF_DIR_NAME, checkpoint_root
+
+COMMAND = Command(
+    flags=("override_model_architecture", "nooverride_model_architecture"),
+    settings=("load_parameters_path", "weight_dtype"),
+    switches=("overwrite", "override_model_architecture", "nooverride_model_architecture"),
+)
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def run(words: Sequence[str], reporter: Reporter) -> Outcome:
+    """Exports as the words say. Raises BadInput and OutsideFailure as `export` does."""
+    from conversion_lib.export import export
+    from conversion_lib.running import Options
+
+    arguments = parse(words, COMMAND)
+    model = model_of(_required(arguments, "model_name", "a name of `ferry models`"))
+    checkpoint = _checkpoint(arguments)
+    dtype = arguments.choice("weight_dtype", DTYPES, "float32")
+    destination = output_directory(arguments)
+    tell_ignored(arguments, COMMAND, reporter)
+    use_token(arguments, reporter)
+    options = Options(overwrite=arguments.flag("overwrite", False))
+    with _config_directory(arguments.text("hf_model_path"), checkpoint, model.repo, reporter) as hf_config:
+        result = export(
+            checkpoint,
+            destination,
+            hf_config=hf_config,
+            dtype=dtype,
+            model=model.name,
+            options=options,
+            reporter=reporter,
+        )
+    return Outcome(result, [done_line(result)])
+
+
+def _required(arguments: Arguments, name: str, what: str) -> str:
+    value = arguments.text(name)
+    if not value:
+        raise BadInput(f"{name} is missing: write {name}=VALUE, {what}")
+    return value
+
+
+def _checkpoint(arguments: Arguments) -> Path:
+    """The checkpoint to export. Raises BadInput where it is none, or not of the layout that is asked for."""
+    from conversion_lib.sources.orbax import open_orbax
+
+    given = _required(arguments, "load_parameters_path", "a MaxText checkpoint such as DIR/0/items")
+    if "://" in given:
+        raise BadInput(f"load_parameters_path={given}: give a directory; copy the checkpoint to one")
+    checkpoint = Path(given).expanduser()
+    saved = open_orbax(checkpoint).scan_layers
+    if arguments.text("scan_layers") and saved is not None and arguments.flag("scan_layers", saved) != saved:
+        raise BadInput(
+            f"scan_layers={arguments.text('scan_layers')}, but {checkpoint} was saved with scan_layers={saved}"
+        )
+    return checkpoint
+
+
+@contextmanager
+def _config_directory(path: str, checkpoint: Path, repo: str, reporter: Reporter) -> Iterator[Path | None]:
+    """A directory with config and tokenizer; None for what lies beside the checkpoint."""
+    if not path and (checkpoint_root(checkpoint) / HF_DIR_NAME).is_dir():
+        yield None
+    elif path and (directory := known_directory(path)) is not None:
+        yield directory
+    else:
+        with tempfile.TemporaryDirectory(prefix="ferry-config-") as name:
+            _fetch_all_but_weights(path or repo, Path(name), reporter)
+            yield Path(name)
+
+
+def _fetch_all_but_weights(repo: str, directory: Path, reporter: Reporter) -> None:
+    """Raises what `resolve` does."""
+    from conversion_lib import hub
+    from conversion_lib.hub_files import Fetcher
+    from conversion_lib.retry import Backoff
+
+    resolved = hub.resolve(repo, reporter=reporter)
+    fetcher = Fetcher(resolved.repo, resolved.commit, hub.hub_endpoint(), directory / hub.WORK_NAME, directory)
+    for file in hub.needed_files(resolved):
+        if not file.path.endswith((".safetensors", ".index.json")):
+            Backoff().run(partial(fetcher.fetch, file, lambda nbytes: None, afresh=True), reporter=reporter)
+
+
+if __name__ == "__main__":
+    run_as_command(run, COMMAND, str(__doc__))
