@@ -107,7 +107,7 @@ def test_without_a_dtype_in_the_config_it_is_the_one_that_transformers_takes(tmp
 def test_the_plan_says_how_much_memory_the_whole_model_takes(tmp_path):
     """Of a model whose class holds the experts of a layer as one: the process stays below what was planned."""
     plain = {key: value for key, value in DEEPSEEK_V3.items() if key != "quantization_config"}
-    config = plain | {"hidden_size": 512, "moe_intermediate_size": 256, "n_routed_experts": 64, "n_group": 8}
+    config = plain | {"hidden_size": 512, "moe_intermediate_size": 256, "n_routed_experts": 72, "n_group": 8}
     config |= {"num_nextn_predict_layers": 0}
     source = write_sparse(tmp_path / "hf", config, deepseek_tensors(config), shards=2)
     options = ["--memory-budget", "64MiB", "--threads", "2"]
