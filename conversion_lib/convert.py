@@ -9,7 +9,8 @@ from pathlib import Path
 import conversion_lib
 from conversion_lib import catalog, engine
 from conversion_lib.carry import carry_files, seal
-from conversion_lib.cloud_workspace import CloudLayout
+from conversion_lib.cloud.place import SCHEME, CloudPlace
+from conversion_lib.cloud.workspace import CloudLayout
 from conversion_lib.config import ModelConfig, load_config
 from conversion_lib.dtypes import itemsize
 from conversion_lib.errors import BadInput
@@ -20,7 +21,7 @@ from conversion_lib.mapping import plan_to_maxtext
 from conversion_lib.maxtext_input import open_maxtext
 from conversion_lib.other_layout import CACHE_SHARE, prepare_other_layout
 from conversion_lib.parts import WHOLE
-from conversion_lib.places import SCHEME, CloudPlace, Place
+from conversion_lib.places import Place
 from conversion_lib.plan import ArrayPlan, Plan, SourceSlice
 from conversion_lib.progress import SILENT, Reporter
 from conversion_lib.record import HF_DIR_NAME, RECORD_NAME, REPORT_DIR_NAME, CheckpointRecord, Target

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
-from conversion_lib.cloud_workspace import CloudLayout
+from conversion_lib.cloud.workspace import CloudLayout
 from conversion_lib.convert import PLAN_NAME, layout_at
 from conversion_lib.errors import BadInput
 from conversion_lib.parts import Part

@@ -18,7 +18,7 @@ from conversion_lib.parts import Part
 
 LOCK_NAME = "lock"
 CLAIM_NAME = "claim"
-"""In a bucket, where the kernel knows no locks: see `cloud_locks`."""
+"""In a bucket, where the kernel knows no locks: see `cloud.locks`."""
 
 
 class Locks:

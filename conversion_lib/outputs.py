@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from conversion_lib.claim import STALE_SECONDS, Claim, Note
-from conversion_lib.cloud_workspace import CloudLayout
+from conversion_lib.cloud.place import SCHEME, CloudPlace
+from conversion_lib.cloud.workspace import CloudLayout
 from conversion_lib.convert import layout_at
 from conversion_lib.errors import BadInput
 from conversion_lib.locks import LOCK_NAME
-from conversion_lib.places import SCHEME, CloudPlace
 from conversion_lib.record import COMMIT_NAME, CheckpointRecord, read_record
 from conversion_lib.sources.orbax import METADATA, STEP_METADATA, open_orbax
 from conversion_lib.workspace import REPLACED_NAME
@@ -123,8 +123,8 @@ class BucketClaim:
 
     def take(self) -> bool:
         """Takes the claim where nobody holds it, or its holder has stood still, and says whether."""
-        from conversion_lib.cloud_locks import RunClaim
-        from conversion_lib.destinations.cloud_client import RETRY, explained
+        from conversion_lib.cloud.client import RETRY, explained
+        from conversion_lib.cloud.locks import RunClaim
 
         blob: Any = self._place.blob
         with explained(str(self._place), "claim the place"):

@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 
 from conversion_lib import engine
 from conversion_lib.boxes import whole
-from conversion_lib.cloud_workspace import CloudLayout, CloudWorkspace
+from conversion_lib.cloud.workspace import CloudLayout, CloudWorkspace
 from conversion_lib.config import ModelConfig
 from conversion_lib.errors import BadInput
 from conversion_lib.identity import refuse_change

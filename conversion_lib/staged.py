@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Protocol
 
+from conversion_lib.cloud.place import SCHEME, CloudPlace
 from conversion_lib.destinations.base import Item
 from conversion_lib.errors import BadInput
 from conversion_lib.manifest import FileEntry, build_manifest, checkpoint_manifest
-from conversion_lib.places import SCHEME, CloudPlace
 from conversion_lib.progress import Reporter
 from conversion_lib.record import COMMIT_NAME, checkpoint_root
 

@@ -101,7 +101,7 @@ def _config_directory(path: str, checkpoint: Path, repo: str, reporter: Reporter
 def _fetch_all_but_weights(repo: str, directory: Path, reporter: Reporter) -> None:
     """Raises what `resolve` does."""
     from conversion_lib import hub
-    from conversion_lib.hub_files import Fetcher
+    from conversion_lib.hub.files import Fetcher
     from conversion_lib.retry import Backoff
 
     resolved = hub.resolve(repo, reporter=reporter)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from conversion_lib.cloud.place import SCHEME
 from conversion_lib.command import Outcome
 from conversion_lib.commands.options import build_target, done_line, known_directory
 from conversion_lib.config import CONFIG_NAME, load_config
@@ -22,7 +23,6 @@ from conversion_lib.maxtext_arguments import (
     use_token,
 )
 from conversion_lib.maxtext_names import model_of, size_differences
-from conversion_lib.places import SCHEME
 from conversion_lib.progress import Reporter
 from conversion_lib.record import Target
 

@@ -28,7 +28,7 @@ from conversion_lib.plan import Plan
 from conversion_lib.record import CheckpointRecord, read_record
 
 if TYPE_CHECKING:
-    from conversion_lib.cloud_workspace import CloudLayout
+    from conversion_lib.cloud.workspace import CloudLayout
 
 RUN_NAME = "run.json"
 REPLACED_NAME = "replaced"

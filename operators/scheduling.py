@@ -17,7 +17,7 @@ from conversion_lib.destinations import open_destination
 from conversion_lib.destinations.base import MANIFEST_NAME, MARKER_NAME, Destination, Manifest
 from conversion_lib.errors import BadInput, FerryError
 from conversion_lib.hub import hub_endpoint, resolve
-from conversion_lib.hub_errors import explain
+from conversion_lib.hub.errors import explain
 from conversion_lib.progress import SILENT, Reporter
 from conversion_lib.publish import Marker
 from conversion_lib.record import PROVENANCE_NAME

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
+from conversion_lib.cloud.place import CloudPlace
 from conversion_lib.command import run_command
 from conversion_lib.errors import BadInput, OutsideFailure
 from conversion_lib.on_the_fly import ensure_checkpoint
 from conversion_lib.outputs import BucketClaim
-from conversion_lib.places import CloudPlace
 from conversion_lib.progress import SILENT
 from conversion_lib.to_maxtext import run
 from tests.checkpoints import QWEN3, random_tensors, write_checkpoint

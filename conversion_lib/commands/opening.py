@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from conversion_lib.cloud.place import SCHEME
 from conversion_lib.commands.options import known_directory
 from conversion_lib.errors import BadInput
 from conversion_lib.parts import WHOLE, Part
-from conversion_lib.places import SCHEME
 from conversion_lib.progress import Reporter
 from conversion_lib.sources.remote import Remote
 
@@ -49,7 +49,7 @@ def opened(
         yield hub.cached_download(src, revision=revision or "main", reporter=reporter), None
     else:
         from conversion_lib.convert import maxtext_layout
-        from conversion_lib.stream_download import shelf_directory, streamed
+        from conversion_lib.hub.streaming import shelf_directory, streamed
 
         name, output = f"shards-{(part or WHOLE).index}", None if dst.startswith(SCHEME) else Path(dst)
         shelf = (maxtext_layout(output).work if output else shelf_directory(dst)) / name

@@ -10,9 +10,9 @@ from typing import Annotated, Any
 import typer
 from pydantic import TypeAdapter, ValidationError
 
+from conversion_lib.cloud.place import SCHEME
 from conversion_lib.command import Group, parse_size
 from conversion_lib.errors import BadInput
-from conversion_lib.places import SCHEME
 from conversion_lib.progress import Reporter
 from conversion_lib.record import Target
 
@@ -104,7 +104,7 @@ def headers_directory(src: str, revision: str | None, reporter: Reporter) -> Abs
     if src.startswith(SCHEME) and revision is None:
         return _bucket_headers(src)
     if (path := known_directory(src)) is None:
-        from conversion_lib.hub_headers import headers_of
+        from conversion_lib.hub.headers import headers_of
 
         return headers_of(src, revision or "main", reporter=reporter)
     if revision is not None:

@@ -1,7 +1,7 @@
 """A location in Cloud Storage: objects are written in place, each under a precondition, and the marker last.
 
 Every write names the generation it replaces (0: none), and CRC32C is compared with what the service stored. One run
-at a time writes to a location: it holds a claim (`cloud_claim`). What it is going to write stands in manifest.json
+at a time writes to a location: it holds a claim (`cloud.claim`). What it is going to write stands in manifest.json
 before the first object is there, so that a later run knows what a dead one left from what is somebody else's.
 """
 
@@ -18,7 +18,9 @@ from typing import IO, Any, cast
 from google.api_core import exceptions
 from pydantic import ValidationError
 
-from conversion_lib.destinations import cloud_client
+from conversion_lib.cloud import client
+from conversion_lib.cloud.claim import Claim
+from conversion_lib.cloud.client import delete, explained
 from conversion_lib.destinations.base import (
     CLAIM_NAME,
     LEVELS,
@@ -30,8 +32,6 @@ from conversion_lib.destinations.base import (
     Manifest,
     Stored,
 )
-from conversion_lib.destinations.cloud_claim import Claim
-from conversion_lib.destinations.cloud_client import delete, explained
 from conversion_lib.errors import BadInput, OutsideFailure
 from conversion_lib.files import in_parallel
 from conversion_lib.manifest import FileEntry, file_crc32c
@@ -49,10 +49,10 @@ class CloudStorageDestination:
     """`base` is gs://bucket or gs://bucket/prefix. Credentials are the application default ones."""
 
     def __init__(self, base: str, path: str) -> None:
-        self.bucket_name, self.base = cloud_client.split_url(base)
+        self.bucket_name, self.base = client.split_url(base)
         self.prefix = "/".join(part for part in (self.base, path) if part)
-        cloud_client.require_name(self._root + CLAIM_NAME, base)
-        self._bucket = cloud_client.open_bucket(self.bucket_name)
+        client.require_name(self._root + CLAIM_NAME, base)
+        self._bucket = client.open_bucket(self.bucket_name)
         self._there: dict[str, Any] = {}
         self._claim = Claim(self._blob(CLAIM_NAME))
 
@@ -69,12 +69,12 @@ class CloudStorageDestination:
 
     def read(self, path: str) -> bytes | None:
         with explained(self.url, "read"):
-            return cloud_client.read(self._blob(path))
+            return client.read(self._blob(path))
 
     def begin(self, manifest: Manifest) -> dict[str, FileEntry]:
         paths = {entry.path for entry in manifest.files}
         for path in paths:
-            cloud_client.require_name(self._root + path, self.url)
+            client.require_name(self._root + path, self.url)
         with explained(self.url, "list"):
             self._there = {self._relative(blob): blob for blob in self._list()}
             strays = self._there.keys() - paths - OWN_NAMES
@@ -99,7 +99,7 @@ class CloudStorageDestination:
         if MANIFEST_NAME not in self._there:
             return set()
         try:
-            earlier = Manifest.model_validate_json(cloud_client.read(self._blob(MANIFEST_NAME)) or b"")
+            earlier = Manifest.model_validate_json(client.read(self._blob(MANIFEST_NAME)) or b"")
         except ValidationError:
             return set()
         return {entry.path for entry in earlier.files}
@@ -116,7 +116,7 @@ class CloudStorageDestination:
                     advance(entry.size)
             except exceptions.PreconditionFailed:
                 # ours, where the answer to a first try was lost; or another publisher's
-                blob.reload(retry=cloud_client.RETRY)
+                blob.reload(retry=client.RETRY)
                 if not _is(blob, entry):
                     raise OutsideFailure(
                         f"another run is publishing to {self.url}: run again when it is done"
@@ -138,7 +138,7 @@ class CloudStorageDestination:
                 if_generation_match=self._generation(item.entry.path),
                 checksum="crc32c",
                 crc32c_checksum_value=item.entry.crc32c,
-                retry=cloud_client.RETRY,
+                retry=client.RETRY,
             )
 
     def _copy(self, source: Stored, blob: Any, entry: FileEntry) -> None:
@@ -151,7 +151,7 @@ class CloudStorageDestination:
                 token=token or None,
                 if_generation_match=self._generation(entry.path),
                 if_source_generation_match=source.generation,
-                retry=cloud_client.RETRY,
+                retry=client.RETRY,
             )
 
     def _changed(self, entry: FileEntry, found: str) -> OutsideFailure:
@@ -179,12 +179,12 @@ class CloudStorageDestination:
                     content,
                     content_type="application/json",
                     if_generation_match=self._generation(path),
-                    retry=cloud_client.RETRY,
+                    retry=client.RETRY,
                 )
             except exceptions.PreconditionFailed:
-                if cloud_client.read(blob) != content:
+                if client.read(blob) != content:
                     raise OutsideFailure(f"another run has published to {self.url}: run again to see what") from None
-                blob.reload(retry=cloud_client.RETRY)
+                blob.reload(retry=client.RETRY)
         self._there[path] = blob
 
     def entries(self, reporter: Reporter) -> list[FileEntry]:
@@ -226,18 +226,14 @@ class CloudStorageDestination:
         name = "/".join(part for part in (self.base, path) if part)
         with explained(self.url, f"write {path}"):
             for _ in range(UPDATE_TRIES):
-                there = self._bucket.get_blob(name, retry=cloud_client.RETRY)
+                there = self._bucket.get_blob(name, retry=client.RETRY)
                 generation = there.generation if there else 0
                 try:
-                    old = (
-                        there.download_as_bytes(if_generation_match=generation, retry=cloud_client.RETRY)
-                        if there
-                        else None
-                    )
+                    old = there.download_as_bytes(if_generation_match=generation, retry=client.RETRY) if there else None
                     if (changed := change(old)) is None:
                         return
                     self._bucket.blob(name).upload_from_string(
-                        changed, "application/json", if_generation_match=generation, retry=cloud_client.RETRY
+                        changed, "application/json", if_generation_match=generation, retry=client.RETRY
                     )
                     return
                 except (exceptions.PreconditionFailed, exceptions.NotFound):
@@ -250,7 +246,7 @@ class CloudStorageDestination:
 
     def _list(self) -> Iterator[Any]:
         """Every object here; what some programs put in the place of directories is none."""
-        found = self._bucket.list_blobs(prefix=self._root, retry=cloud_client.RETRY)
+        found = self._bucket.list_blobs(prefix=self._root, retry=client.RETRY)
         return (blob for blob in found if not blob.name.endswith("/"))
 
     def _delete(self, blobs: list[Any]) -> None:
@@ -308,4 +304,4 @@ class StoredObject:
         self._blob = blob
 
     def open(self) -> IO[bytes]:
-        return cast(IO[bytes], self._blob.open("rb", if_generation_match=self.generation, retry=cloud_client.RETRY))
+        return cast(IO[bytes], self._blob.open("rb", if_generation_match=self.generation, retry=client.RETRY))

@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 import tensorstore as ts
 
-from conversion_lib import places
 from conversion_lib.boxes import Box, slices, whole
+from conversion_lib.cloud import place as cloud_place
+from conversion_lib.cloud.place import CloudPlace
 from conversion_lib.errors import BadInput, OutsideFailure
-from conversion_lib.places import CloudPlace, LocalPlace, Place
+from conversion_lib.places import LocalPlace, Place
 from conversion_lib.plan import ArrayPlan, Plan
 from conversion_lib.record import COMMIT_NAME, Target
 from conversion_lib.sinks import ocdbt
@@ -53,7 +54,7 @@ class OrbaxSink:
             {
                 "cache_pool": {"total_bytes_limit": 0},
                 "data_copy_concurrency": {"limit": threads},
-                **places.CLOUD_REQUESTS,
+                **cloud_place.TENSORSTORE_REQUESTS,
             }
         )
         self._arrays: list[list[Any]] = []

@@ -19,11 +19,11 @@ from typing import Any
 
 import tensorstore as ts
 
-from conversion_lib import places
+from conversion_lib.cloud import place as cloud_place
+from conversion_lib.cloud.place import CloudPlace
 from conversion_lib.engine import Pace
 from conversion_lib.errors import BadInput, OutsideFailure
 from conversion_lib.files import in_parallel
-from conversion_lib.places import CloudPlace
 from conversion_lib.sources.base import Source
 from conversion_lib.sources.remote import write_header
 from conversion_lib.sources.safetensors import ReadRun, SafetensorsSource
@@ -79,7 +79,7 @@ def in_bucket(url: str, memory_budget: int) -> Iterator[CloudRemote]:
             else:
                 write_header(headers / name, objects[name].size, partial(_first_bytes, store, place, name, generations))
 
-        in_parallel(fetch, [*shards, *beside], threads=places.REQUESTS)
+        in_parallel(fetch, [*shards, *beside], threads=cloud_place.REQUESTS)
         again = {blob.name[len(place.name) + 1 :]: blob.generation for blob in place.blobs()}
         for name in [*shards, *beside]:
             if again.get(name) != objects[name].generation:
@@ -94,7 +94,7 @@ def in_bucket(url: str, memory_budget: int) -> Iterator[CloudRemote]:
 
 def open_store(place: CloudPlace) -> Any:
     """TensorStore's store of the objects below."""
-    return ts.KvStore.open(place.spec, context=ts.Context(places.CLOUD_REQUESTS)).result()
+    return ts.KvStore.open(place.spec, context=ts.Context(cloud_place.TENSORSTORE_REQUESTS)).result()
 
 
 def _first_bytes(store: Any, place: CloudPlace, name: str, generations: dict[str, Any], count: int) -> bytes:

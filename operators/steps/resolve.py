@@ -19,7 +19,7 @@ from conversion_lib.destinations.base import MARKER_NAME
 from conversion_lib.destinations.directory import DirectoryDestination
 from conversion_lib.errors import BadInput
 from conversion_lib.files import existing_parent
-from conversion_lib.hub_headers import headers_of
+from conversion_lib.hub.headers import headers_of
 from conversion_lib.progress import Reporter, format_bytes
 from conversion_lib.publish import Marker
 from conversion_lib.record import Target

@@ -8,7 +8,7 @@ from typing import Any
 from conversion_lib.config import CONFIG_NAME
 from conversion_lib.errors import BadInput, OutsideFailure
 from conversion_lib.hub import hub_endpoint
-from conversion_lib.hub_errors import explain
+from conversion_lib.hub.errors import explain
 from conversion_lib.manifest import list_files
 from conversion_lib.progress import Reporter, format_bytes
 from conversion_lib.retry import Backoff

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from conversion_lib.destinations import cloud_claim, cloud_client
+from conversion_lib.cloud import claim, client
 from tests.fakes.cloud_storage import FakeCloudStorage
 from tests.publishing.checkpoints import make_checkpoint
 
@@ -22,9 +22,9 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCloudStorage]:
     """Cloud Storage with one bucket; waits are as short as a test wants them. No publisher is thought dead."""
     with FakeCloudStorage(["bucket"]) as running:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", running.endpoint)
-        monkeypatch.setattr(cloud_claim, "BEAT_SECONDS", 0.1)
-        monkeypatch.setattr(cloud_claim, "POLL_SECONDS", 0.05)
-        monkeypatch.setattr(cloud_client, "RETRY", cloud_client.RETRY.with_delay(initial=0.01, maximum=0.1))
+        monkeypatch.setattr(claim, "BEAT_SECONDS", 0.1)
+        monkeypatch.setattr(claim, "POLL_SECONDS", 0.05)
+        monkeypatch.setattr(client, "RETRY", client.RETRY.with_delay(initial=0.01, maximum=0.1))
         yield running
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from conversion_lib.destinations import cloud_claim, cloud_client, cloud_storage, open_destination
+from conversion_lib.cloud import claim, client
+from conversion_lib.destinations import cloud_storage, open_destination
 from conversion_lib.errors import BadInput, OutsideFailure
 from conversion_lib.publish import publish
 from conversion_lib.verify import verify
@@ -82,7 +83,7 @@ def test_a_broken_upload_goes_on(checkpoint: Path, fake: FakeCloudStorage, monke
 
 
 def test_an_outage_that_does_not_end(checkpoint: Path, fake: FakeCloudStorage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cloud_client, "RETRY", cloud_client.RETRY.with_timeout(0.2))
+    monkeypatch.setattr(client, "RETRY", client.RETRY.with_timeout(0.2))
     fake.faults = [Fault(503, "POST", "*/0/items/_METADATA", times=1000)]
     with pytest.raises(OutsideFailure, match="cannot write 0/items/_METADATA in gs://bucket/models/tiny"):
         publish(checkpoint, "gs://bucket/models")
@@ -94,7 +95,7 @@ def test_an_outage_that_does_not_end(checkpoint: Path, fake: FakeCloudStorage, m
 def test_what_is_there_is_not_sent_again(
     checkpoint: Path, fake: FakeCloudStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cloud_claim, "DEAD_SECONDS", 0.3)  # the claim cannot be given back either
+    monkeypatch.setattr(claim, "DEAD_SECONDS", 0.3)  # the claim cannot be given back either
     fake.denied = {"storage.objects.delete"}  # so that this run comes no further than the second write of a name
     with pytest.raises(BadInput, match="credentials do not allow it"):
         publish(checkpoint, "gs://bucket/models")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from conversion_lib.destinations import cloud_client
+from conversion_lib.cloud import client
 from tests.checkpoints import ferry_here
 from tests.fakes.cloud_storage import FakeCloudStorage, Fault
 from tests.publishing.checkpoints import PLACE, TARGET, make_checkpoint
@@ -63,7 +63,7 @@ def test_bad_input_is_one_line_and_two(
 
 
 def test_an_outage_is_three(checkpoint: Path, fake: FakeCloudStorage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cloud_client, "RETRY", cloud_client.RETRY.with_timeout(0.1))
+    monkeypatch.setattr(client, "RETRY", client.RETRY.with_timeout(0.1))
     fake.faults = [Fault(503, times=10_000)]
     failed = ferry_here("publish", checkpoint, "gs://bucket/models")
     assert failed.returncode == 3 and "in gs://bucket/models/tiny" in failed.stderr

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from conversion_lib.destinations import cloud_claim, cloud_client, cloud_storage
+from conversion_lib.cloud import claim, client
+from conversion_lib.destinations import cloud_storage
 from conversion_lib.errors import BadInput, OutsideFailure
 from conversion_lib.publish import PublishResult, publish
 from conversion_lib.verify import verify
@@ -41,7 +42,7 @@ publish.publish(pathlib.Path({str(checkpoint)!r}), {url!r}, threads=1)
 
 
 def test_killed_and_run_again(checkpoint: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cloud_claim, "DEAD_SECONDS", 0.5)
+    monkeypatch.setattr(claim, "DEAD_SECONDS", 0.5)
     location = f"{url}/{PLACE}"
     killed_publisher(checkpoint, url, "hf/config.json")
     assert read(location, "ferry_commit.json") is None
@@ -56,7 +57,7 @@ def test_killed_and_run_again(checkpoint: Path, url: str, monkeypatch: pytest.Mo
 def test_killed_and_then_something_else(
     checkpoint: Path, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cloud_claim, "DEAD_SECONDS", 0.5)
+    monkeypatch.setattr(claim, "DEAD_SECONDS", 0.5)
     killed_publisher(checkpoint, url, "hf/config.json")
     other = make_checkpoint(tmp_path / "other", salt=b"other")
     (other / "0" / "items" / "d" / "large").write_bytes(b"small")
@@ -80,7 +81,7 @@ def test_killed_and_then_something_else(
 def test_killed_at_any_request(
     checkpoint: Path, fake: FakeCloudStorage, monkeypatch: pytest.MonkeyPatch, name: str, skip: int
 ) -> None:
-    monkeypatch.setattr(cloud_claim, "DEAD_SECONDS", 0.5)
+    monkeypatch.setattr(claim, "DEAD_SECONDS", 0.5)
     fake.faults = [Fault(what="reset", name=f"*{name}", method="P*", skip=skip, seconds=1.0)]
     code = f"import pathlib; from conversion_lib import publish; publish.publish({str(checkpoint)!r}, 'gs://bucket')"
     with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL) as process:
@@ -132,7 +133,9 @@ def test_two_different_ones_at_once_do_not_mix(checkpoint: Path, url: str, tmp_p
     assert (verified.problems, verified.digest) == ([], results[0].digest)
 
 
-def test_cloud_claim_taken_over(checkpoint: Path, fake: FakeCloudStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_claim_in_a_bucket_taken_over(
+    checkpoint: Path, fake: FakeCloudStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A run that stood still so long that another took its place writes no marker."""
     original = cloud_storage.CloudStorageDestination.commit
 
@@ -157,11 +160,11 @@ def test_different_commits_at_once_and_the_pointer(url: str, tmp_path: Path) -> 
 
 
 def test_a_beat_whose_answer_is_lost_loses_no_claim(fake: FakeCloudStorage) -> None:
-    claim = cloud_claim.Claim(cloud_client.open_bucket("bucket").blob("claim"))
-    claim.take(lambda: None)
+    held = claim.Claim(client.open_bucket("bucket").blob("claim"))
+    held.take(lambda: None)
     fake.faults = [Fault(503, "POST", "claim", applied=True)]
-    claim.beat()
-    assert fake.faults[0].times == 0 and not claim.lost.is_set()
+    held.beat()
+    assert fake.faults[0].times == 0 and not held.lost.is_set()
     fake.put("bucket", "claim", b"another run's")
-    claim.beat()
-    assert claim.lost.is_set()
+    held.beat()
+    assert held.lost.is_set()

@@ -20,8 +20,8 @@ from conversion_lib import hub
 from conversion_lib.config import CONFIG_NAME
 from conversion_lib.errors import BadInput
 from conversion_lib.files import disk_error, in_parallel
-from conversion_lib.hub_errors import explain, shown_endpoint
-from conversion_lib.hub_files import Fetcher, RemoteFile
+from conversion_lib.hub.errors import explain, shown_endpoint
+from conversion_lib.hub.files import Fetcher, RemoteFile
 from conversion_lib.identity import HF_RECORD_NAME
 from conversion_lib.progress import SILENT, Reporter
 from conversion_lib.record import PROVENANCE_NAME

@@ -19,18 +19,19 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from conversion_lib.cloud_journal import CloudJournal, committed_chunks, journal_place
+from conversion_lib.cloud.journal import CloudJournal, committed_chunks, journal_place
+from conversion_lib.cloud.place import CloudPlace
 from conversion_lib.difference import identity_in, refuse_difference
 from conversion_lib.errors import BadInput, OutsideFailure
 from conversion_lib.locks import CLAIM_NAME
 from conversion_lib.parts import WHOLE, Part
-from conversion_lib.places import CloudPlace, Place
+from conversion_lib.places import Place
 from conversion_lib.plan import Plan
 from conversion_lib.record import COMMIT_NAME, HF_DIR_NAME, RECORD_NAME, REPORT_DIR_NAME, CheckpointRecord
 from conversion_lib.workspace import RUN_NAME, Run
 
 if TYPE_CHECKING:
-    from conversion_lib.cloud_locks import RunClaim
+    from conversion_lib.cloud.locks import RunClaim
 
 WORK_NAME = ".ferry"
 STEP_NAME = "0"
@@ -198,7 +199,7 @@ class CloudWorkspace:
                     raise  # else another part has begun it meanwhile
         if not self.already:
             # imported here, since the client takes half a second that runs in a directory need not spend
-            from conversion_lib.cloud_locks import take_part
+            from conversion_lib.cloud.locks import take_part
 
             self._claim = take_part(self.layout.notes, self._part, self._held)
 
@@ -252,7 +253,7 @@ class CloudWorkspace:
 
 
 def _take_alone(work: CloudPlace, held: ExitStack) -> RunClaim:
-    from conversion_lib.cloud_locks import take_alone
+    from conversion_lib.cloud.locks import take_alone
 
     return take_alone(work, held)
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from conversion_lib.cloud.place import REQUESTS, CloudPlace
 from conversion_lib.files import in_parallel
 from conversion_lib.journal import Committed, line_of
 from conversion_lib.pieces import Piece
-from conversion_lib.places import REQUESTS, CloudPlace
 from conversion_lib.plan import Plan
 
 

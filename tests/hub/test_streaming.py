@@ -15,16 +15,15 @@ from pathlib import Path
 
 import pytest
 
-from conversion_lib import stream_download
 from conversion_lib.compare import compare
 from conversion_lib.convert import ConvertResult, Options, convert
 from conversion_lib.demo.local_hub import Fault, LocalHub
 from conversion_lib.errors import BadInput, OutsideFailure
-from conversion_lib.hub import read_provenance
+from conversion_lib.hub import read_provenance, streaming
+from conversion_lib.hub.shelf import Demand, Shelf, most_bytes
+from conversion_lib.hub.streaming import streamed
 from conversion_lib.record import Target, read_record
 from conversion_lib.retry import Backoff
-from conversion_lib.shelf import Demand, Shelf, most_bytes
-from conversion_lib.stream_download import streamed
 from tests.checkpoints import DEEPSEEK_V3, ferry_here, random_tensors, write_checkpoint
 from tests.sparse_checkpoints import deepseek_tensors
 
@@ -94,7 +93,7 @@ def test_the_same_as_after_a_download(hub: LocalHub, tmp_path: Path) -> None:
 
 def test_no_more_on_disk_than_was_said(hub: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Unscanned, so that every shard but a few tensors can go before the next."""
-    monkeypatch.setattr(stream_download, "SHARDS_AT_ONCE", 1)
+    monkeypatch.setattr(streaming, "SHARDS_AT_ONCE", 1)
     shelf, most, over = tmp_path / "out/.ferry/shards-0", [0], threading.Event()
 
     def watch() -> None:
@@ -164,7 +163,7 @@ from pathlib import Path
 from conversion_lib import engine
 from conversion_lib.convert import Options, convert
 from conversion_lib.record import Target
-from conversion_lib.stream_download import streamed
+from conversion_lib.hub.streaming import streamed
 engine.GROUP_SECONDS = 0.0
 out = Path(sys.argv[2])
 with streamed(sys.argv[1], "main", out / ".ferry" / "shards-0", output=out) as remote:
@@ -197,7 +196,7 @@ def test_a_killed_run_fetches_only_what_is_left(hub: LocalHub, tmp_path: Path, s
 
 def test_a_disk_too_small(hub: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(stream_download.shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    monkeypatch.setattr(streaming.shutil, "disk_usage", lambda path: usage._replace(free=1000))
     with pytest.raises(BadInput, match=r"the disk has 1\.0 kB free; one shard of acme/Tiny-V3@\w+ at a time"):
         stream(tmp_path / "out", options=Options(64 << 20, 2, skip_disk_check=True))
     assert shards(hub) == []

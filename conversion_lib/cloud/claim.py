@@ -16,7 +16,7 @@ from typing import Any
 import google.auth.exceptions
 from google.api_core import exceptions
 
-from conversion_lib.destinations import cloud_client
+from conversion_lib.cloud import client
 
 BEAT_SECONDS = 10.0
 """A claim is rewritten that often (an object takes one write a second)."""
@@ -41,7 +41,7 @@ class Claim:
         """Returns when this run holds the claim; calls `waiting` once where another one has it."""
         seen, since = 0, time.monotonic()
         while True:
-            there = self._blob.bucket.get_blob(self._blob.name, retry=cloud_client.RETRY)
+            there = self._blob.bucket.get_blob(self._blob.name, retry=client.RETRY)
             self._generation = int(there.generation) if there else 0
             if self._generation != seen:
                 if there and not seen:
@@ -65,13 +65,13 @@ class Claim:
                     content,
                     content_type="application/json",
                     if_generation_match=self._generation,
-                    retry=cloud_client.RETRY,
+                    retry=client.RETRY,
                 )
             except exceptions.PreconditionFailed:
-                if cloud_client.read(blob) != content:  # else ours, where the answer to a first try was lost
+                if client.read(blob) != content:  # else ours, where the answer to a first try was lost
                     self.lost.set()
                     return
-                blob.reload(retry=cloud_client.RETRY)
+                blob.reload(retry=client.RETRY)
             self._generation = int(blob.generation)
 
     def _fresh(self) -> Any:
@@ -98,4 +98,4 @@ class Claim:
             thread.join(GIVING_BACK_SECONDS)
             # where it cannot be deleted, the next run sees it stand still
             with suppress(*OUTAGES):
-                self._fresh().delete(if_generation_match=self._generation, retry=cloud_client.RETRY)
+                self._fresh().delete(if_generation_match=self._generation, retry=client.RETRY)

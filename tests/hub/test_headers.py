@@ -19,7 +19,7 @@ from conversion_lib.demo.local_hub import Fault, LocalHub
 from conversion_lib.demo.tiny_checkpoint import make_tiny_deepseek_v3
 from conversion_lib.errors import BadInput, OutsideFailure
 from conversion_lib.hub import download
-from conversion_lib.hub_headers import headers_of
+from conversion_lib.hub.headers import headers_of
 from conversion_lib.identity import origin_of, source_identity
 from conversion_lib.retry import Backoff
 from conversion_lib.sources import remote

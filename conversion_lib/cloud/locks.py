@@ -11,15 +11,15 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 
-from conversion_lib.destinations import cloud_claim
-from conversion_lib.destinations.cloud_client import delete, explained
+from conversion_lib.cloud import claim as claims
+from conversion_lib.cloud.client import delete, explained
+from conversion_lib.cloud.place import CloudPlace
 from conversion_lib.errors import OutsideFailure
 from conversion_lib.locks import CLAIM_NAME
 from conversion_lib.parts import Part
-from conversion_lib.places import CloudPlace
 
 
-class RunClaim(cloud_claim.Claim):
+class RunClaim(claims.Claim):
     """A claim that is not waited for."""
 
     def take_over(self, generation: int) -> bool:
@@ -68,7 +68,7 @@ def _standing_still(work: CloudPlace, watched: Callable[[str], bool], busy: str)
         there = {name: generation for name, generation in names if watched(name)}
         if seen is not None and any(seen.get(name) != generation for name, generation in there.items()):
             raise OutsideFailure(busy)
-        if not there or time.monotonic() - since >= cloud_claim.DEAD_SECONDS:
+        if not there or time.monotonic() - since >= claims.DEAD_SECONDS:
             return there
         seen = there if seen is None else seen
-        time.sleep(cloud_claim.POLL_SECONDS)
+        time.sleep(claims.POLL_SECONDS)

@@ -12,7 +12,7 @@ import huggingface_hub
 from pydantic import BaseModel, ConfigDict
 
 from conversion_lib.files import sync_directory, sync_file
-from conversion_lib.hub_errors import explain, shown_endpoint
+from conversion_lib.hub.errors import explain, shown_endpoint
 from conversion_lib.retry import Passing
 
 

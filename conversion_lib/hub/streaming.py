@@ -23,13 +23,13 @@ from conversion_lib.boxes import Box, size, whole
 from conversion_lib.dtypes import itemsize
 from conversion_lib.errors import BadInput, OutsideFailure
 from conversion_lib.files import existing_parent
-from conversion_lib.hub_files import Fetcher, RemoteFile
-from conversion_lib.hub_headers import fill_headers
+from conversion_lib.hub.files import Fetcher, RemoteFile
+from conversion_lib.hub.headers import fill_headers
+from conversion_lib.hub.shelf import Demand, Range, Shelf, most_bytes
 from conversion_lib.pieces import Piece, source_order
 from conversion_lib.plan import Plan
 from conversion_lib.progress import SILENT, Reporter, format_bytes
 from conversion_lib.retry import Backoff
-from conversion_lib.shelf import Demand, Range, Shelf, most_bytes
 from conversion_lib.sources.base import Source
 from conversion_lib.sources.safetensors import Handles, ReadRun, SafetensorsSource
 

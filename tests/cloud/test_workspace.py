@@ -12,10 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from conversion_lib import places
+from conversion_lib.cloud import claim, client, place
 from conversion_lib.compare import compare
 from conversion_lib.convert import ConvertResult, Options, convert, layout_at
-from conversion_lib.destinations import cloud_claim, cloud_client
 from conversion_lib.errors import BadInput, OutsideFailure
 from conversion_lib.finalize import finalize
 from conversion_lib.parts import Part
@@ -55,11 +54,11 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCloudStorage]:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", running.endpoint)
         monkeypatch.setenv("TENSORSTORE_GCS_HTTP_URL", running.endpoint)
         monkeypatch.setenv("GOOGLE_AUTH_TOKEN_FOR_TESTING", "token")
-        monkeypatch.setattr(cloud_claim, "BEAT_SECONDS", 0.5)
-        monkeypatch.setattr(cloud_claim, "DEAD_SECONDS", 3.0)
-        monkeypatch.setattr(cloud_claim, "POLL_SECONDS", 0.05)
-        monkeypatch.setattr(cloud_client, "RETRY", cloud_client.RETRY.with_delay(initial=0.01, maximum=0.1))
-        monkeypatch.setattr(places, "CLOUD_REQUESTS", places.CLOUD_REQUESTS | QUICK_RETRIES)
+        monkeypatch.setattr(claim, "BEAT_SECONDS", 0.5)
+        monkeypatch.setattr(claim, "DEAD_SECONDS", 3.0)
+        monkeypatch.setattr(claim, "POLL_SECONDS", 0.05)
+        monkeypatch.setattr(client, "RETRY", client.RETRY.with_delay(initial=0.01, maximum=0.1))
+        monkeypatch.setattr(place, "TENSORSTORE_REQUESTS", place.TENSORSTORE_REQUESTS | QUICK_RETRIES)
         yield running
 
 
@@ -114,7 +113,7 @@ def test_one_commit_a_second_is_kept_to(
     fake: FakeCloudStorage, source: Path, beside: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake.write_interval = 0.3
-    monkeypatch.setattr(cloud_claim, "BEAT_SECONDS", 0.5)
+    monkeypatch.setattr(claim, "BEAT_SECONDS", 0.5)
     to_cloud(source)
     assert_the_same(fake, beside, tmp_path)
 

@@ -18,10 +18,9 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from conversion_lib import hub as hub_module
 from conversion_lib.demo.local_hub import Fault, LocalHub
 from conversion_lib.errors import BadInput, OutsideFailure
-from conversion_lib.hub import DownloadResult, cached_download, download, read_provenance, resolve
+from conversion_lib.hub import DownloadResult, cached_download, download, downloading, read_provenance, resolve
 from conversion_lib.progress import Reporter
 from conversion_lib.retry import Backoff
 
@@ -348,8 +347,8 @@ def test_offline(out: Path) -> None:
 
 
 def test_a_disk_too_small(hub: LocalHub, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = hub_module.shutil.disk_usage(Path("/"))
-    monkeypatch.setattr(hub_module.shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    usage = downloading.shutil.disk_usage(Path("/"))
+    monkeypatch.setattr(downloading.shutil, "disk_usage", lambda path: usage._replace(free=1000))
     with pytest.raises(BadInput, match=r"needs 1\.8 MB in .*, where 1\.0 kB are free"):
         fetch(out)
     assert bodies(hub) == []

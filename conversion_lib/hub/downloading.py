@@ -28,8 +28,8 @@ from conversion_lib.files import (
     one_at_a_time,
     write_atomically,
 )
-from conversion_lib.hub_errors import explain, shown_endpoint
-from conversion_lib.hub_files import Fetcher, Mismatch, RemoteFile, mismatch
+from conversion_lib.hub.errors import explain, shown_endpoint
+from conversion_lib.hub.files import Fetcher, Mismatch, RemoteFile, mismatch
 from conversion_lib.progress import SILENT, Reporter, format_bytes
 from conversion_lib.record import PROVENANCE_NAME
 from conversion_lib.retry import Backoff

@@ -1,0 +1,1 @@
+"""Cloud Storage: its client, a place in a bucket, and a run that writes there."""

@@ -1,0 +1,33 @@
+"""The Hub: what is asked of it, downloaded from it, and read of it without a download."""
+
+from conversion_lib.hub.downloading import (
+    WORK_NAME,
+    DownloadResult,
+    Provenance,
+    Resolved,
+    cache_directory,
+    cached_download,
+    download,
+    hub_endpoint,
+    needed_files,
+    now,
+    read_provenance,
+    resolve,
+    write_provenance,
+)
+
+__all__ = [
+    "WORK_NAME",
+    "DownloadResult",
+    "Provenance",
+    "Resolved",
+    "cache_directory",
+    "cached_download",
+    "download",
+    "hub_endpoint",
+    "needed_files",
+    "now",
+    "read_provenance",
+    "resolve",
+    "write_provenance",
+]
