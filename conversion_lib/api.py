@@ -1,10 +1,10 @@
 """The public functions, in the order of a model's way, and what they take.
 
-Paths may be text. A source is a directory with safetensors and config.json, or a repository on the Hub, which is
-downloaded first, with the token in HF_TOKEN; `plan` and `convert` also read from gs://bucket/prefix. A MaxText
-checkpoint is DST, DST/0 or DST/0/items alike. Everything raises BadInput where what it is given is wrong and trying
-again is of no use, and OutsideFailure where something outside failed and a retry may help; both are FerryError, and
-their text is one line. Nothing prints unless a Reporter is passed.
+Paths may be text. A source is a directory with safetensors and config.json, a repository on the Hub, which is
+downloaded first, with the token in HF_TOKEN, or gs://bucket/prefix, which is read where it lies. A MaxText checkpoint
+is DST, DST/0 or DST/0/items alike, in a directory or at gs://bucket/prefix. Everything raises BadInput where what it is
+given is wrong and trying again is of no use, and OutsideFailure where something outside failed and a retry may help;
+both are FerryError, and their text is one line. Nothing prints unless a Reporter is passed.
 """
 
 from __future__ import annotations
@@ -66,10 +66,10 @@ def plan(
     `bytes_out` their bytes; `exact` whether a round trip gives back the source's bits; `dropped` a line for each rule
     that leaves tensors out; `to_json()` all of it.
     """
-    from conversion_lib.commands.options import headers_directory
+    from conversion_lib.commands.opening import headers
     from conversion_lib.convert import prepare
 
-    with headers_directory(str(source), revision, reporter) as directory:
+    with headers(str(source), revision, reporter) as directory:
         job = prepare(directory, target or Target(), model=model, loader=loader, memory_budget=memory_budget)
     return job.plan
 
@@ -81,11 +81,15 @@ def dequantize(
 
     Resumes and finishes as `convert` does, which takes quantized sources as they are.
     """
-    from conversion_lib.commands.options import local_directory
+    from conversion_lib.commands.opening import opened
     from conversion_lib.convert import dequantize as dequantize_checkpoint
 
-    directory = local_directory(str(source), reporter)
-    return dequantize_checkpoint(directory, Path(destination), options=options or Options(), reporter=reporter)
+    options = options or Options()
+    budget = options.memory_budget
+    with opened(
+        str(source), str(destination), None, memory_budget=budget, revision=None, stream=False, reporter=reporter
+    ) as (directory, remote):
+        return dequantize_checkpoint(directory, Path(destination), options=options, remote=remote, reporter=reporter)
 
 
 def convert(
@@ -147,10 +151,12 @@ def check(
     beside the checkpoint. A check that fails is a result, with `verdict` "fail": `max_kl` is the largest
     KL(original || checkpoint) of a token in nats, `layers` the differences block by block.
     """
+    from conversion_lib.commands.opening import opened_maxtext
     from conversion_lib.logits.check import run_check
 
     report = None if report_dir is None else Path(report_dir)
-    return run_check(Path(checkpoint), Path(reference), report_dir=report, options=options, reporter=reporter)
+    with opened_maxtext(str(checkpoint)) as directory:
+        return run_check(directory, Path(reference), report_dir=report, options=options, reporter=reporter)
 
 
 def export(
@@ -168,17 +174,19 @@ def export(
     hf_config: a directory with config.json and tokenizer; None: what Ferry left beside the checkpoint. dtype: bfloat16,
     float32 or float16; None: what that config says. Resumes and finishes as `convert` does.
     """
+    from conversion_lib.commands.opening import opened_maxtext
     from conversion_lib.export import export as export_checkpoint
 
-    return export_checkpoint(
-        Path(checkpoint),
-        Path(destination),
-        hf_config=None if hf_config is None else Path(hf_config),
-        dtype=dtype,
-        model=model,
-        options=options or Options(),
-        reporter=reporter,
-    )
+    with opened_maxtext(str(checkpoint)) as directory:
+        return export_checkpoint(
+            directory,
+            Path(destination),
+            hf_config=None if hf_config is None else Path(hf_config),
+            dtype=dtype,
+            model=model,
+            options=options or Options(),
+            reporter=reporter,
+        )
 
 
 def publish(checkpoint: str | Path, url: str, *, unchecked: bool = False, reporter: Reporter = SILENT) -> PublishResult:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -10,6 +11,7 @@ import numpy as np
 from pydantic import BaseModel
 
 from conversion_lib.boxes import Box, Shape, size, split, whole
+from conversion_lib.cloud.place import SCHEME, CloudPlace
 from conversion_lib.dtypes import itemsize
 from conversion_lib.errors import BadInput
 from conversion_lib.progress import SILENT, Reporter
@@ -18,6 +20,8 @@ from conversion_lib.sources.orbax import OrbaxSource, is_orbax
 from conversion_lib.sources.safetensors import INDEX_NAME, SINGLE_NAME, SafetensorsSource
 
 READ_BYTES = 64 << 20
+BUCKET_BYTES = 16 * READ_BYTES
+"""The memory budget that a checkpoint in a bucket is read within: the blocks that are kept take a share of it."""
 
 
 class Difference(BaseModel):
@@ -35,23 +39,45 @@ class Comparison(BaseModel):
     differences: list[Difference]
 
 
-def open_checkpoint(path: Path) -> tuple[Literal["maxtext", "safetensors"], Source]:
-    """Opens either kind. Raises BadInput where `path` is neither."""
-    if any((path / name).is_file() for name in (INDEX_NAME, SINGLE_NAME)):
-        return "safetensors", SafetensorsSource(path)
-    if is_orbax(path):
-        return "maxtext", OrbaxSource(path)
-    raise BadInput(f"{path} is neither a Hugging Face checkpoint (safetensors) nor a MaxText one (Orbax)")
+Opened = tuple[Literal["maxtext", "safetensors"], Source]
 
 
-def compare(a: Path, b: Path, *, reporter: Reporter = SILENT) -> Comparison:
-    """Compares every leaf of the two. NaNs are equal where their bits are.
+@contextmanager
+def opened_checkpoint(path: Path | str) -> Iterator[Opened]:
+    """A checkpoint of either kind, in a directory or at gs://bucket/prefix. Raises BadInput where it is neither."""
+    if isinstance(path, str) and path.startswith(SCHEME):
+        # the client takes half a second to import
+        from conversion_lib.cloud.mirror import items_in, mirrored
+        from conversion_lib.sources.cloud import in_bucket
+
+        if items_in(CloudPlace.parse(path)) is not None:
+            with mirrored(path) as mirror:
+                yield "maxtext", OrbaxSource(mirror)
+        else:
+            with in_bucket(path, BUCKET_BYTES) as remote:
+                yield "safetensors", remote.open()
+        return
+    directory = Path(path)
+    if any((directory / name).is_file() for name in (INDEX_NAME, SINGLE_NAME)):
+        yield "safetensors", SafetensorsSource(directory)
+    elif is_orbax(directory):
+        yield "maxtext", OrbaxSource(directory)
+    else:
+        raise BadInput(f"{path} is neither a Hugging Face checkpoint (safetensors) nor a MaxText one (Orbax)")
+
+
+def compare(a: Path | str, b: Path | str, *, reporter: Reporter = SILENT) -> Comparison:
+    """Compares every leaf of the two, in directories or at gs://bucket/prefix. NaNs are equal where their bits are.
 
     Raises BadInput where the two are of different kinds, or one is no checkpoint.
     """
-    (kind_a, source_a), (kind_b, source_b) = open_checkpoint(a), open_checkpoint(b)
-    if kind_a != kind_b:
-        raise BadInput(f"{a} is a {kind_a} checkpoint and {b} a {kind_b} one: only like can be compared with like")
+    with opened_checkpoint(a) as (kind_a, source_a), opened_checkpoint(b) as (kind_b, source_b):
+        if kind_a != kind_b:
+            raise BadInput(f"{a} is a {kind_a} checkpoint and {b} a {kind_b} one: only like can be compared with like")
+        return _compare(source_a, source_b, reporter)
+
+
+def _compare(source_a: Source, source_b: Source, reporter: Reporter) -> Comparison:
     names_a, names_b = set(source_a.tensors), set(source_b.tensors)
     differences = [Difference(path=name, what="only in A") for name in sorted(names_a - names_b)]
     differences += [Difference(path=name, what="only in B") for name in sorted(names_b - names_a)]

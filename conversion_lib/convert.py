@@ -24,7 +24,7 @@ from conversion_lib.parts import WHOLE
 from conversion_lib.places import Place
 from conversion_lib.plan import ArrayPlan, Plan, SourceSlice
 from conversion_lib.progress import SILENT, Reporter
-from conversion_lib.record import HF_DIR_NAME, RECORD_NAME, REPORT_DIR_NAME, CheckpointRecord, Target
+from conversion_lib.record import HF_DIR_NAME, RECORD_NAME, REPORT_DIR_NAME, CheckpointRecord, Origin, Target
 from conversion_lib.rules import Family
 from conversion_lib.running import DEFAULT_OPTIONS, Conversion, bytes_in, run
 from conversion_lib.running import ConvertResult as ConvertResult
@@ -123,9 +123,7 @@ def prepare(
     stored = remote.open() if remote else SafetensorsSource(directory)
     plain = dequantized(stored, config) if loader == DEFAULT_LOADER else TransformersSource(stored, config)
     source = joined(plain, family.joins, family.dims(config))
-    origin = origin_of(directory)
-    if remote:
-        origin = origin.model_copy(update={"path": remote.name})
+    origin = _origin(directory, remote)
     plan = plan_to_maxtext(
         source.tensors,
         config,
@@ -193,11 +191,22 @@ def convert(
     return run(Conversion("convert", layout, prepared, sink, begin, lambda job: None), options, reporter)
 
 
+def _origin(directory: Path, remote: Remote | None) -> Origin:
+    origin = origin_of(directory)
+    return origin.model_copy(update={"path": remote.name}) if remote else origin
+
+
 def dequantize(
-    directory: Path, destination: Path, *, options: Options = DEFAULT_OPTIONS, reporter: Reporter = SILENT
+    directory: Path,
+    destination: Path,
+    *,
+    options: Options = DEFAULT_OPTIONS,
+    remote: Remote | None = None,
+    reporter: Reporter = SILENT,
 ) -> ConvertResult:
     """Writes the quantized checkpoint in `directory` as a bfloat16 one: shards, index, config and all other files.
 
+    remote: where the weights are, when only their headers lie in `directory`.
     Shards keep their names; tensors that are not quantized are copied. Resumes and finishes as `convert` does.
     Raises BadInput where the source is not quantized.
     """
@@ -212,14 +221,14 @@ def dequantize(
         seal(layout.build, job.plan, job.origin)
 
     def prepared(limit: int | None) -> Job:
-        return _prepare_dequantized(directory, limit or engine.largest_chunk(options.memory_budget))
+        return _prepare_dequantized(directory, remote, limit or engine.largest_chunk(options.memory_budget))
 
     return run(Conversion("dequantize", layout, prepared, sink, lambda job: None, finish), options, reporter)
 
 
-def _prepare_dequantized(directory: Path, limit: int) -> Job:
+def _prepare_dequantized(directory: Path, remote: Remote | None, limit: int) -> Job:
     config = load_config(directory)
-    stored = SafetensorsSource(directory)
+    stored = remote.open() if remote else SafetensorsSource(directory)
     source = dequantized(stored, config)
     if source is stored:
         raise BadInput(f"{directory} is not quantized: nothing to dequantize; convert takes it as it is")
@@ -236,7 +245,7 @@ def _prepare_dequantized(directory: Path, limit: int) -> Job:
     )
     identity = _identity(stored, config, None, None)
     plan = Plan(kind="safetensors", arrays=arrays, identity=identity, exact=True, dropped=left_out(source))
-    return Job(source, directory, config, origin_of(directory), plan, bytes_in(plan, source), limit)
+    return Job(source, directory, config, _origin(directory, remote), plan, bytes_in(plan, source), limit)
 
 
 def _leave_plan(path: Place, plan: Plan) -> None:

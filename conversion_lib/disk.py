@@ -22,11 +22,14 @@ def bytes_below(directory: Path) -> int:
     return total
 
 
-def check_disk(destination: Path, needed: int) -> None:
-    """Raises BadInput where the file system of `destination` has fewer than `needed` bytes free."""
+def check_disk(destination: Path, needed: int, otherwise: str = "") -> None:
+    """Raises BadInput where the file system of `destination` has fewer than `needed` bytes free.
+
+    otherwise: what can be done beside making room or choosing another destination.
+    """
     free = shutil.disk_usage(existing_parent(destination.absolute())).free
     if free < needed:
         raise BadInput(
             f"{destination}: the disk has {format_bytes(free)} free and {format_bytes(needed)} are needed; "
-            "free some, choose another destination, or pass --skip-disk-check"
+            f"free some, or choose another destination{otherwise}"
         )

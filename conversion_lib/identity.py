@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from conversion_lib.cloud.place import CloudPlace, stored_at
 from conversion_lib.errors import BadInput
 from conversion_lib.record import PROVENANCE_NAME, Origin
 from conversion_lib.sources.orbax import items_dir
@@ -54,16 +55,29 @@ def source_content(source: SafetensorsSource) -> dict[str, str]:
 
 
 def orbax_content(items: Path) -> dict[str, str]:
-    """The hash over name, size and time of modification of every file of a MaxText checkpoint, as `items`."""
+    """The hash over name, size and time of modification of every file of a MaxText checkpoint, as `items`.
+
+    In a bucket an object's generation stands for the time.
+    """
     digest, count, total = hashlib.sha256(), 0, 0
+    for name, size, written in _versions(items):
+        digest.update(f"{name}\0{size}\0{written}\n".encode())
+        count, total = count + 1, total + size
+    return {"items": f"{count} files, {total} bytes, names and times {digest.hexdigest()}"}
+
+
+def _versions(items: Path) -> Iterator[tuple[str, int, int]]:
+    """Of every file of a MaxText checkpoint, in a fixed order: its name, bytes, and what a change of it changes."""
+    place = stored_at(items)
+    if isinstance(place, CloudPlace):
+        yield from ((blob.name[len(place.name) + 1 :], blob.size, int(blob.generation)) for blob in place.blobs())
+        return
     for parent, directories, names in os.walk(items):
         directories.sort()
         for name in sorted(names):
             path = Path(parent, name)
             stat = path.stat()
-            digest.update(f"{path.relative_to(items)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
-            count, total = count + 1, total + stat.st_size
-    return {"items": f"{count} files, {total} bytes, names and times {digest.hexdigest()}"}
+            yield str(path.relative_to(items)), stat.st_size, stat.st_mtime_ns
 
 
 def refuse_change(directory: Path, noted: Mapping[str, str]) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from conversion_lib import catalog
+from conversion_lib.cloud.place import stored_at
 from conversion_lib.config import CONFIG_NAME, ModelConfig, load_config
 from conversion_lib.dtypes import itemsize
 from conversion_lib.errors import BadInput
@@ -63,7 +64,7 @@ def open_maxtext(
     named = catalog.model_named(model) if model else None
     known = named or record
     family = FAMILIES[known.family] if known else family_of(config)
-    origin = record.origin if record else Origin(path=str(checkpoint.absolute()))
+    origin = record.origin if record else Origin(path=str(stored_at(checkpoint.absolute())))
     name = named.name if named else record.model_name if record else _name(origin)
     return MaxTextInput(
         source=source,

@@ -10,12 +10,13 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from conversion_lib.catalog import MODELS
-from conversion_lib.compare import open_checkpoint
+from conversion_lib.compare import opened_checkpoint
 from conversion_lib.convert import Job, disk_bytes
 from conversion_lib.engine import default_threads, makers
 from conversion_lib.pieces import BAND_BYTES
 from conversion_lib.plan import Plan
 from conversion_lib.progress import format_bytes
+from conversion_lib.sources.base import Source
 from conversion_lib.sources.orbax import OrbaxSource
 
 PROCESS_BYTES = 150 << 20
@@ -83,9 +84,13 @@ def plan_text(job: Job, summary: dict[str, Any]) -> list[RenderableType]:
     return [table, *lines, *summary["warnings"]]
 
 
-def inspection(path: Path) -> dict[str, Any]:
-    """A checkpoint of either kind, from headers and metadata alone."""
-    kind, source = open_checkpoint(path)
+def inspection(path: Path | str) -> dict[str, Any]:
+    """A checkpoint of either kind, in a directory or at gs://bucket/prefix, from headers and metadata alone."""
+    with opened_checkpoint(path) as (kind, source):
+        return _inspection(kind, source)
+
+
+def _inspection(kind: str, source: Source) -> dict[str, Any]:
     leaves = []
     for name, info in sorted(source.tensors.items()):
         leaf: dict[str, Any] = {"path": name, "shape": list(info.shape), "dtype": info.dtype}

@@ -133,6 +133,23 @@ class Run(BaseModel):
         return "of the whole" if len(self.chunks) == 1 else f"in {len(self.chunks)} parts"
 
 
+def joined(held: Run | None, run: Run, where: str, *, part: Part | None, overwrite: bool) -> Run | None:
+    """The unfinished run `held` where `run`, or its part, is to go on with it; None where one begins anew.
+
+    Raises BadInput where it is another run, and may not be overwritten.
+    """
+    if held is None or (overwrite and part is None):
+        return None
+    same = held.identity == run.identity and len(held.chunks) == len(run.chunks)
+    if same or overwrite:
+        return held if same else None
+    refuse_difference(held.identity, run.identity, f"{where} holds an unfinished run")
+    raise BadInput(
+        f"{where} holds an unfinished run {held}, and this one is {run}: give the same --part I/N, or --overwrite to"
+        " start anew"
+    )
+
+
 def read_run(layout: Layout) -> Run | None:
     """The unfinished run at `layout`, None where there is none."""
     try:
@@ -191,7 +208,7 @@ class Workspace:
         if self.already:
             return self
         if self._needed:
-            check_disk(self.layout.final, self._needed - bytes_below(work))
+            check_disk(self.layout.final, self._needed - bytes_below(work), ", or pass --skip-disk-check")
         _make_directory(work)
         try:
             with self._locks.entering():
@@ -224,20 +241,11 @@ class Workspace:
 
     def _join(self) -> bool:
         """Takes an unfinished run as this one, and says whether there was one to take."""
-        held = read_run(self.layout)
-        if held is None or (self._overwrite and self._part is None):
-            return False
-        same = held.identity == self.run.identity and len(held.chunks) == len(self.run.chunks)
-        if not same and self._overwrite:
-            return False
-        where = f"{self.layout.work} holds an unfinished run"
-        refuse_difference(held.identity, self.run.identity, where)
-        if not same:
-            raise BadInput(
-                f"{where} {held}, and this one is {self.run}: give the same --part I/N, or --overwrite to start anew"
-            )
-        if not self.layout.build.exists():
-            return False  # it was committed, and ended before its note was removed
+        held = joined(
+            read_run(self.layout), self.run, str(self.layout.work), part=self._part, overwrite=self._overwrite
+        )
+        if held is None or not self.layout.build.exists():
+            return False  # or it was committed, and ended before its note was removed
         self.run = held
         return True
 

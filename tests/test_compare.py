@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conversion_lib.boxes import box_shape, slices
-from conversion_lib.compare import compare, open_checkpoint, read_boxes
+from conversion_lib.compare import compare, opened_checkpoint, read_boxes
 from conversion_lib.errors import BadInput
 
 
@@ -41,8 +41,8 @@ def test_every_kind_of_difference(tmp_path):
 
 
 def test_what_is_no_checkpoint_is_refused(tmp_path):
-    with pytest.raises(BadInput, match="neither"):
-        open_checkpoint(tmp_path)
+    with pytest.raises(BadInput, match="neither"), opened_checkpoint(tmp_path):
+        pytest.fail("it holds nothing")
 
 
 @given(st.lists(st.integers(1, 9), max_size=4).map(tuple), st.integers(1, 200))

@@ -209,7 +209,7 @@ def test_what_is_there_already_is_not_asked_of_the_disk_again(tmp_path, monkeypa
     workspace = begun(tmp_path)
     (workspace.layout.work / "data").write_bytes(bytes(1 << 20))
     asked = []
-    monkeypatch.setattr(module, "check_disk", lambda path, needed: asked.append(needed))
+    monkeypatch.setattr(module, "check_disk", lambda path, needed, otherwise: asked.append(needed))
     with Workspace(layout_at(tmp_path), run_of(), needed_bytes=3 << 20):
         pass
     assert asked[0] <= 2 << 20

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from conversion_lib.files import in_parallel
+from conversion_lib.places import LocalPlace, Place
 
 REQUESTS = 32
 """To Cloud Storage at a time, where there are many objects."""
 TENSORSTORE_REQUESTS: dict[str, Any] = {"gcs_request_concurrency": {"limit": 64}}
 """TensorStore's settings for Cloud Storage. It tries again itself: up to 32 times, 1 s to 32 s apart."""
 SCHEME = "gs://"
+MIRROR_NOTE = ".ferry_mirror_of"
+"""In a directory that stands for a place in a bucket: the place's URL. See `mirror`."""
+MIRROR_DEPTH = 2
+"""From such a directory to `0/items` in it."""
 
 
 @dataclass(frozen=True)
@@ -123,3 +129,13 @@ class CloudPlace:
 
     def settle(self) -> None:
         """Nothing: an object is durable when its upload is answered."""
+
+
+def stored_at(path: Path) -> Place:
+    """Where what is called `path` really lies: there itself, or in the bucket that it is part of the mirror of."""
+    for parent in (path, *path.parents[:MIRROR_DEPTH]):
+        note = parent / MIRROR_NOTE
+        if note.is_file():
+            place = CloudPlace.parse(note.read_text())
+            return place if path == parent else place / path.relative_to(parent).as_posix()
+    return LocalPlace(path)

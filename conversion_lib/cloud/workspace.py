@@ -28,7 +28,7 @@ from conversion_lib.parts import WHOLE, Part
 from conversion_lib.places import Place
 from conversion_lib.plan import Plan
 from conversion_lib.record import COMMIT_NAME, HF_DIR_NAME, RECORD_NAME, REPORT_DIR_NAME, CheckpointRecord
-from conversion_lib.workspace import RUN_NAME, Run
+from conversion_lib.workspace import RUN_NAME, Run, joined
 
 if TYPE_CHECKING:
     from conversion_lib.cloud.locks import RunClaim
@@ -214,19 +214,10 @@ class CloudWorkspace:
     def _join(self) -> bool:
         """Takes an unfinished run as this one, and says whether there was one to take."""
         held = self.layout.unfinished()
-        if held is None or (self._overwrite and self._part is None):
-            return False
-        same = held.identity == self.run.identity and len(held.chunks) == len(self.run.chunks)
-        if not same and self._overwrite:
-            return False
-        where = f"{self.layout.shown} holds an unfinished run"
-        refuse_difference(held.identity, self.run.identity, where)
-        if not same:
-            raise BadInput(
-                f"{where} {held}, and this one is {self.run}: give the same --part I/N, or --overwrite to start anew"
-            )
-        self.run = held
-        return True
+        held = joined(held, self.run, self.layout.shown, part=self._part, overwrite=self._overwrite)
+        if held is not None:
+            self.run = held
+        return held is not None
 
     def _begin(self) -> None:
         """Removes what is there, the marker first, and notes this run."""

@@ -43,6 +43,7 @@ def check(
     ] = None,
 ) -> Outcome:
     """Compares the logits of a MaxText checkpoint with the original's."""
+    from conversion_lib.commands.opening import opened_maxtext
     from conversion_lib.logits.check import Options, run_check
     from conversion_lib.logits.report import summary
 
@@ -54,6 +55,7 @@ def check(
         engine=engine,
         maxtext_python=maxtext_python,
     )
-    result = run_check(ckpt, reference, report_dir=report, options=options, reporter=reporter)
+    with opened_maxtext(ckpt) as checkpoint:
+        result = run_check(checkpoint, reference, report_dir=report, options=options, reporter=reporter)
     failed = result.verdict != "pass"
     return Outcome(result, list(summary(result)), failed=failed, message=f"check failed: {result.reason}")

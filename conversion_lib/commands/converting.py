@@ -23,7 +23,7 @@ from conversion_lib.commands.options import (
     Threads,
     WrittenBy,
     done_line,
-    local_directory,
+    local_destination,
 )
 from conversion_lib.errors import BadInput
 from conversion_lib.progress import Reporter
@@ -45,11 +45,15 @@ def dequantize(
 ) -> Outcome:
     """Writes a quantized checkpoint as a bfloat16 one, with all that belongs to it."""
     from conversion_lib import convert as conversions
+    from conversion_lib.commands.opening import opened
 
+    destination = local_destination(dst)
     if dtype != "bfloat16":
         raise BadInput(f"--dtype {dtype}: dequantized weights are bfloat16, whatever they are converted to later")
     options = conversions.Options(parse_size(memory_budget, "--memory-budget"), threads, overwrite, skip_disk_check)
-    result = conversions.dequantize(local_directory(src, reporter), dst, options=options, reporter=reporter)
+    source = opened(src, dst, None, memory_budget=options.memory_budget, revision=None, stream=False, reporter=reporter)
+    with source as (path, remote):
+        result = conversions.dequantize(path, destination, options=options, remote=remote, reporter=reporter)
     return Outcome(result, [done_line(result)])
 
 
@@ -128,19 +132,22 @@ def export(
     skip_disk_check: SkipDisk = False,
 ) -> Outcome:
     """Writes a MaxText checkpoint as a Hugging Face one: safetensors, config, tokenizer."""
+    from conversion_lib.commands.opening import opened_maxtext
     from conversion_lib.export import export as export_checkpoint
     from conversion_lib.running import Options
 
-    result = export_checkpoint(
-        ckpt,
-        dst,
-        hf_config=hf_config,
-        dtype=dtype,
-        model=model,
-        written_by=written_by,
-        options=Options(parse_size(memory_budget, "--memory-budget"), threads, overwrite, skip_disk_check),
-        reporter=reporter,
-    )
+    destination = local_destination(dst)
+    with opened_maxtext(ckpt) as checkpoint:
+        result = export_checkpoint(
+            checkpoint,
+            destination,
+            hf_config=hf_config,
+            dtype=dtype,
+            model=model,
+            written_by=written_by,
+            options=Options(parse_size(memory_budget, "--memory-budget"), threads, overwrite, skip_disk_check),
+            reporter=reporter,
+        )
     return Outcome(result, [done_line(result)])
 
 

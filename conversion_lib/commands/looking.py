@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -17,7 +16,6 @@ from conversion_lib.commands.options import (
     Src,
     Threads,
     WrittenBy,
-    headers_directory,
 )
 from conversion_lib.progress import Reporter
 from conversion_lib.record import Target
@@ -51,9 +49,10 @@ def plan(
 ) -> Outcome:
     """What would be written: arrays, bytes, peak memory, disk, warnings. Of a Hub id it fetches headers only."""
     from conversion_lib import show
+    from conversion_lib.commands.opening import headers
     from conversion_lib.convert import prepare
 
-    with headers_directory(src, revision, reporter) as directory:
+    with headers(src, revision, reporter) as directory:
         job = prepare(
             directory,
             target,
@@ -69,7 +68,8 @@ def plan(
 
 @command(app, "inspect")
 def inspect(
-    reporter: Reporter, path: Annotated[Path, typer.Argument(metavar="PATH", help="A checkpoint of either kind.")]
+    reporter: Reporter,
+    path: Annotated[str, typer.Argument(metavar="PATH", help="A checkpoint of either kind; also gs://.")],
 ) -> Outcome:
     """Names, shapes, dtypes, chunks and metadata of a checkpoint."""
     from conversion_lib import show
@@ -81,8 +81,8 @@ def inspect(
 @command(app, "compare")
 def compare(
     reporter: Reporter,
-    a: Annotated[Path, typer.Argument(metavar="A", help="A checkpoint.")],
-    b: Annotated[Path, typer.Argument(metavar="B", help="Another of the same kind.")],
+    a: Annotated[str, typer.Argument(metavar="A", help="A checkpoint; also gs://.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="Another of the same kind.")],
 ) -> Outcome:
     """Compares two checkpoints of the same kind, leaf by leaf, bit for bit."""
     from conversion_lib.compare import compare as compare_checkpoints

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from conversion_lib.command import Outcome, command
-from conversion_lib.commands.options import Dst, plain
+from conversion_lib.commands.options import Dst, local_destination, plain
 from conversion_lib.progress import Reporter, format_bytes
 
 app = typer.Typer()
@@ -24,7 +24,7 @@ def download(
     """Downloads what a conversion needs, verified, with its provenance."""
     from conversion_lib import hub
 
-    result = hub.download(repo, dst, revision=revision, reporter=reporter)
+    result = hub.download(repo, local_destination(dst), revision=revision, reporter=reporter)
     data = plain(result) | {"bytes_in": result.bytes_downloaded, "bytes_out": result.bytes_downloaded}
     return Outcome(data, [f"{result.repo} at {result.commit}: {result.files} files in {result.path}"])
 

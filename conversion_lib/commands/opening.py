@@ -1,4 +1,4 @@
-"""SRC of a conversion: a directory, a Hub id that is downloaded first, or weights that are read where they lie."""
+"""What a command is given to read: a directory, a Hub id that is downloaded first, or what is read where it lies."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from conversion_lib.cloud.place import SCHEME
+from conversion_lib.cloud.place import SCHEME, CloudPlace
 from conversion_lib.commands.options import known_directory
 from conversion_lib.errors import BadInput
 from conversion_lib.parts import WHOLE, Part
@@ -39,10 +39,8 @@ def opened(
     if path is not None:
         yield path, None
     elif in_cloud:
-        from conversion_lib.sources.cloud import in_bucket
-
-        with in_bucket(src, memory_budget) as there:
-            yield there.headers, there
+        with _in_bucket(src, memory_budget) as found:
+            yield found
     elif not stream:
         from conversion_lib import hub
 
@@ -55,3 +53,49 @@ def opened(
         shelf = (maxtext_layout(output).work if output else shelf_directory(dst)) / name
         with streamed(src, revision or "main", shelf, output=output, reporter=reporter) as remote:
             yield remote.headers, remote
+
+
+@contextmanager
+def headers(src: str, revision: str | None, reporter: Reporter) -> Iterator[Path]:
+    """A directory to plan from: SRC itself, or a copy without the weights where it is a Hub id or in a bucket."""
+    in_cloud = src.startswith(SCHEME)
+    path = None if in_cloud else known_directory(src)
+    if revision is not None and (in_cloud or path is not None):
+        raise BadInput(f"--revision {revision}: the option is for a Hub id, and {src} is none")
+    if in_cloud:
+        with _in_bucket(src, 0) as (directory, _):
+            yield directory
+    elif path is not None:
+        yield path
+    else:
+        from conversion_lib.hub.headers import headers_of
+
+        with headers_of(src, revision or "main", reporter=reporter) as directory:
+            yield directory
+
+
+@contextmanager
+def _in_bucket(url: str, memory_budget: int) -> Iterator[tuple[Path, Remote | None]]:
+    """A checkpoint of either kind: a directory that stands for it, and where the weights of Hugging Face's are."""
+    # the client takes half a second to import
+    from conversion_lib.cloud.mirror import items_in, mirrored
+    from conversion_lib.sources.cloud import in_bucket
+
+    if items_in(CloudPlace.parse(url)) is not None:
+        with mirrored(url) as mirror:
+            yield mirror, None
+    else:
+        with in_bucket(url, memory_budget) as remote:
+            yield remote.headers, remote
+
+
+@contextmanager
+def opened_maxtext(ckpt: str) -> Iterator[Path]:
+    """The directory of CKPT, or what stands for it where it is at gs://bucket/prefix."""
+    if not ckpt.startswith(SCHEME):
+        yield Path(ckpt)
+        return
+    from conversion_lib.cloud.mirror import mirrored
+
+    with mirrored(ckpt) as mirror:
+        yield mirror

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,16 +11,20 @@ from pydantic import TypeAdapter, ValidationError
 from conversion_lib.cloud.place import SCHEME
 from conversion_lib.command import Group, parse_size
 from conversion_lib.errors import BadInput
-from conversion_lib.progress import Reporter
 from conversion_lib.record import Target
 
 Src = Annotated[
     str,
-    typer.Argument(metavar="SRC", help="A directory with safetensors, a Hub id such as Qwen/Qwen3-0.6B, or a CKPT."),
+    typer.Argument(
+        metavar="SRC",
+        help="A directory or gs:// with safetensors, a Hub id such as Qwen/Qwen3-0.6B, or a CKPT.",
+    ),
 ]
-Dst = Annotated[Path, typer.Argument(metavar="DST", help="The directory to write.")]
+Dst = Annotated[str, typer.Argument(metavar="DST", help="The directory to write.")]
 DstUrl = Annotated[str, typer.Argument(metavar="DST", help="The directory to write, or gs://bucket/prefix.")]
-Ckpt = Annotated[Path, typer.Argument(metavar="CKPT", help="A MaxText checkpoint: DST, DST/0 or DST/0/items.")]
+Ckpt = Annotated[
+    str, typer.Argument(metavar="CKPT", help="A MaxText checkpoint: DST, DST/0 or DST/0/items; also gs://.")
+]
 Model = Annotated[
     str | None, typer.Option("--model", help="A name of `ferry models`; default: config.json tells the family.")
 ]
@@ -90,34 +92,11 @@ def build_target(
 TARGET = Group("target", build_target)
 
 
-def local_directory(src: str, reporter: Reporter) -> Path:
-    """The directory of SRC, downloaded first where it is a Hub id. Raises BadInput where it is neither."""
-    if (path := known_directory(src)) is not None:
-        return path
-    from conversion_lib import hub
-
-    return hub.cached_download(src, reporter=reporter)
-
-
-def headers_directory(src: str, revision: str | None, reporter: Reporter) -> AbstractContextManager[Path]:
-    """A directory to plan from: SRC itself, or a copy without the weights where it is a Hub id or in a bucket."""
-    if src.startswith(SCHEME) and revision is None:
-        return _bucket_headers(src)
-    if (path := known_directory(src)) is None:
-        from conversion_lib.hub.headers import headers_of
-
-        return headers_of(src, revision or "main", reporter=reporter)
-    if revision is not None:
-        raise BadInput(f"--revision {revision}: {src} is a directory, which has no revisions")
-    return nullcontext(path)
-
-
-@contextmanager
-def _bucket_headers(url: str) -> Iterator[Path]:
-    from conversion_lib.sources.cloud import in_bucket
-
-    with in_bucket(url, 0) as remote:
-        yield remote.headers
+def local_destination(dst: str) -> Path:
+    """The directory of DST. Raises BadInput for what only `ferry convert` and `ferry publish` write to."""
+    if "://" in dst:
+        raise BadInput(f"{dst}: expected a directory; `ferry convert` and `ferry publish` are what writes to gs://")
+    return Path(dst)
 
 
 def known_directory(src: str) -> Path | None:
@@ -125,8 +104,8 @@ def known_directory(src: str) -> Path | None:
     path = Path(src).expanduser()
     if path.is_dir():
         return path
-    if src.startswith("gs://"):
-        raise BadInput(f"{src}: only `ferry convert` and `ferry plan` read from gs://; copy it to a directory")
+    if src.startswith(SCHEME):
+        raise BadInput(f"{src} is in a bucket, and a directory or a Hub id is read here; `ferry convert` reads gs://")
     if path.exists() or src.count("/") != 1 or src.startswith((".", "/", "~")):
         raise BadInput(f"{src} is no directory")
     return None

@@ -13,10 +13,11 @@ from stat import S_ISREG
 from pydantic import ValidationError
 
 from conversion_lib.destinations.base import LEVELS, MANIFEST_NAME, MARKER_NAME, Item, Location, Manifest
+from conversion_lib.disk import check_disk
 from conversion_lib.errors import BadInput, OutsideFailure
-from conversion_lib.files import disk_error, existing_parent, one_at_a_time, sync_directory, write_atomically
+from conversion_lib.files import disk_error, one_at_a_time, sync_directory, write_atomically
 from conversion_lib.manifest import FileEntry, build_manifest, copy_checked, list_files
-from conversion_lib.progress import Reporter, format_bytes
+from conversion_lib.progress import Reporter
 
 PARTIAL = ".ferry-partial"
 
@@ -63,13 +64,7 @@ class DirectoryDestination:
                 " destination, or remove it"
             )
         kept = self._sweep(manifest)
-        needed = sum(entry.size for entry in manifest.files if entry.path not in kept)
-        free = shutil.disk_usage(existing_parent(self.staging)).free
-        if needed > free:
-            raise BadInput(
-                f"{self.url} needs {format_bytes(needed)}, and {format_bytes(free)} are free: make room or give"
-                " another destination"
-            )
+        check_disk(self.location, sum(entry.size for entry in manifest.files if entry.path not in kept))
         self.staging.mkdir(parents=True, exist_ok=True)
         # what the files of this try will be: the next try trusts those that it finds under the same entry
         write_atomically(self.staging / MANIFEST_NAME, manifest.model_dump_json().encode())

@@ -21,6 +21,7 @@ from huggingface_hub import constants
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from conversion_lib import __version__
+from conversion_lib.disk import check_disk
 from conversion_lib.errors import BadInput, OutsideFailure
 from conversion_lib.files import (
     disk_error,
@@ -290,12 +291,7 @@ class _Download:
             self._refuse(changed)
             present = {path for path, size in sizes.items() if size is not None}
         missing = [file for file in self.files if file.path not in present]
-        needed, free = sum(f.size for f in missing), shutil.disk_usage(self.destination).free
-        if needed > free:
-            raise BadInput(
-                f"{self.name} needs {format_bytes(needed)} in {self.destination}, where {format_bytes(free)} are free:"
-                " make room or give another disk"
-            )
+        check_disk(self.destination, sum(file.size for file in missing))
         unfinished = _Unfinished(repo=resolved.repo, commit=resolved.commit)
         write_atomically(self.unfinished, unfinished.model_dump_json().encode())
         (self.destination / PROVENANCE_NAME).unlink(missing_ok=True)  # it marks a whole download

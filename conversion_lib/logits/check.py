@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from conversion_lib.cloud.place import stored_at
 from conversion_lib.config import CONFIG_NAME, load_config
 from conversion_lib.errors import BadInput
 from conversion_lib.files import write_atomically
@@ -88,7 +89,7 @@ def run_check(
     digest, identity = checkpoint_digest(checkpoint), _reference_identity(reference)
     earlier = earlier_result(directory / CHECK_NAME)
     if earlier is not None and _still_stands(earlier, digest, identity, options):
-        reporter.say(f"{checkpoint} has passed this very check already: {earlier.report}")
+        reporter.say(f"{stored_at(checkpoint)} has passed this very check already: {earlier.report}")
         return earlier.model_copy(update={"already": True, "bytes_in": 0})
 
     wanted, found, config = _run(checkpoint, source, record, reference, options, reporter)
@@ -119,7 +120,7 @@ def run_check(
         engine=options.engine,
         digest=digest,
         notes=notes(config, wanted.prompts, found.idle_experts),
-        report=str(directory / REPORT_PAGE_NAME),
+        report=str(stored_at(directory / REPORT_PAGE_NAME)),
         reference=identity,
         tokens=options.tokens,
         tokens_compared=len(comparison.kl),
@@ -130,7 +131,7 @@ def run_check(
     result = result.model_copy(update={"reason": reason(result, config)})
     page = render(
         ReportData(
-            title=record.model_name if record else str(checkpoint_root(checkpoint)),
+            title=record.model_name if record else str(stored_at(checkpoint_root(checkpoint))),
             result=result,
             identity=_identity(checkpoint, record, wanted, result),
             prompts=wanted.prompts,
@@ -249,7 +250,7 @@ def _require_same_model(checkpoint: Path, own: dict[str, Any] | None, config: Fo
 def _identity(
     checkpoint: Path, record: CheckpointRecord | None, reference: Reference, result: CheckResult
 ) -> dict[str, str]:
-    identity = {"checkpoint": str(checkpoint_root(checkpoint)), "digest": result.digest}
+    identity = {"checkpoint": str(stored_at(checkpoint_root(checkpoint))), "digest": result.digest}
     if record is not None:
         identity |= {
             "model": f"{record.model_name} ({record.family})",

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from conversion_lib.cloud.place import stored_at
 from conversion_lib.errors import BadInput, OutsideFailure
 from conversion_lib.logits.maxtext_settings import EXACT, model_settings
 from conversion_lib.logits.reference import Reference, full_config
@@ -55,7 +56,7 @@ def maxtext_logits(python: Path, checkpoint: Path, reference: Reference, reporte
         np.savez(tokens, *reference.prompts)
         content = {
             "settings": [*settings, *EXACT],
-            "items": str(source.items),
+            "items": str(stored_at(source.items)),
             "tokens": str(tokens),
             "logits": str(logits),
         }

@@ -16,15 +16,21 @@ import numpy as np
 import tensorstore as ts
 
 from conversion_lib.boxes import Box, size, slices
+from conversion_lib.cloud.place import TENSORSTORE_REQUESTS, CloudPlace, stored_at
 from conversion_lib.dtypes import itemsize
-from conversion_lib.errors import BadInput
+from conversion_lib.errors import BadInput, FerryError, OutsideFailure
+from conversion_lib.places import Place
 from conversion_lib.sources.base import Array, TensorInfo
 
 METADATA = "_METADATA"
 STEP_METADATA = "_CHECKPOINT_METADATA"
+MANIFEST = "manifest.ocdbt"
 
 PARTS = ("", "items", "0/items")
 """From what may be given as a checkpoint to its `items`."""
+
+LASTING = ("DATA_LOSS", "FAILED_PRECONDITION", "INVALID_ARGUMENT", "NOT_FOUND", "OUT_OF_RANGE", "PERMISSION_DENIED")
+"""How TensorStore begins what it says of a bucket where another try would be of no use."""
 
 Keys = tuple[str, ...]
 """A leaf's place in the tree; an index of a list is its decimal digits."""
@@ -53,22 +59,16 @@ def is_orbax(path: Path) -> bool:
     return any((path / part / METADATA).is_file() for part in PARTS)
 
 
-def directory_spec(directory: Path) -> dict[str, Any]:
-    """TensorStore's spec for a directory: a path, since a `file://` URL would read `%`, `#` and `?` as its own."""
-    return {"driver": "file", "path": f"{directory}/"}
-
-
-def array_spec(items: Path, name: str, *, ocdbt: bool, zarr3: bool) -> dict[str, Any]:
+def array_spec(items: Place, name: str, *, ocdbt: bool, zarr3: bool) -> dict[str, Any]:
     """TensorStore's spec for the leaf with the dotted `name`."""
-    if ocdbt:
-        kvstore = {"driver": "ocdbt", "base": directory_spec(items), "path": f"{name}/"}
-    else:
-        kvstore = directory_spec(items / name)
+    kvstore = {"driver": "ocdbt", "base": items.spec, "path": f"{name}/"} if ocdbt else (items / name).spec
     return {"driver": "zarr3" if zarr3 else "zarr", "kvstore": kvstore}
 
 
 class OrbaxSource:
     """The leaves of one checkpoint, by path such as `params/params/decoder/decoder_norm/scale`.
+
+    checkpoint: a directory; of a checkpoint in a bucket its mirror (`cloud.mirror`).
 
     wanted: whether to open a leaf. Opening one reads its metadata; those left out are listed in `unopened`.
     cache_bytes: decoded chunks that are kept, for readers that come back to a chunk for another part of it.
@@ -78,10 +78,11 @@ class OrbaxSource:
         self, checkpoint: str | Path, *, wanted: Callable[[Keys], bool] = lambda keys: True, cache_bytes: int = 0
     ) -> None:
         self.items = items_dir(checkpoint)
+        self._place = stored_at(self.items)
         self.metadata = _read_json(self.items / METADATA)
         step_file = self.items.parent / STEP_METADATA
         self.step_metadata: dict[str, Any] = _read_json(step_file) if step_file.exists() else {}
-        self.ocdbt = bool(self.metadata.get("use_ocdbt", (self.items / "manifest.ocdbt").exists()))
+        self.ocdbt = bool(self.metadata.get("use_ocdbt", (self.items / MANIFEST).exists()))
         self.zarr3 = bool(self.metadata.get("use_zarr3", False))
         self.unopened: list[Keys] = []
         self._arrays = self._open(wanted, cache_bytes)
@@ -97,7 +98,7 @@ class OrbaxSource:
         return None if value is None else bool(value)
 
     def _open(self, wanted: Callable[[Keys], bool], cache_bytes: int) -> dict[str, Any]:
-        context = ts.Context({"cache_pool": {"total_bytes_limit": cache_bytes}})
+        context = ts.Context({"cache_pool": {"total_bytes_limit": cache_bytes}, **TENSORSTORE_REQUESTS})
         futures = {}
         for entry in self.metadata["tree_metadata"].values():
             keys = tuple(str(part["key"]) for part in entry["key_metadata"])
@@ -106,17 +107,19 @@ class OrbaxSource:
             if not wanted(keys):
                 self.unopened.append(keys)
                 continue
-            spec = array_spec(self.items, ".".join(keys), ocdbt=self.ocdbt, zarr3=self.zarr3)
+            spec = array_spec(self._place, ".".join(keys), ocdbt=self.ocdbt, zarr3=self.zarr3)
             futures["/".join(keys)] = ts.open(spec, open=True, read=True, context=context)
         arrays = {}
         for path, future in futures.items():
             try:
                 arrays[path] = future.result()
             except ValueError as error:
-                raise BadInput(
-                    f"{self.items}: leaf {path} is named in {METADATA} but cannot be opened: {error}"
-                ) from error
+                raise self._explained(f"leaf {path} is named in {METADATA} but cannot be opened", error) from error
         return arrays
+
+    def _explained(self, what: str, error: ValueError) -> FerryError:
+        lasting = not isinstance(self._place, CloudPlace) or str(error).startswith(LASTING)
+        return (BadInput if lasting else OutsideFailure)(f"{self.items}: {what}: {error}")
 
     def chunk_shape(self, name: str) -> tuple[int, ...]:
         """The shape of the chunks that the leaf is stored in, each of which is read and decoded as a whole."""
@@ -130,7 +133,7 @@ class OrbaxSource:
         try:
             return np.asarray(view.read().result())
         except ValueError as error:
-            raise BadInput(f"{self.items}: leaf {name} cannot be read: {error}") from error
+            raise self._explained(f"leaf {name} cannot be read", error) from error
 
     def stored_bytes(self, name: str, box: Box) -> int:
         return size(box) * itemsize(self.tensors[name].dtype)

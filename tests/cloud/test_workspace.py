@@ -7,63 +7,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from conversion_lib.cloud import claim, client, place
-from conversion_lib.compare import compare
+from conversion_lib.cloud import claim
 from conversion_lib.convert import ConvertResult, Options, convert, layout_at
 from conversion_lib.errors import BadInput, OutsideFailure
 from conversion_lib.finalize import finalize
 from conversion_lib.parts import Part
 from conversion_lib.record import Target
-from conversion_lib.sources import cloud
-from conversion_lib.sources.orbax import open_orbax
-from tests.checkpoints import QWEN3, ferry_here, random_tensors, write_checkpoint
+from tests.checkpoints import ferry_here
+from tests.cloud.common import ROOT, STORAGES, URL, WHOLE, assert_the_same, names
 from tests.fakes.cloud_storage import Chance, FakeCloudStorage, Fault
-from tests.sparse_checkpoints import llama_tensors
-
-URL = "gs://bucket/models/qwen"
-ROOT = "models/qwen/"
-STORAGES = [Target(ocdbt=ocdbt, zarr3=zarr3) for ocdbt in (True, False) for zarr3 in (True, False)]
-WHOLE = Options(memory_budget=64 << 20, threads=2)
-QUICK_RETRIES = {"gcs_request_retries": {"max_retries": 40, "initial_delay": "5ms", "max_delay": "50ms"}}
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("source")
-    write_checkpoint(directory, QWEN3, random_tensors(llama_tensors(QWEN3)), shards=3)
-    (directory / "tokenizer.json").write_text('{"made": "up"}')
-    return directory
-
-
-@pytest.fixture(scope="module")
-def beside(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same conversion in a directory."""
-    directory = tmp_path_factory.mktemp("beside") / "qwen"
-    convert(source, directory, Target(), options=WHOLE)
-    return directory
-
-
-@pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCloudStorage]:
-    with FakeCloudStorage(["bucket"]) as running:
-        monkeypatch.setenv("STORAGE_EMULATOR_HOST", running.endpoint)
-        monkeypatch.setenv("TENSORSTORE_GCS_HTTP_URL", running.endpoint)
-        monkeypatch.setenv("GOOGLE_AUTH_TOKEN_FOR_TESTING", "token")
-        monkeypatch.setattr(claim, "BEAT_SECONDS", 0.5)
-        monkeypatch.setattr(claim, "DEAD_SECONDS", 3.0)
-        monkeypatch.setattr(claim, "POLL_SECONDS", 0.05)
-        monkeypatch.setattr(client, "RETRY", client.RETRY.with_delay(initial=0.01, maximum=0.1))
-        monkeypatch.setattr(place, "TENSORSTORE_REQUESTS", place.TENSORSTORE_REQUESTS | QUICK_RETRIES)
-        yield running
-
-
-def names(fake: FakeCloudStorage) -> list[str]:
-    return [name.removeprefix(ROOT) for name in fake.names("bucket", ROOT)]
 
 
 def to_cloud(
@@ -71,18 +27,6 @@ def to_cloud(
 ) -> ConvertResult:
     options = Options(WHOLE.memory_budget, WHOLE.threads, overwrite, part=Part.parse(part) if part else None)
     return convert(source, URL, target, options=options)
-
-
-def assert_the_same(fake: FakeCloudStorage, beside: Path, copy: Path) -> None:
-    """Every leaf bit for bit, the files beside them, and nothing of the work."""
-    for name in names(fake):
-        (copy / name).parent.mkdir(parents=True, exist_ok=True)
-        (copy / name).write_bytes(fake.read("bucket", ROOT + name))
-    comparison = compare(beside, copy)
-    assert comparison.same and comparison.leaves == len(open_orbax(beside).tensors)
-    assert not [name for name in names(fake) if name.startswith(".ferry")]
-    assert (copy / "hf/tokenizer.json").read_bytes() == (beside / "hf/tokenizer.json").read_bytes()
-    assert json.loads((copy / "ferry.json").read_bytes())["fingerprint"]
 
 
 @pytest.mark.parametrize("target", STORAGES, ids=lambda target: target.slug)
@@ -239,56 +183,3 @@ def test_what_the_bucket_refuses(fake: FakeCloudStorage, source: Path) -> None:
     result = ferry_here("convert", source, URL)
     assert result.returncode == 2 and "the credentials do not allow it (HTTP 403)" in result.stderr
     assert names(fake) == []
-
-
-# from gs://
-
-
-@pytest.fixture
-def uploaded(fake: FakeCloudStorage, source: Path) -> str:
-    for path in source.iterdir():
-        fake.put("bucket", f"hf/qwen/{path.name}", path.read_bytes())
-    return "gs://bucket/hf/qwen"
-
-
-def test_weights_are_read_where_they_lie(
-    fake: FakeCloudStorage, uploaded: str, beside: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(cloud, "BLOCK_BYTES", 1000)  # so that tensors lie across blocks
-    first = ferry_here("convert", uploaded, URL, "--json")
-    assert first.returncode == 0, first.stderr
-    assert json.loads(fake.read("bucket", ROOT + "ferry.json"))["origin"]["path"] == uploaded
-    assert_the_same(fake, beside, tmp_path)
-    assert json.loads(ferry_here("convert", uploaded, URL, "--json").stdout)["already"]
-    planned = ferry_here("plan", uploaded, "--json")
-    assert planned.returncode == 0 and json.loads(planned.stdout)["bytes_out"] > 0
-
-
-def test_reading_under_faults(
-    fake: FakeCloudStorage, uploaded: str, beside: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(cloud, "BLOCK_BYTES", 1000)
-    fake.chance = Chance(0.1, seed=3)
-    assert ferry_here("convert", uploaded, tmp_path / "out", "--json").returncode == 0
-    assert compare(beside, tmp_path / "out").same
-
-
-def test_an_object_written_anew_is_not_mixed_in(
-    fake: FakeCloudStorage, uploaded: str, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shard = sorted(source.glob("*.safetensors"))[-1]
-    with cloud.in_bucket(uploaded, 64 << 20) as remote:
-        fake.put("bucket", f"hf/qwen/{shard.name}", shard.read_bytes())
-        with pytest.raises(BadInput, match=f"hf/qwen/{shard.name} changed while it was read"):
-            convert(remote.headers, tmp_path / "out", Target(), options=WHOLE, remote=remote)
-    assert not (tmp_path / "out" / "0").exists()
-
-
-def test_no_checkpoint_there(fake: FakeCloudStorage, tmp_path: Path) -> None:
-    for arguments, message in (
-        (("gs://bucket/none",), "gs://bucket/none holds no safetensors"),
-        (("gs://elsewhere/none",), "no bucket elsewhere"),
-        (("gs://bucket/none", "--stream-download"), "the option is for a Hub id"),
-    ):
-        result = ferry_here("convert", arguments[0], tmp_path / "out", *arguments[1:])
-        assert result.returncode == 2 and message in result.stderr, result

@@ -171,7 +171,7 @@ def test_a_read_only_file_system(checkpoint: Path) -> None:
 def test_a_disk_too_small(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage("/")
     monkeypatch.setattr(directory.shutil, "disk_usage", lambda path: usage._replace(free=1000))
-    with pytest.raises(BadInput, match=r"needs 10\.2 MB, and 1\.0 kB are free"):
+    with pytest.raises(BadInput, match=r"the disk has 1\.0 kB free and 10\.2 MB are needed"):
         publish(checkpoint, str(tmp_path / "out"))
 
 
