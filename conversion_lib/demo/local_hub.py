@@ -14,25 +14,27 @@ Faults for tests: a list of `Fault`, each taken by as many matching requests as 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import socket
 import struct
 import sys
 import threading
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Literal
 from urllib.parse import quote, unquote, urlsplit
 
-LFS_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".model")
-LFS_BYTES = 10 << 20
-"""Larger files are in Git LFS whatever their name, as on the Hub."""
+from conversion_lib.demo.hub_repository import HubFile, HubRepo, index_repo, model_info, refs, tree_entry
+
 BLOCK = 1 << 20
+SLOW_BLOCK = 64 << 10
+WHOLE = ("corrupt", "slow")
+"""Kinds of fault that send the whole body all the same."""
 REFUSALS = {"unavailable": (503, {}), "busy": (429, {"Retry-After": "1"})}
 """Kinds of fault that answer a request before anything else."""
 
@@ -42,16 +44,18 @@ class Fault:
     """One thing that goes wrong.
 
     kind: "truncate" closes the connection cleanly after `after` bytes of the body; "reset" resets it there;
-    "stall" sends nothing more from there until the Hub stops; "corrupt" flips the byte there; "unavailable"
-    answers 503 before anything else, "busy" 429 with `Retry-After: 1`.
+    "stall" sends nothing more from there until the Hub stops; "corrupt" flips the byte there; "slow" sends the body
+    in SLOW_BLOCK at a time, `seconds` apart; "unavailable" answers 503 before anything else, "busy" 429 with
+    `Retry-After: 1`.
     path: pattern (fnmatch) of the file asked for; "api" stands for requests about the repository.
     times: how many requests it hits. All but "unavailable" and "busy" hit requests for a file's content only.
     """
 
-    kind: Literal["truncate", "reset", "stall", "corrupt", "unavailable", "busy"]
+    kind: Literal["truncate", "reset", "stall", "corrupt", "slow", "unavailable", "busy"]
     path: str = "*"
     times: int = 1
     after: int = 0
+    seconds: float = 0.05
 
 
 @dataclass
@@ -74,61 +78,6 @@ class Faults:
                     fault.times -= 1
                     return fault
         return None
-
-
-@dataclass(frozen=True)
-class HubFile:
-    """A served file: `blob_id` is its git id (of the LFS pointer where `sha256` is set)."""
-
-    path: str
-    source: Path
-    size: int
-    blob_id: str
-    sha256: str | None
-
-
-@dataclass(frozen=True)
-class HubRepo:
-    """A directory as the Hub shows it: `commit` follows from the files' names and contents alone."""
-
-    name: str
-    commit: str
-    files: dict[str, HubFile]
-
-
-def git_blob_id(content_size: int, update: Callable[[Any], None]) -> str:
-    """The id git gives a blob of `content_size` bytes that `update` feeds to the hash it is handed."""
-    digest = hashlib.sha1(f"blob {content_size}\0".encode(), usedforsecurity=False)
-    update(digest)
-    return digest.hexdigest()
-
-
-def _feed(path: Path) -> Callable[[Any], None]:
-    def update(digest: Any) -> None:
-        with path.open("rb") as stream:
-            while block := stream.read(BLOCK):
-                digest.update(block)
-
-    return update
-
-
-def _index_file(root: Path, source: Path) -> HubFile:
-    path, size = source.relative_to(root).as_posix(), source.stat().st_size
-    if not (path.endswith(LFS_SUFFIXES) or size > LFS_BYTES):
-        return HubFile(path, source, size, git_blob_id(size, _feed(source)), None)
-    content = hashlib.sha256()
-    _feed(source)(content)
-    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{content.hexdigest()}\nsize {size}\n".encode()
-    return HubFile(path, source, size, git_blob_id(len(pointer), lambda d: d.update(pointer)), content.hexdigest())
-
-
-def index_repo(name: str, root: Path) -> HubRepo:
-    """Lists and hashes every file under `root`, hidden ones left out."""
-    sources = sorted(p for p in root.rglob("*") if p.is_file())
-    files = [_index_file(root, p) for p in sources if not any(x.startswith(".") for x in p.relative_to(root).parts)]
-    listing = json.dumps([[f.path, f.blob_id] for f in files]).encode()
-    commit = hashlib.sha1(listing, usedforsecurity=False).hexdigest()
-    return HubRepo(name, commit, {f.path: f for f in files})
 
 
 class LocalHub:
@@ -210,11 +159,11 @@ class _Handler(BaseHTTPRequestHandler):
         if rest[1:2] and rest[1] not in ("main", repo.commit):
             self._fail(404, "RevisionNotFound", f"Invalid rev id: {rest[1]}")
         elif not rest or rest[0] == "revision":
-            self._send_json(_model_info(repo))
+            self._send_json(model_info(repo))
         elif rest[0] == "refs":
-            self._send_json(_refs(repo, self.hub.tags.get(repo.name, {})))
+            self._send_json(refs(repo, self.hub.tags.get(repo.name, {})))
         elif rest[0] == "tree":
-            self._send_json([_tree_entry(file) for file in repo.files.values()])
+            self._send_json([tree_entry(file) for file in repo.files.values()])
         else:
             self._fail(404, None, "Not found")
 
@@ -304,17 +253,19 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_body(file, start, stop, self.hub.faults.take(file.path, body=True))
 
     def _send_body(self, file: HubFile, start: int, stop: int, fault: Fault | None) -> None:
-        end = stop if fault is None or fault.kind == "corrupt" else min(start + fault.after, stop)
-        position = start
+        end = stop if fault is None or fault.kind in WHOLE else min(start + fault.after, stop)
+        slow, position = fault is not None and fault.kind == "slow", start
         with file.source.open("rb") as stream:
             stream.seek(start)
             while position < end:
-                block = bytearray(stream.read(min(BLOCK, end - position)))
+                block = bytearray(stream.read(min(SLOW_BLOCK if slow else BLOCK, end - position)))
+                if fault and slow:
+                    time.sleep(fault.seconds)
                 if fault and fault.kind == "corrupt" and position <= start + fault.after < position + len(block):
                     block[start + fault.after - position] ^= 0xFF
                 self.wfile.write(block)
                 position += len(block)
-        if fault is None or fault.kind == "corrupt":
+        if fault is None or fault.kind in WHOLE:
             return
         self.close_connection = True
         self.wfile.flush()
@@ -333,41 +284,6 @@ def _parse_range(header: str | None, size: int) -> tuple[int, int] | None:
     first, _, last = header.removeprefix("bytes=").partition("-")
     start, stop = int(first), min(int(last) + 1, size) if last else size
     return (start, stop) if start < stop else None
-
-
-def _lfs(file: HubFile, key: str) -> dict[str, object]:
-    return {} if file.sha256 is None else {"lfs": {key: file.sha256, "size": file.size, "pointerSize": 134}}
-
-
-def _model_info(repo: HubRepo) -> dict[str, object]:
-    siblings = [
-        {"rfilename": f.path, "size": f.size, "blobId": f.blob_id, **_lfs(f, "sha256")} for f in repo.files.values()
-    ]
-    return {
-        "_id": repo.commit[:24],
-        "id": repo.name,
-        "modelId": repo.name,
-        "sha": repo.commit,
-        "private": False,
-        "gated": False,
-        "tags": [],
-        "downloads": 0,
-        "likes": 0,
-        "siblings": siblings,
-    }
-
-
-def _refs(repo: HubRepo, tags: Mapping[str, str]) -> dict[str, object]:
-    def listed(kind: str, commits: Mapping[str, str]) -> list[dict[str, str]]:
-        return [
-            {"name": name, "ref": f"refs/{kind}/{name}", "targetCommit": commit} for name, commit in commits.items()
-        ]
-
-    return {"branches": listed("heads", {"main": repo.commit}), "tags": listed("tags", tags), "converts": []}
-
-
-def _tree_entry(file: HubFile) -> dict[str, object]:
-    return {"type": "file", "path": file.path, "size": file.size, "oid": file.blob_id, **_lfs(file, "oid")}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
-from conversion_lib.demo.local_hub import Fault, Faults, LocalHub
+from conversion_lib.demo.local_hub import SLOW_BLOCK, Fault, Faults, LocalHub
 
 WEIGHTS = bytes(range(256)) * 4096
 
@@ -97,6 +98,7 @@ def test_faults_are_taken_once_each(repo: Path) -> None:
         Fault("corrupt", "*.safetensors", after=700_000),
         Fault("unavailable", "config.json", times=2),
         Fault("reset", "*.safetensors", after=1000),
+        Fault("slow", "*.safetensors", seconds=0.01),
     ]
     with LocalHub({"tiny": repo}, faults=Faults(planned)) as hub:
         url = f"{hub.endpoint}/tiny/resolve/main"
@@ -105,7 +107,9 @@ def test_faults_are_taken_once_each(repo: Path) -> None:
         assert [i for i in range(len(body)) if body[i] != WEIGHTS[i]] == [700_000]
         with pytest.raises(ConnectionResetError):
             get(f"{url}/model.safetensors")
+        began = time.monotonic()
         assert get(f"{url}/model.safetensors") == (200, WEIGHTS)
+        assert time.monotonic() - began >= 0.01 * len(WEIGHTS) / SLOW_BLOCK
         assert [get(f"{url}/config.json")[0] for _ in range(3)] == [503, 503, 200]
 
 

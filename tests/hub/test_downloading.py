@@ -135,7 +135,7 @@ def test_the_cache_has_a_directory_for_each_commit(
     assert bodies(hub) == []
 
 
-@pytest.mark.parametrize("kind", ["reset", "truncate", "corrupt", "unavailable", "busy"])
+@pytest.mark.parametrize("kind", ["reset", "truncate", "corrupt", "slow", "unavailable", "busy"])
 def test_a_fault_is_survived(hub: LocalHub, out: Path, kind: str) -> None:
     hub.faults.planned = [Fault(kind, SHARDS[1], after=300_000)]  # type: ignore[arg-type]
     fetch(out)
