@@ -96,5 +96,12 @@ def explained(url: str, doing: str) -> Iterator[None]:
 
 def _line(error: Exception) -> str:
     """What the service says, where the client passes its answer on whole; else the first line of the error."""
+    if isinstance(error, exceptions.RetryError) and (status := _status(error.cause)):
+        return f"HTTP {status} at every try, until the time for tries was over"
     said = re.search(r'"message": "((?:[^"\\]|\\.)*)"', str(error))
     return (said[1] if said else (str(error).splitlines() or [type(error).__name__])[0])[:300]
+
+
+def _status(error: Any) -> int | None:
+    """The HTTP status of an answer, by either of the client's two kinds of error."""
+    return getattr(error, "code", None) or getattr(getattr(error, "response", None), "status_code", None)

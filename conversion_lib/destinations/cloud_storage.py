@@ -41,6 +41,8 @@ from conversion_lib.record import COMMIT_NAME
 UPLOAD_CHUNK_BYTES = 16 << 20
 """Held in memory for each upload of a large file; a multiple of 256 KiB, as the service wants."""
 ORBAX_COMMIT = f"0/{COMMIT_NAME}"
+PROBE_NAME = ".ferry_probe"
+"""An object that never is: deleting it is refused where deleting is."""
 UPDATE_TRIES = 10
 DELETING_THREADS = 8
 
@@ -87,6 +89,8 @@ class CloudStorageDestination:
                 entry.path: _entry(entry.path, self._there[entry.path]) for entry in manifest.files if self._same(entry)
             }
             if kept.keys() != paths:
+                # what is to be replaced at the end must be deleted: said now rather than when all has been sent
+                delete(self._bucket.blob(self._root + PROBE_NAME, generation=1))
                 # an Orbax reader takes the checkpoint for whole while this one is there
                 strays |= {ORBAX_COMMIT} & self._there.keys()
                 kept.pop(ORBAX_COMMIT, None)

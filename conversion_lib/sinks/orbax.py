@@ -21,7 +21,7 @@ import tensorstore as ts
 from conversion_lib.boxes import Box, slices, whole
 from conversion_lib.cloud import place as cloud_place
 from conversion_lib.cloud.place import CloudPlace
-from conversion_lib.errors import BadInput, OutsideFailure
+from conversion_lib.errors import BadInput, OutsideFailure, tensorstore_reason
 from conversion_lib.places import LocalPlace, Place
 from conversion_lib.plan import ArrayPlan, Plan
 from conversion_lib.record import COMMIT_NAME, Target
@@ -186,8 +186,7 @@ class _outside:  # noqa: N801 - reads as a word in a with statement
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, (ValueError, OSError, RuntimeError)):
-            # TensorStore adds its whole spec to what it says
-            reason = str(error).partition(" [tensorstore_spec=")[0]
+            reason = tensorstore_reason(error)
             hint = "; free some space and run the same command again" if "No space left" in reason else ""
             raise OutsideFailure(f"{self._doing} failed: {reason}{hint}") from error
 

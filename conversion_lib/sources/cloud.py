@@ -22,7 +22,7 @@ import tensorstore as ts
 from conversion_lib.cloud import place as cloud_place
 from conversion_lib.cloud.place import CloudPlace
 from conversion_lib.engine import Pace
-from conversion_lib.errors import BadInput, OutsideFailure
+from conversion_lib.errors import BadInput, OutsideFailure, tensorstore_reason
 from conversion_lib.files import in_parallel
 from conversion_lib.sources.base import Source
 from conversion_lib.sources.remote import write_header
@@ -108,7 +108,7 @@ def _result(future: Any, what: CloudPlace) -> Any:
     try:
         return future.result()
     except (ValueError, OSError, RuntimeError) as error:
-        raise OutsideFailure(f"reading {what} failed: {str(error).splitlines()[0][:300]}") from error
+        raise OutsideFailure(f"reading {what} failed: {tensorstore_reason(error)}") from error
 
 
 def _changed(what: CloudPlace) -> BadInput:

@@ -16,9 +16,10 @@ import numpy as np
 import tensorstore as ts
 
 from conversion_lib.boxes import Box, size, slices
-from conversion_lib.cloud.place import TENSORSTORE_REQUESTS, CloudPlace, stored_at
+from conversion_lib.cloud import place as cloud_place
+from conversion_lib.cloud.place import CloudPlace, stored_at
 from conversion_lib.dtypes import itemsize
-from conversion_lib.errors import BadInput, FerryError, OutsideFailure
+from conversion_lib.errors import BadInput, FerryError, OutsideFailure, tensorstore_reason
 from conversion_lib.places import Place
 from conversion_lib.sources.base import Array, TensorInfo
 
@@ -98,7 +99,7 @@ class OrbaxSource:
         return None if value is None else bool(value)
 
     def _open(self, wanted: Callable[[Keys], bool], cache_bytes: int) -> dict[str, Any]:
-        context = ts.Context({"cache_pool": {"total_bytes_limit": cache_bytes}, **TENSORSTORE_REQUESTS})
+        context = ts.Context({"cache_pool": {"total_bytes_limit": cache_bytes}, **cloud_place.TENSORSTORE_REQUESTS})
         futures = {}
         for entry in self.metadata["tree_metadata"].values():
             keys = tuple(str(part["key"]) for part in entry["key_metadata"])
@@ -119,7 +120,7 @@ class OrbaxSource:
 
     def _explained(self, what: str, error: ValueError) -> FerryError:
         lasting = not isinstance(self._place, CloudPlace) or str(error).startswith(LASTING)
-        return (BadInput if lasting else OutsideFailure)(f"{self.items}: {what}: {error}")
+        return (BadInput if lasting else OutsideFailure)(f"{self.items}: {what}: {tensorstore_reason(error)}")
 
     def chunk_shape(self, name: str) -> tuple[int, ...]:
         """The shape of the chunks that the leaf is stored in, each of which is read and decoded as a whole."""

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from conversion_lib import engine
+from conversion_lib.cloud import place
 from conversion_lib.cloud.mirror import mirrored
 from conversion_lib.compare import compare
 from conversion_lib.convert import convert, dequantize
@@ -18,7 +19,7 @@ from conversion_lib.record import Target
 from conversion_lib.sources import cloud
 from tests.checkpoints import DEEPSEEK_V3, ferry_here, random_tensors, write_checkpoint
 from tests.cloud.common import ROOT, URL, WHOLE, assert_the_same, upload
-from tests.fakes.cloud_storage import Chance, FakeCloudStorage
+from tests.fakes.cloud_storage import Chance, FakeCloudStorage, Fault
 from tests.sparse_checkpoints import deepseek_tensors
 from tests.tiny_models import make_tiny
 
@@ -185,6 +186,21 @@ def test_what_is_no_checkpoint_is_said(fake: FakeCloudStorage, staged: str, tmp_
         fake.put("bucket", name, b"not what it was")
     broken = ferry_here("export", staged, tmp_path / "back")
     assert broken.returncode == 2 and f"{staged}/0/items: leaf" in broken.stderr
+    assert "tensorstore_spec" not in broken.stderr
+
+
+def test_an_outage_is_three(
+    fake: FakeCloudStorage, staged: str, uploaded: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = {"gcs_request_retries": {"max_retries": 2, "initial_delay": "5ms", "max_delay": "5ms"}}
+    monkeypatch.setattr(place, "TENSORSTORE_REQUESTS", place.TENSORSTORE_REQUESTS | few)
+    fake.faults = [
+        Fault(503, "GET", pattern, times=10**6) for pattern in ("staging/qwen/0/items/d/*", "hf/qwen/model-*")
+    ]
+    for arguments in (("export", staged), ("convert", uploaded)):
+        failed = ferry_here(*arguments, tmp_path / arguments[0])
+        assert failed.returncode == 3 and "All 2 retry attempts failed" in failed.stderr, failed
+        assert "http_response" not in failed.stderr
 
 
 @pytest.mark.parametrize("arguments", [("export", "CKPT"), ("dequantize", "SRC"), ("download", "acme/tiny")])

@@ -48,7 +48,10 @@ def answers(fake: FakeCloudStorage, work: Path) -> Answers:
     jobs: dict[tuple[str, str], dict[str, Any]] = {}
     for name, target in TARGETS.items():
         convert(source, work / name, target=target)
-        published = publish(work / name, "gs://bucket/models", unchecked=True).url
+        if target.ocdbt:  # written straight to the bucket, and copied within it
+            convert(source, f"gs://bucket/staging/{name}", target=target)
+        staged = f"gs://bucket/staging/{name}" if target.ocdbt else work / name
+        published = publish(staged, "gs://bucket/models", unchecked=True).url
         jobs[name, "compare"] = {"kind": "compare", "ours": str(work / name), "theirs": published}
         for where, checkpoint in {"local": str(work / name), "published": published}.items():
             jobs[name, where] = {

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from conversion_lib.cloud import claim, client
+from conversion_lib.cloud import client
 from conversion_lib.destinations import cloud_storage, open_destination
 from conversion_lib.errors import BadInput, OutsideFailure
 from conversion_lib.publish import publish
@@ -92,14 +92,10 @@ def test_an_outage_that_does_not_end(checkpoint: Path, fake: FakeCloudStorage, m
     assert verify(publish(checkpoint, "gs://bucket/models").url).problems == []
 
 
-def test_what_is_there_is_not_sent_again(
-    checkpoint: Path, fake: FakeCloudStorage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(claim, "DEAD_SECONDS", 0.3)  # the claim cannot be given back either
-    fake.denied = {"storage.objects.delete"}  # so that this run comes no further than the second write of a name
-    with pytest.raises(BadInput, match="credentials do not allow it"):
+def test_what_is_there_is_not_sent_again(checkpoint: Path, fake: FakeCloudStorage) -> None:
+    fake.faults = [Fault(400, "POST", "*/manifest.json", skip=1)]  # when all has been sent
+    with pytest.raises(BadInput, match=r"cannot write manifest\.json"):
         publish(checkpoint, "gs://bucket/models")
-    fake.denied = set()
     before = fake.objects["bucket", LARGE].generation
     fake.put("bucket", f"models/{PLACE}/hf/config.json", b"[]")
     result = publish(checkpoint, "gs://bucket/models")
@@ -129,7 +125,12 @@ def test_bad_input(checkpoint: Path, fake: FakeCloudStorage, monkeypatch: pytest
     refused("gs://bucket/models", "credentials do not allow it")
     fake.denied = {"storage.objects.list"}
     refused("gs://bucket/models", "credentials do not allow it")
+    fake.denied = {"storage.objects.delete"}
+    with pytest.raises(BadInput, match=r"cannot list in .*: the credentials do not allow it"):
+        publish(checkpoint, "gs://bucket/models")
+    assert fake.names("bucket") == [f"models/{PLACE}/.ferry_claim.json"]  # which cannot be given back
     fake.denied = set()
+    fake.objects.clear()
     with pytest.raises(BadInput, match="no published checkpoint at"):
         verify("gs://bucket/models")
     with pytest.raises(BadInput, match="no bucket nowhere"):

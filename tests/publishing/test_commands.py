@@ -67,3 +67,4 @@ def test_an_outage_is_three(checkpoint: Path, fake: FakeCloudStorage, monkeypatc
     fake.faults = [Fault(503, times=10_000)]
     failed = ferry_here("publish", checkpoint, "gs://bucket/models")
     assert failed.returncode == 3 and "in gs://bucket/models/tiny" in failed.stderr
+    assert "HTTP 503 at every try" in failed.stderr
