@@ -50,16 +50,16 @@ PLAN_NAME = "plan.json"
 """In the work directory of a conversion to MaxText: the plan, for `finalize`, which may not see the source."""
 
 
-def layout_at(destination: Path | str) -> Layout | CloudLayout:
-    """Of a MaxText checkpoint at `destination`, a directory or gs://bucket/prefix."""
+def layout_at(destination: Path | str, reporter: Reporter = SILENT) -> Layout | CloudLayout:
+    """Of a MaxText checkpoint at `destination`, a directory or gs://bucket/prefix. reporter: hears of waits."""
     if isinstance(destination, str) and destination.startswith(SCHEME):
-        return CloudLayout(CloudPlace.parse(destination))
+        return CloudLayout(CloudPlace.parse(destination), reporter=reporter)
     return maxtext_layout(Path(destination))
 
 
-def unfinished_layouts(destination: str) -> list[Layout | CloudLayout]:
+def unfinished_layouts(destination: str, reporter: Reporter = SILENT) -> list[Layout | CloudLayout]:
     """Of every kind of run that may have been left at `destination`."""
-    layout = layout_at(destination)
+    layout = layout_at(destination, reporter)
     return [layout] if isinstance(layout, CloudLayout) else [layout, hf_layout(Path(destination))]
 
 
@@ -162,7 +162,7 @@ def convert(
     leaves the rest to `finalize`. Raises BadInput where the source or the destination is not as it must be,
     OutsideFailure where writing failed.
     """
-    layout = replace(layout_at(destination), alone=not options.among_others)
+    layout = replace(layout_at(destination, reporter), alone=not options.among_others)
 
     def prepared(limit: int | None) -> Job:
         return prepare(

@@ -39,7 +39,7 @@ def finalize(destination: Path | str, *, reporter: Reporter = SILENT) -> Finaliz
     or unfinished, naming it, and where nothing was begun; OutsideFailure where a part is at work.
     """
     started = time.monotonic()
-    layout = layout_at(destination)
+    layout = layout_at(destination, reporter)
     if not layout.begun():
         return _finished(layout, reporter)
     with layout.exclusively():

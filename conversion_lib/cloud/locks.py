@@ -17,6 +17,7 @@ from conversion_lib.cloud.place import CloudPlace
 from conversion_lib.errors import OutsideFailure
 from conversion_lib.locks import CLAIM_NAME
 from conversion_lib.parts import Part
+from conversion_lib.progress import Reporter
 
 
 class RunClaim(claims.Claim):
@@ -30,22 +31,24 @@ class RunClaim(claims.Claim):
         return not self.lost.is_set()
 
 
-def take_alone(work: CloudPlace, held: ExitStack) -> RunClaim:
+def take_alone(work: CloudPlace, held: ExitStack, reporter: Reporter) -> RunClaim:
     """Holds the place alone until `held` is closed. Raises OutsideFailure where any run is at work."""
-    return _take(work, f"{CLAIM_NAME}.json", lambda name: True, held, f"another run is at work in {work}")
+    return _take(work, f"{CLAIM_NAME}.json", lambda name: True, held, f"another run is at work in {work}", reporter)
 
 
-def take_part(work: CloudPlace, part: Part, held: ExitStack) -> RunClaim:
+def take_part(work: CloudPlace, part: Part, held: ExitStack, reporter: Reporter) -> RunClaim:
     """Holds a part until `held` is closed. Raises OutsideFailure where it, or one that is alone, is at work."""
     alone = f"{CLAIM_NAME}.json"
     busy = f"part {part}, or a run that needs the place alone, is at work in {work}"
-    return _take(work, f"{CLAIM_NAME}-{part.index}.json", lambda name: name == alone, held, busy)
+    return _take(work, f"{CLAIM_NAME}-{part.index}.json", lambda name: name == alone, held, busy, reporter)
 
 
-def _take(work: CloudPlace, mine: str, rivals: Callable[[str], bool], held: ExitStack, busy: str) -> RunClaim:
+def _take(
+    work: CloudPlace, mine: str, rivals: Callable[[str], bool], held: ExitStack, busy: str, reporter: Reporter
+) -> RunClaim:
     busy = f"{busy}; wait for it to end"
     with explained(str(work), "claim the place"):
-        dead = _standing_still(work, lambda name: name == mine or rivals(name), busy)
+        dead = _standing_still(work, lambda name: name == mine or rivals(name), busy, reporter)
         claim = RunClaim((work / mine).blob)
         if not claim.take_over(dead.pop(mine, 0)):
             raise OutsideFailure(busy)
@@ -59,7 +62,7 @@ def _take(work: CloudPlace, mine: str, rivals: Callable[[str], bool], held: Exit
     return claim
 
 
-def _standing_still(work: CloudPlace, watched: Callable[[str], bool], busy: str) -> dict[str, int]:
+def _standing_still(work: CloudPlace, watched: Callable[[str], bool], busy: str, reporter: Reporter) -> dict[str, int]:
     """The claims of dead runs with their generations. Raises OutsideFailure as soon as one is rewritten."""
     seen: dict[str, int] | None = None
     since = time.monotonic()
@@ -70,5 +73,7 @@ def _standing_still(work: CloudPlace, watched: Callable[[str], bool], busy: str)
             raise OutsideFailure(busy)
         if not there or time.monotonic() - since >= claims.DEAD_SECONDS:
             return there
-        seen = there if seen is None else seen
+        if seen is None:
+            seen = there
+            reporter.say(f"a run has claimed {work}: watching for up to {claims.DEAD_SECONDS:.0f} s whether it lives")
         time.sleep(claims.POLL_SECONDS)

@@ -27,6 +27,7 @@ from conversion_lib.locks import CLAIM_NAME
 from conversion_lib.parts import WHOLE, Part
 from conversion_lib.places import Place
 from conversion_lib.plan import Plan
+from conversion_lib.progress import SILENT, Reporter
 from conversion_lib.record import COMMIT_NAME, HF_DIR_NAME, RECORD_NAME, REPORT_DIR_NAME, CheckpointRecord
 from conversion_lib.workspace import RUN_NAME, Run, joined
 
@@ -36,15 +37,21 @@ if TYPE_CHECKING:
 WORK_NAME = ".ferry"
 STEP_NAME = "0"
 MARKERS = (f"{STEP_NAME}/{COMMIT_NAME}", f"{STEP_NAME}/items/{COMMIT_NAME}")
+BESIDE_CLAIM = ".ferry_on_the_fly.json"
+"""Who converts on the fly, beside the checkpoint: what lies in OURS is cleared away by a run that begins anew."""
 OURS = (STEP_NAME, WORK_NAME, HF_DIR_NAME, REPORT_DIR_NAME, RECORD_NAME)
 
 
 @dataclass(frozen=True)
 class CloudLayout:
-    """The objects of one destination, `root`. alone: whether a stranger's object below it is refused."""
+    """The objects of one destination, `root`. alone: whether a stranger's object below it is refused.
+
+    reporter: told when another run's claim is waited for.
+    """
 
     root: CloudPlace
     alone: bool = True
+    reporter: Reporter = SILENT
 
     @property
     def shown(self) -> str:
@@ -78,8 +85,21 @@ class CloudLayout:
     def exclusively(self) -> Iterator[None]:
         """Keeps every run away from the destination. Raises OutsideFailure where one is at work there."""
         with ExitStack() as held:
-            _take_alone(self.notes, held)
+            self.take_alone(held)
             yield
+
+    def take_alone(self, held: ExitStack) -> RunClaim:
+        """Holds the destination alone until `held` is closed. Raises OutsideFailure where any run is at work."""
+        from conversion_lib.cloud.locks import take_alone
+
+        return take_alone(self.notes, held, self.reporter)
+
+    def take_part(self, part: Part, held: ExitStack) -> RunClaim:
+        """Holds a part until `held` is closed. Raises OutsideFailure where it, or one that is alone, is at work."""
+        # imported here, since the client takes half a second that runs in a directory need not spend
+        from conversion_lib.cloud.locks import take_part
+
+        return take_part(self.notes, part, held, self.reporter)
 
     def begun(self) -> bool:
         """Whether a run has left anything here that is in progress."""
@@ -186,22 +206,19 @@ class CloudWorkspace:
         if self.already and not self.layout.begun():
             return
         if self._part is None:
-            self._claim = _take_alone(self.layout.notes, self._held)
+            self._claim = self.layout.take_alone(self._held)
             self._settle()
             return
         if self.already or not self._join():
             try:
                 with ExitStack() as held:
-                    _take_alone(self.layout.notes, held)
+                    self.layout.take_alone(held)
                     self._settle()
             except OutsideFailure:
                 if self.already or not self._join():
                     raise  # else another part has begun it meanwhile
         if not self.already:
-            # imported here, since the client takes half a second that runs in a directory need not spend
-            from conversion_lib.cloud.locks import take_part
-
-            self._claim = take_part(self.layout.notes, self._part, self._held)
+            self._claim = self.layout.take_part(self._part, self._held)
 
     def _settle(self) -> None:
         """With the place alone: what was left is cleared away, gone on with, or another run begun."""
@@ -243,16 +260,10 @@ class CloudWorkspace:
         return True
 
 
-def _take_alone(work: CloudPlace, held: ExitStack) -> RunClaim:
-    from conversion_lib.cloud.locks import take_alone
-
-    return take_alone(work, held)
-
-
 def _refuse_strangers(layout: CloudLayout) -> None:
     """Nothing of somebody else's is touched, whatever --overwrite says."""
     if not layout.alone:
         return
-    strangers = sorted(layout.root.children() - set(OURS))
+    strangers = sorted(layout.root.children() - {*OURS, BESIDE_CLAIM})
     if strangers:
         raise BadInput(f"{layout.shown} holds something else: {strangers[0]}. Choose an empty or a new prefix")

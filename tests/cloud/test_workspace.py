@@ -16,6 +16,7 @@ from conversion_lib.convert import ConvertResult, Options, convert, layout_at
 from conversion_lib.errors import BadInput, OutsideFailure
 from conversion_lib.finalize import finalize
 from conversion_lib.parts import Part
+from conversion_lib.progress import SILENT, Reporter
 from conversion_lib.record import Target
 from tests.checkpoints import ferry_here
 from tests.cloud.common import ROOT, STORAGES, URL, WHOLE, assert_the_same, names
@@ -23,10 +24,15 @@ from tests.fakes.cloud_storage import Chance, FakeCloudStorage, Fault
 
 
 def to_cloud(
-    source: Path, target: Target = Target(), *, part: str | None = None, overwrite: bool = False
+    source: Path,
+    target: Target = Target(),
+    *,
+    part: str | None = None,
+    overwrite: bool = False,
+    reporter: Reporter = SILENT,
 ) -> ConvertResult:
     options = Options(WHOLE.memory_budget, WHOLE.threads, overwrite, part=Part.parse(part) if part else None)
-    return convert(source, URL, target, options=options)
+    return convert(source, URL, target, options=options, reporter=reporter)
 
 
 @pytest.mark.parametrize("target", STORAGES, ids=lambda target: target.slug)
@@ -106,7 +112,7 @@ convert(Path(sys.argv[1]), sys.argv[2], Target(), options=Options(64 << 20, 2))
 
 @pytest.mark.parametrize("moment", ["*journal-0/00000003.json", "*items/manifest.ocdbt", "*0/commit_success.txt"])
 def test_a_killed_run_is_gone_on_with(
-    fake: FakeCloudStorage, source: Path, beside: Path, tmp_path: Path, moment: str
+    fake: FakeCloudStorage, source: Path, beside: Path, tmp_path: Path, moment: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fake.faults = [Fault(method="POST", name=moment, what="slow", seconds=60)]
     process = subprocess.Popen([sys.executable, "-c", KILLED, str(source), URL])
@@ -119,7 +125,8 @@ def test_a_killed_run_is_gone_on_with(
     fake.faults = []
     assert "0/commit_success.txt" not in names(fake)
     journaled = sum(".ferry/journal-0/" in name for name in names(fake))
-    result = to_cloud(source)
+    result = to_cloud(source, reporter=Reporter())
+    assert "a run has claimed gs://bucket/models/qwen/.ferry: watching" in capsys.readouterr().err
     assert not result.already and result.pieces_skipped >= journaled > 0
     assert_the_same(fake, beside, tmp_path)
 
