@@ -16,21 +16,22 @@ from conversion_lib.errors import BadInput as BadInput
 from conversion_lib.errors import FerryError as FerryError
 from conversion_lib.errors import OutsideFailure as OutsideFailure
 from conversion_lib.on_the_fly import ensure_checkpoint as ensure_checkpoint
+from conversion_lib.parts import Part as Part
 from conversion_lib.progress import SILENT, Reporter
 from conversion_lib.record import Target
-from conversion_lib.running import Options
+from conversion_lib.run_options import DEFAULT_BUDGET, Options
 
 if TYPE_CHECKING:
     from conversion_lib.finalize import FinalizeResult
     from conversion_lib.hub import DownloadResult
-    from conversion_lib.logits.check import Options as CheckOptions
     from conversion_lib.logits.result import CheckResult
     from conversion_lib.plan import Plan
     from conversion_lib.publish import PublishResult
     from conversion_lib.running import ConvertResult
     from conversion_lib.verify import VerifyResult
 
-MEMORY_BUDGET = 2 << 30
+CHECK_BUDGET = 6 << 30
+"""Bytes."""
 
 
 def download(
@@ -39,7 +40,8 @@ def download(
     """Fetches the files of `repo` that a conversion needs, at one commit, each checked against the Hub's hash.
 
     revision: a branch, a tag or a commit. Goes on where an earlier try stopped. The result names the commit, the files
-    and the bytes.
+    and the bytes. Raises BadInput for a repository or revision that is not there, or that the token does not open, and
+    for one without safetensors; OutsideFailure where the Hub does not answer, or sends other bytes than it announced.
     """
     from conversion_lib import hub
 
@@ -53,7 +55,7 @@ def plan(
     model: str | None = None,
     revision: str | None = None,
     loader: str = "safetensors",
-    memory_budget: int = MEMORY_BUDGET,
+    memory_budget: int = DEFAULT_BUDGET,
     reporter: Reporter = SILENT,
 ) -> Plan:
     """What a conversion would write, from headers and config alone; of a repository no weights are fetched.
@@ -64,7 +66,10 @@ def plan(
 
     `arrays` of the result has each leaf's `path`, `shape`, `dtype`, `chunk_shape` and the `sources` it is made of;
     `bytes_out` their bytes; `exact` whether a round trip gives back the source's bits; `dropped` a line for each rule
-    that leaves tensors out; `to_json()` all of it.
+    that leaves tensors out; `to_json()` all of it. Shapes are tuples of elements, dtypes names such as bfloat16.
+
+    Raises BadInput for whatever headers and config tell is wrong: an unknown architecture, tensors that are missing,
+    of another shape than config.json says, or that no rule takes, each by name and file.
     """
     from conversion_lib.commands.opening import headers
     from conversion_lib.convert import prepare
@@ -79,7 +84,8 @@ def dequantize(
 ) -> ConvertResult:
     """Writes a quantized checkpoint as a bfloat16 one: shards, index, config and all other files.
 
-    Resumes and finishes as `convert` does, which takes quantized sources as they are.
+    The values are those that `convert` makes of the quantized source itself. Resumes and finishes as that does. Raises
+    BadInput where the source is not quantized, or in a way that is not known.
     """
     from conversion_lib.commands.opening import opened
     from conversion_lib.convert import dequantize as dequantize_checkpoint
@@ -100,15 +106,23 @@ def convert(
     model: str | None = None,
     revision: str | None = None,
     loader: str = "safetensors",
+    hf_config: str | Path | None = None,
+    written_by: str | None = None,
     options: Options | None = None,
     reporter: Reporter = SILENT,
 ) -> ConvertResult:
-    """Writes a Hugging Face checkpoint as a MaxText one at `destination`/0/items, within a memory budget.
+    """Writes a checkpoint as a MaxText one at `destination`/0/items, within a memory budget.
 
+    source: also a MaxText checkpoint of another layout, for which `hf_config` names a directory with config.json where
+    there is none beside it, and `written_by` the MaxText that wrote it, 0.2.5 or main, where that cannot be seen.
     destination: a directory or gs://bucket/prefix.
     target, model and loader as for `plan`. options: memory budget in bytes, threads, whether to overwrite, the part of
-    a split conversion. An unfinished run of the same source and target is gone on with; a finished one is left as it
-    is, and the result's `already` says so. `bytes_in` and `bytes_out` are those of this run, `seconds` its wall time.
+    a split conversion as `Part.parse("0/4")`. An unfinished run of the same source and target is gone on with; a
+    finished one is left as it is, and the result's `already` says so. `bytes_in` and `bytes_out` are those of this
+    run, `seconds` its wall time.
+
+    Raises BadInput as `plan` does, where the destination holds something else, is too small, or a value can be none
+    (a scale that is NaN): nothing is committed then. OutsideFailure where writing failed, or another run is at work.
     """
     from conversion_lib.commands.opening import opened
     from conversion_lib.convert import convert as convert_checkpoint
@@ -125,13 +139,19 @@ def convert(
             model=model,
             loader=loader,
             remote=remote,
+            hf_config=None if hf_config is None else Path(hf_config),
+            written_by=written_by,
             options=options,
             reporter=reporter,
         )
 
 
 def finalize(destination: str | Path, *, reporter: Reporter = SILENT) -> FinalizeResult:
-    """Merges the parts of a split conversion at `destination`, and commits."""
+    """Merges the parts of a split conversion at `destination`, and commits.
+
+    Raises BadInput where there is no such conversion, or a part is not done, naming which; OutsideFailure where one is
+    at work.
+    """
     from conversion_lib.finalize import finalize as finalize_parts
 
     return finalize_parts(destination, reporter=reporter)
@@ -142,19 +162,26 @@ def check(
     reference: str | Path,
     *,
     report_dir: str | Path | None = None,
-    options: CheckOptions | None = None,
+    max_kl: float | None = None,
+    tokens: int = 512,
+    memory_budget: int = CHECK_BUDGET,
     reporter: Reporter = SILENT,
 ) -> CheckResult:
-    """Compares the logits of a MaxText checkpoint with the original's, and leaves a report.
+    """Compares the logits of a MaxText checkpoint with the original's, in float32, and leaves a report.
 
     reference: the Hugging Face directory, or golden logits. report_dir: for report.html and check.json; None: `report`
-    beside the checkpoint. A check that fails is a result, with `verdict` "fail": `max_kl` is the largest
-    KL(original || checkpoint) of a token in nats, `layers` the differences block by block.
+    beside the checkpoint. max_kl: the threshold in nats; None: what the rounding of the family's ops allows. tokens: of
+    the longest prompt. memory_budget: bytes.
+
+    A check that fails is a result, with `verdict` "fail": `max_kl` is the largest KL(original || checkpoint) of a
+    token in nats, `layers` the differences block by block. Raises BadInput where the two cannot be compared.
     """
     from conversion_lib.commands.opening import opened_maxtext
+    from conversion_lib.logits.check import Options as CheckOptions
     from conversion_lib.logits.check import run_check
 
     report = None if report_dir is None else Path(report_dir)
+    options = CheckOptions(max_kl=max_kl, tokens=tokens, memory_budget=memory_budget)
     with opened_maxtext(str(checkpoint)) as directory:
         return run_check(directory, Path(reference), report_dir=report, options=options, reporter=reporter)
 
@@ -166,13 +193,16 @@ def export(
     hf_config: str | Path | None = None,
     dtype: str | None = None,
     model: str | None = None,
+    written_by: str | None = None,
     options: Options | None = None,
     reporter: Reporter = SILENT,
 ) -> ConvertResult:
     """Writes a MaxText checkpoint as a Hugging Face one that transformers loads.
 
     hf_config: a directory with config.json and tokenizer; None: what Ferry left beside the checkpoint. dtype: bfloat16,
-    float32 or float16; None: what that config says. Resumes and finishes as `convert` does.
+    float32 or float16; None: what that config says. written_by as for `convert`. Resumes and finishes as that does.
+
+    Raises BadInput where the checkpoint or the destination is not as it must be; OutsideFailure where writing failed.
     """
     from conversion_lib.commands.opening import opened_maxtext
     from conversion_lib.export import export as export_checkpoint
@@ -184,6 +214,7 @@ def export(
             hf_config=None if hf_config is None else Path(hf_config),
             dtype=dtype,
             model=model,
+            written_by=written_by,
             options=options or Options(),
             reporter=reporter,
         )
@@ -192,7 +223,8 @@ def export(
 def publish(checkpoint: str | Path, url: str, *, unchecked: bool = False, reporter: Reporter = SILENT) -> PublishResult:
     """Publishes a checked checkpoint at `url`/<model>/<commit>/<target>/, a directory or gs://bucket/prefix.
 
-    unchecked: without a passing verdict, which the manifest then says. The result's `url` is the full location.
+    unchecked: without a passing verdict, which the manifest then says. The result's `url` is the full location. Raises
+    BadInput for a checkpoint that has no verdict, or one that is not of these very bytes.
     """
     from conversion_lib.publish import publish as publish_checkpoint
 

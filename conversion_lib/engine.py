@@ -29,10 +29,10 @@ from conversion_lib.ops import forward_chain
 from conversion_lib.pieces import Piece, bands, cut, source_order
 from conversion_lib.plan import Plan
 from conversion_lib.progress import SILENT, Reporter, Task
+from conversion_lib.run_options import DEFAULT_BUDGET
 from conversion_lib.sinks.base import Sink, Write
 from conversion_lib.sources.base import Array, Source
 
-DEFAULT_BUDGET = 2 << 30
 SMALLEST_BUDGET = 64 << 20
 GROUP_SECONDS = 10.0
 """A group is committed after so long even when small, so that little is lost by a kill."""

@@ -16,34 +16,19 @@ from conversion_lib.cloud.workspace import CloudLayout, CloudWorkspace
 from conversion_lib.config import ModelConfig
 from conversion_lib.errors import BadInput
 from conversion_lib.identity import refuse_change
-from conversion_lib.parts import WHOLE, Part, chunk_count, shares
+from conversion_lib.parts import WHOLE, chunk_count, shares
 from conversion_lib.pieces import Piece
 from conversion_lib.plan import Plan
 from conversion_lib.progress import Reporter, format_bytes
 from conversion_lib.record import Origin
+from conversion_lib.run_options import DEFAULT_OPTIONS as DEFAULT_OPTIONS
+from conversion_lib.run_options import Options as Options
 from conversion_lib.sinks.base import Sink
 from conversion_lib.sources.base import Source
 from conversion_lib.workspace import Layout, Run, Workspace
 
 DISK_MARGIN = 1.05
 """On disk, at most so many bytes for each byte of payload."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to run, as opposed to what to write: none of it changes a bit of the result but `chunk_bytes`' ceiling."""
-
-    memory_budget: int = engine.DEFAULT_BUDGET
-    threads: int | None = None
-    overwrite: bool = False
-    skip_disk_check: bool = False
-    part: Part | None = None
-    """The share that this worker does, without committing; None: all of it, and commit."""
-    among_others: bool = False
-    """Whether the destination may hold files of others, such as a training run's output; a foreign `0/` stays."""
-
-
-DEFAULT_OPTIONS = Options()
 
 
 class ConvertResult(BaseModel):

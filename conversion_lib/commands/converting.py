@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
 import typer
 
-from conversion_lib.command import Outcome, command, parse_size
+from conversion_lib.command import Outcome, command
 from conversion_lib.commands.options import (
+    OPTIONS,
     TARGET,
-    Budget,
     Ckpt,
     Dst,
     DstUrl,
     HfConfig,
     Loader,
     Model,
-    Overwrite,
     Revision,
-    SkipDisk,
     Src,
-    Threads,
     WrittenBy,
     done_line,
     local_destination,
@@ -28,20 +26,18 @@ from conversion_lib.commands.options import (
 from conversion_lib.errors import BadInput
 from conversion_lib.progress import Reporter
 from conversion_lib.record import Target
+from conversion_lib.run_options import Options
 
 app = typer.Typer()
 
 
-@command(app, "dequantize")
+@command(app, "dequantize", OPTIONS)
 def dequantize(
     reporter: Reporter,
     src: Src,
     dst: Dst,
+    options: Options,
     dtype: Annotated[str, typer.Option("--dtype", metavar="bfloat16", help="The dtype to write.")] = "bfloat16",
-    memory_budget: Budget = "2GiB",
-    threads: Threads = None,
-    overwrite: Overwrite = False,
-    skip_disk_check: SkipDisk = False,
 ) -> Outcome:
     """Writes a quantized checkpoint as a bfloat16 one, with all that belongs to it."""
     from conversion_lib import convert as conversions
@@ -50,28 +46,24 @@ def dequantize(
     destination = local_destination(dst)
     if dtype != "bfloat16":
         raise BadInput(f"--dtype {dtype}: dequantized weights are bfloat16, whatever they are converted to later")
-    options = conversions.Options(parse_size(memory_budget, "--memory-budget"), threads, overwrite, skip_disk_check)
     source = opened(src, dst, None, memory_budget=options.memory_budget, revision=None, stream=False, reporter=reporter)
     with source as (path, remote):
         result = conversions.dequantize(path, destination, options=options, remote=remote, reporter=reporter)
     return Outcome(result, [done_line(result)])
 
 
-@command(app, "convert", TARGET)
+@command(app, "convert", TARGET, OPTIONS)
 def convert(
     reporter: Reporter,
     src: Src,
     dst: DstUrl,
     target: Target,
+    options: Options,
     model: Model = None,
-    memory_budget: Budget = "2GiB",
-    threads: Threads = None,
     part: Annotated[
         str | None,
         typer.Option("--part", metavar="I/N", help="Only the share I of N, counted from 0; `ferry finalize` commits."),
     ] = None,
-    overwrite: Overwrite = False,
-    skip_disk_check: SkipDisk = False,
     revision: Revision = None,
     stream_download: Annotated[
         bool,
@@ -87,13 +79,11 @@ def convert(
     from conversion_lib.parts import Part
 
     share = None if part is None else Part.parse(part)
-    budget = parse_size(memory_budget, "--memory-budget")
-    options = conversions.Options(budget, threads, overwrite, skip_disk_check, share)
     source = opened(
         src,
         dst,
         share,
-        memory_budget=budget,
+        memory_budget=options.memory_budget,
         revision=revision,
         stream=stream_download,
         reporter=reporter,
@@ -104,7 +94,7 @@ def convert(
             dst,
             target,
             model=model,
-            options=options,
+            options=replace(options, part=share),
             remote=remote,
             hf_config=hf_config,
             written_by=written_by,
@@ -114,11 +104,12 @@ def convert(
     return Outcome(result, [done_line(result)])
 
 
-@command(app, "export")
+@command(app, "export", OPTIONS)
 def export(
     reporter: Reporter,
     ckpt: Ckpt,
     dst: Dst,
+    options: Options,
     hf_config: HfConfig = None,
     dtype: Annotated[
         str | None,
@@ -126,15 +117,10 @@ def export(
     ] = None,
     model: Model = None,
     written_by: WrittenBy = None,
-    memory_budget: Budget = "2GiB",
-    threads: Threads = None,
-    overwrite: Overwrite = False,
-    skip_disk_check: SkipDisk = False,
 ) -> Outcome:
     """Writes a MaxText checkpoint as a Hugging Face one: safetensors, config, tokenizer."""
     from conversion_lib.commands.opening import opened_maxtext
     from conversion_lib.export import export as export_checkpoint
-    from conversion_lib.running import Options
 
     destination = local_destination(dst)
     with opened_maxtext(ckpt) as checkpoint:
@@ -145,7 +131,7 @@ def export(
             dtype=dtype,
             model=model,
             written_by=written_by,
-            options=Options(parse_size(memory_budget, "--memory-budget"), threads, overwrite, skip_disk_check),
+            options=options,
             reporter=reporter,
         )
     return Outcome(result, [done_line(result)])
@@ -166,6 +152,6 @@ def clean(reporter: Reporter, dst: DstUrl) -> Outcome:
     from conversion_lib.convert import unfinished_layouts
     from conversion_lib.workspace import clean as clean_workspaces
 
-    removed = clean_workspaces(unfinished_layouts(dst))
+    removed = clean_workspaces(unfinished_layouts(dst, reporter))
     lines = [f"removed {path}" for path in removed] or [f"nothing unfinished at {dst}"]
     return Outcome({"removed": removed}, list(lines))

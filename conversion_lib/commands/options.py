@@ -12,6 +12,7 @@ from conversion_lib.cloud.place import SCHEME
 from conversion_lib.command import Group, parse_size
 from conversion_lib.errors import BadInput
 from conversion_lib.record import Target
+from conversion_lib.run_options import Options
 
 Src = Annotated[
     str,
@@ -89,7 +90,18 @@ def build_target(
         raise BadInput(f"{option} {first['input']}: {first['msg'].lower()}") from None
 
 
+def build_options(
+    memory_budget: Budget = "2GiB",
+    threads: Threads = None,
+    overwrite: Overwrite = False,
+    skip_disk_check: SkipDisk = False,
+) -> Options:
+    """How to run what writes a checkpoint."""
+    return Options(parse_size(memory_budget, "--memory-budget"), threads, overwrite, skip_disk_check)
+
+
 TARGET = Group("target", build_target)
+OPTIONS = Group("options", build_options)
 
 
 def local_destination(dst: str) -> Path:
