@@ -6,7 +6,6 @@ or many, one converts and the others wait for the checkpoint's own commit.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
@@ -15,33 +14,25 @@ import sys
 import time
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
-from enum import Enum
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from conversion_lib.claim import Note
-from conversion_lib.conversion_child import Job
 from conversion_lib.errors import BadInput, FerryError, OutsideFailure
-from conversion_lib.maxtext_names import is_model_name, model_of
-from conversion_lib.outputs import BucketOutput, DirectoryOutput, Foreign, RightToConvert, output_at
+from conversion_lib.on_the_fly.child import Job
+from conversion_lib.on_the_fly.claim import Note
+from conversion_lib.on_the_fly.outputs import BucketOutput, DirectoryOutput, Foreign, RightToConvert, output_at
+from conversion_lib.on_the_fly.wanted import Wanted, target_of, wanted
 from conversion_lib.progress import Reporter
-from conversion_lib.record import CheckpointRecord, Target
+from conversion_lib.run_options import DEFAULT_BUDGET
 
 WAIT_SECONDS = 6 * 3600.0
 POLL_SECONDS = 2.0
-HUB_SECONDS = 30.0
 LAST_LINES = 12
 ENDING_SECONDS = 30.0
 """What a conversion gets to note what it has finished, before it is killed."""
 
-DEFAULT_BUDGET = 2 << 30
-
 OF_THE_PARENT = re.compile(
-    r"(JAX|XLA|LIBTPU|TPU|CLOUD_TPU|PJRT|MEGASCALE|IFRT|CUDA|NVIDIA|NCCL|ROCR|HIP|ROCM|GPU|TF|M)_.*|.*PATHWAYS.*"
+    r"(JAX|XLA|TPU|CLOUD_TPU|PJRT|IFRT|CUDA|NVIDIA|NCCL|ROCR|HIP|HSA|ROCM|GPU|TF|M)_.*|.*(PATHWAYS|LIBTPU|MEGASCALE).*"
 )
 """Variables that say which accelerators a process has and how it reaches others; `M_` begins MaxText's overrides."""
 
@@ -87,122 +78,32 @@ def ensure_checkpoint(
     """
     if param_scan_axis != 1:
         raise BadInput(f"param_scan_axis={param_scan_axis}: ferry stacks layers on axis 1, MaxText's default")
-    target = _target(scan_layers, dtype, checkpoint_storage_use_ocdbt, checkpoint_storage_use_zarr3, maxtext)
+    target = target_of(
+        dtype,
+        scan_layers=scan_layers,
+        ocdbt=checkpoint_storage_use_ocdbt,
+        zarr3=checkpoint_storage_use_zarr3,
+        maxtext=maxtext,
+    )
     output = output_at(output_directory)
-    wanted = _wanted(str(model), revision, target, token)
+    asked = wanted(str(model), revision, target, token)
     job = Job(
-        source=wanted.source,
+        source=asked.source,
         revision=revision,
-        model=wanted.model,
+        model=asked.model,
         destination=output.destination,
         target=target,
         memory_budget=memory_budget,
         overwrite=reconvert,
     )
-    return _Ensurance(wanted, output, job, reporter or Reporter()).run(may_convert, reconvert, wait_seconds)
-
-
-def _target(scan_layers: bool, dtype: Any, ocdbt: bool, zarr3: bool, maxtext: str) -> Target:
-    from conversion_lib.commands.options import build_target
-
-    dtype = dtype.value if isinstance(dtype, Enum) else dtype
-    name = dtype if isinstance(dtype, str) else np.dtype(dtype).name
-    return build_target(scan_layers=scan_layers, save_dtype=name, ocdbt=ocdbt, zarr3=zarr3, maxtext=maxtext)
-
-
-@dataclass(frozen=True)
-class _Wanted:
-    """What the checkpoint is to be made of. source: a repository, or the path of a directory."""
-
-    source: str
-    directory: Path | None
-    model: str | None
-    revision: str
-    target: Target
-    token: str | None
-
-    @cached_property
-    def commit(self) -> str | None:
-        """The commit that `revision` names now; None where the Hub cannot tell."""
-        if re.fullmatch(r"[0-9a-f]{40}", self.revision):
-            return self.revision
-        import huggingface_hub
-
-        from conversion_lib.hub import hub_endpoint
-
-        try:
-            api = huggingface_hub.HfApi(hub_endpoint(), token=self.token)
-            return api.model_info(self.source, revision=self.revision, timeout=HUB_SECONDS).sha
-        except Exception:  # whatever the reason, what is there is not worse for it
-            return None
-
-    def differences(self, record: CheckpointRecord, *, at_commit: bool) -> list[str]:
-        """How a checkpoint that Ferry wrote is not what is wanted; at_commit: whether the Hub may be asked."""
-        there, here = record.target, self.target
-        pairs: dict[str, tuple[object, object]] = {
-            "scan_layers": (there.scan_layers, here.scan_layers),
-            "dtype": (there.save_dtype, here.save_dtype),
-            "checkpoint_storage_use_ocdbt": (there.ocdbt, here.ocdbt),
-            "checkpoint_storage_use_zarr3": (there.zarr3, here.zarr3),
-            "maxtext": (there.maxtext, here.maxtext),
-        }
-        if self.directory is None:
-            pairs["source"] = (record.origin.repo or record.origin.path, self.source)
-            asked = self.commit if at_commit else None
-            if asked is not None and record.origin.repo == self.source:
-                pairs["commit"] = (record.origin.commit, asked)
-        elif (content := _content(self.directory)) is not None:
-            same = record.identity.get("source") == content
-            pairs["source"] = (self.source if same else f"other files, of {record.origin.path}", self.source)
-        return _named(pairs)
-
-    def differences_of_foreign(self, there: Foreign) -> list[str]:
-        """The same of a checkpoint that MaxText wrote, as far as its metadata tell."""
-        here = self.target
-        pairs: dict[str, tuple[object, object]] = {
-            "scan_layers": (there.scan_layers, here.scan_layers),
-            "checkpoint_storage_use_ocdbt": (there.ocdbt, here.ocdbt),
-            "checkpoint_storage_use_zarr3": (there.zarr3, here.zarr3),
-        }
-        if there.dtypes is not None and here.save_dtype not in there.dtypes:
-            pairs["dtype"] = (" and ".join(sorted(there.dtypes)), here.save_dtype)
-        return _named({name: pair for name, pair in pairs.items() if pair[0] is not None})
-
-
-def _named(pairs: dict[str, tuple[object, object]]) -> list[str]:
-    return [f"{name}: {there} there, {here} here" for name, (there, here) in pairs.items() if there != here]
-
-
-def _wanted(model: str, revision: str, target: Target, token: str | None) -> _Wanted:
-    """Raises BadInput where `model` is no model, repository or directory."""
-    from conversion_lib.commands.options import known_directory
-
-    if is_model_name(model):
-        named = model_of(model)
-        return _Wanted(named.repo, None, named.name, revision, target, token)
-    if "/" not in model and not Path(model).expanduser().is_dir():
-        model_of(model)  # raises, with the nearest names
-    directory = known_directory(model)
-    source = model if directory is None else str(directory.absolute())
-    return _Wanted(source, directory and directory.absolute(), None, revision, target, token)
-
-
-def _content(directory: Path) -> str | None:
-    """What is known of a directory's weights without reading them, as a record keeps it; None where they are gone."""
-    from conversion_lib.identity import source_content
-    from conversion_lib.sources.safetensors import SafetensorsSource
-
-    try:
-        return json.dumps(source_content(SafetensorsSource(directory)))
-    except BadInput:
-        return None
+    return _Ensurance(asked, output, job, reporter or Reporter()).run(may_convert, reconvert, wait_seconds)
 
 
 class _Ensurance:
     """One call of ensure_checkpoint."""
 
-    def __init__(self, wanted: _Wanted, output: DirectoryOutput | BucketOutput, job: Job, reporter: Reporter) -> None:
-        self._wanted, self._output, self._job, self._reporter = wanted, output, job, reporter
+    def __init__(self, asked: Wanted, output: DirectoryOutput | BucketOutput, job: Job, reporter: Reporter) -> None:
+        self._wanted, self._output, self._job, self._reporter = asked, output, job, reporter
         self._child: subprocess.Popen[str] | None = None
         self._claim: RightToConvert = output.claim(self._end_child)
 
@@ -226,7 +127,7 @@ class _Ensurance:
             if time.monotonic() >= deadline:
                 raise OutsideFailure(self._nothing_came(note, wait_seconds))
             if not waited:
-                self._reporter.say(f"waiting for {self._output.items}, which {note or 'another process'} is to write")
+                self._reporter.say(f"waiting for {self._output.items}{_whose(note)}")
                 waited = True
             time.sleep(min(POLL_SECONDS, max(0.0, deadline - time.monotonic())))
 
@@ -267,7 +168,7 @@ class _Ensurance:
         """Raises BadInput or OutsideFailure, by the exit code, where the conversion fails."""
         lines: deque[str] = deque(maxlen=LAST_LINES)
         self._child = subprocess.Popen(
-            [sys.executable, "-m", "conversion_lib.conversion_child", self._job.model_dump_json()],
+            [sys.executable, "-m", "conversion_lib.on_the_fly", self._job.model_dump_json()],
             env=child_environment(os.environ, self._wanted.token),
             pass_fds=[self._claim.descriptor] if self._claim.descriptor >= 0 else [],
             stdin=subprocess.PIPE,
@@ -308,11 +209,18 @@ class _Ensurance:
             raise OutsideFailure(f"{note} could not convert: {note.failure}")
 
     def _nothing_came(self, note: Note | None, wait_seconds: float) -> str:
-        who = f"; {note} holds the claim" if note else ""
         return (
-            f"{self._output.items} was not committed within {wait_seconds:.0f} s{who}. Is {self._output.destination} "
-            "what all hosts share, and is one of them converting? Where that takes longer, give longer wait_seconds"
+            f"{self._output.items} was not committed within {wait_seconds:.0f} s{_whose(note)}. Is "
+            f"{self._output.destination} what all hosts share, and is one of them converting? Where that takes longer, "
+            "give longer wait_seconds"
         )
+
+
+def _whose(note: Note | None) -> str:
+    """Who is at work by a claim's note, or who was and failed."""
+    if note is None:
+        return ""
+    return f"; {note} failed: {note.failure}" if note.failure else f"; {note} holds the claim"
 
 
 def child_environment(environment: Mapping[str, str], token: str | None) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,14 +11,17 @@ from typing import Any
 
 import pytest
 
+from conversion_lib import to_huggingface, to_maxtext
 from conversion_lib.cloud.place import CloudPlace
+from conversion_lib.cloud.workspace import BESIDE_CLAIM
 from conversion_lib.command import run_command
+from conversion_lib.convert import convert
 from conversion_lib.errors import BadInput, OutsideFailure
 from conversion_lib.on_the_fly import ensure_checkpoint
-from conversion_lib.outputs import BucketClaim
+from conversion_lib.on_the_fly.outputs import BucketClaim
 from conversion_lib.progress import SILENT
-from conversion_lib.to_maxtext import run
-from tests.checkpoints import QWEN3, random_tensors, write_checkpoint
+from conversion_lib.record import Target
+from tests.checkpoints import QWEN3, ferry_here, random_tensors, write_checkpoint
 from tests.fakes.cloud_storage import FakeCloudStorage
 from tests.sparse_checkpoints import llama_tensors
 
@@ -60,7 +64,7 @@ def test_it_is_converted_once(source: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_who_holds_the_claim_is_waited_for(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first, second = (BucketClaim(CloudPlace.parse(OUTPUT) / ".ferry_on_the_fly.json") for _ in range(2))
+    first, second = (BucketClaim(CloudPlace.parse(OUTPUT) / BESIDE_CLAIM) for _ in range(2))
     assert first.take() and not second.take()
     with pytest.raises(OutsideFailure, match=f"{OUTPUT}/0/items was not committed within 0 s"):
         ensure(source, wait_seconds=0.2)
@@ -70,8 +74,8 @@ def test_who_holds_the_claim_is_waited_for(source: Path, monkeypatch: pytest.Mon
 
 
 def test_a_claim_that_stands_still_is_taken_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("conversion_lib.outputs.STALE_SECONDS", 0.2)
-    place = CloudPlace.parse(OUTPUT) / ".ferry_on_the_fly.json"
+    monkeypatch.setattr("conversion_lib.on_the_fly.outputs.STALE_SECONDS", 0.2)
+    place = CloudPlace.parse(OUTPUT) / BESIDE_CLAIM
     place.write(b'{"run": "of a machine that is gone", "beats": 7}')
     claim = BucketClaim(place)
     assert not claim.take()
@@ -80,10 +84,38 @@ def test_a_claim_that_stands_still_is_taken_over(monkeypatch: pytest.MonkeyPatch
     claim.release()
 
 
-def test_the_drop_in_writes_to_a_bucket(source: Path) -> None:
+def test_a_failure_is_told_to_those_that_wait(source: Path) -> None:
+    """Until somebody tries again, and without being in the way of a conversion by hand."""
+    failing, waiting = (BucketClaim(CloudPlace.parse(OUTPUT) / BESIDE_CLAIM) for _ in range(2))
+    assert failing.take() and waiting.read() is None
+    failing.release(failure="the disk was full")
+    note = waiting.read()
+    assert note is not None and (note.failure, note.failure_is_final) == ("the disk was full", False)
+    with pytest.raises(OutsideFailure, match=r"within 0 s; process .* failed: the disk was full"):
+        ensure(source, may_convert=False, wait_seconds=0.1)
+    convert(source, OUTPUT, Target())
+    assert waiting.take() and waiting.read() is None
+    waiting.release()
+    assert CloudPlace.parse(OUTPUT).children() == {"0", "ferry.json", "hf"}
+
+
+def test_bad_input_is_told_at_once(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host that only waits hears of it from the one that converts."""
+    monkeypatch.setattr("conversion_lib.on_the_fly.ensuring.POLL_SECONDS", 0.02)
+    converting = BucketClaim(CloudPlace.parse(OUTPUT) / BESIDE_CLAIM)
+    assert converting.take()
+    threading.Timer(0.2, lambda: converting.release(failure="the repository is gated", final=True)).start()
+    with pytest.raises(BadInput, match=r"process .* could not convert: the repository is gated"):
+        ensure(source, may_convert=False, wait_seconds=60)
+
+
+def test_the_drop_ins_write_to_a_bucket_and_read_from_it(source: Path, tmp_path: Path) -> None:
     words = ["model_name=qwen3-0.6b", f"base_output_directory={OUTPUT}", f"hf_model_path={source}"]
-    assert run_command(lambda reporter: run(words, reporter)) == 0
+    assert run_command(lambda reporter: to_maxtext.run(words, reporter)) == 0
     assert (CloudPlace.parse(OUTPUT) / "0/commit_success.txt").read() is not None
+    words = [words[0], f"load_parameters_path={OUTPUT}/0/items", f"base_output_directory={tmp_path / 'back'}"]
+    assert run_command(lambda reporter: to_huggingface.run([*words, "weight_dtype=bfloat16"], reporter)) == 0
+    assert ferry_here("compare", source, tmp_path / "back").returncode == 0
 
 
 def test_another_kind_of_url(source: Path) -> None:

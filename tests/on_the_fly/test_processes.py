@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from conversion_lib.claim import Claim
+from conversion_lib.on_the_fly.claim import Claim
 from tests.checkpoints import QWEN3, ferry_here, random_tensors, write_checkpoint
 from tests.faults import Fault, build_shim
 from tests.sparse_checkpoints import llama_tensors
@@ -175,49 +174,3 @@ def test_bad_input_in_the_second_try_is_not_that_of_the_first(source: Path, tmp_
     assert claim.take()
     claim.release(failure="an old one", final=True)
     assert Job(source, tmp_path / "out").end()[0] == {"path": str(tmp_path / "out/0/items")}
-
-
-class TestClaims:
-    """A claim, by the file alone: what another machine may see of it."""
-
-    def test_one_holds_it(self, tmp_path: Path) -> None:
-        first, second = (Claim(tmp_path / "work" / "claim", lambda: None) for _ in range(2))
-        assert first.take() and not second.take()
-        assert str(first.read()).startswith(f"process {os.getpid()} on ")
-        first.release()
-        assert not (tmp_path / "work").exists()
-        assert second.take()
-        second.release()
-
-    def test_one_of_another_machine_is_left_when_it_stands_still(self, tmp_path: Path) -> None:
-        path = tmp_path / "work" / "claim"
-        elsewhere = Claim(path, lambda: None)
-        assert elsewhere.take()
-        note = elsewhere.read()
-        assert note is not None
-        elsewhere.release()
-        path.parent.mkdir()
-        path.write_text(note.model_copy(update={"machine": "another"}).model_dump_json())
-        watcher = Claim(path, lambda: None, stale_seconds=0.2)
-        assert not watcher.take(), "its lock may not be seen here"
-        time.sleep(0.1)
-        path.write_text(note.model_copy(update={"machine": "another", "beat": 1}).model_dump_json())
-        assert not watcher.take()
-        time.sleep(0.15)
-        assert not watcher.take(), "it was renewed"
-        time.sleep(0.25)
-        assert watcher.take()
-        watcher.release()
-
-    def test_a_holder_notices_that_it_was_taken_over(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("conversion_lib.claim.BEAT_SECONDS", 0.05)
-        lost = threading.Event()
-        claim = Claim(tmp_path / "claim", lost.set)
-        assert claim.take()
-        note = claim.read()
-        assert note is not None and not lost.wait(0.2)
-        (tmp_path / "claim").unlink()
-        (tmp_path / "claim").write_text(note.model_copy(update={"id": "another"}).model_dump_json())
-        assert lost.wait(5)
-        claim.release()
-        assert (tmp_path / "claim").exists(), "another's claim stays"

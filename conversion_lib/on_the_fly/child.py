@@ -1,4 +1,4 @@
-"""The subprocess that converts on the fly: `python -m conversion_lib.conversion_child JOB`, JOB being one JSON object.
+"""What the subprocess does that converts on the fly: `python -m conversion_lib.on_the_fly JOB`.
 
 It is a process of its own, so that nothing of the parent's accelerators is touched, and ends with its parent: standard
 input is a pipe that the parent holds open. The Hub's token comes in HF_TOKEN.
@@ -77,7 +77,3 @@ def main() -> None:
     job = Job.model_validate_json(sys.argv[1])
     threading.Thread(target=_end_with_parent, daemon=True).start()
     raise SystemExit(run_command(lambda reporter: run(job, reporter)))
-
-
-if __name__ == "__main__":
-    main()

@@ -5,26 +5,25 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from conversion_lib.claim import STALE_SECONDS, Claim, Note
+from pydantic import ValidationError
+
 from conversion_lib.cloud.place import SCHEME, CloudPlace
-from conversion_lib.cloud.workspace import CloudLayout
+from conversion_lib.cloud.workspace import BESIDE_CLAIM, CloudLayout
 from conversion_lib.convert import layout_at
-from conversion_lib.errors import BadInput
+from conversion_lib.errors import BadInput, FerryError
 from conversion_lib.locks import LOCK_NAME
+from conversion_lib.on_the_fly.claim import STALE_SECONDS, Claim, Note
 from conversion_lib.record import COMMIT_NAME, CheckpointRecord, read_record
 from conversion_lib.sources.orbax import METADATA, STEP_METADATA, open_orbax
 from conversion_lib.workspace import REPLACED_NAME
 
 WORK_NAME = ".ferry"
 """The work directory of a conversion; names in it that begin as its locks do are left alone."""
-
-BUCKET_CLAIM = ".ferry_on_the_fly.json"
-"""Beside the checkpoint: a conversion clears away what it finds in its own prefix."""
 
 
 @dataclass(frozen=True)
@@ -102,24 +101,25 @@ class BucketOutput:
         return Foreign(scan_layers, tree.get("use_ocdbt"), tree.get("use_zarr3"), None)
 
     def claim(self, on_lost: Callable[[], None]) -> BucketClaim:
-        return BucketClaim(self._layout.root / BUCKET_CLAIM)
+        return BucketClaim(self._layout.root / BESIDE_CLAIM)
 
 
 class BucketClaim:
-    """A claim as an object that its holder rewrites. The conversion itself holds a second one while it writes.
-
-    A failure is not told to those that wait: they find the claim given back.
-    """
+    """A claim as an object that its holder rewrites. The conversion itself holds a second one while it writes."""
 
     descriptor = -1
 
     def __init__(self, place: CloudPlace) -> None:
         self._place = place
-        self._held = ExitStack()
+        self._held: ExitStack | None = None
         self._watched = (0, 0.0)
 
     def read(self) -> Note | None:
-        return None
+        """How the last holder's work failed; None while somebody holds the claim, and where nobody ever did."""
+        try:
+            return Note.model_validate_json(self._place.read() or b"")
+        except ValidationError:
+            return None
 
     def take(self) -> bool:
         """Takes the claim where nobody holds it, or its holder has stood still, and says whether."""
@@ -132,16 +132,26 @@ class BucketClaim:
             generation = int(there.generation) if there else 0
             if generation != self._watched[0]:
                 self._watched = (generation, time.monotonic())
-            if generation and time.monotonic() - self._watched[1] < STALE_SECONDS:
+            is_new = time.monotonic() - self._watched[1] < STALE_SECONDS
+            if generation and is_new and self.read() is None:
                 return False
             claim = RunClaim(blob)
             taken = claim.take_over(generation)
         if taken:
+            self._held = ExitStack()
             self._held.enter_context(claim.kept_alive())
         return taken
 
     def release(self, *, failure: str | None = None, final: bool = False) -> None:
+        """Lets go of the claim. failure: left in its place for those that wait."""
+        if self._held is None:
+            return
         self._held.close()
+        self._held = None
+        if failure is not None:
+            note = Note.of_this_process("", failure, final)
+            with suppress(FerryError):  # what failed is what is to be told
+                self._place.write_first(note.model_dump_json().encode())
 
 
 def output_at(destination: str | Path) -> DirectoryOutput | BucketOutput:

@@ -10,6 +10,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -17,7 +18,9 @@ from conversion_lib.chunking import SMALLEST
 from conversion_lib.convert import convert
 from conversion_lib.demo.local_hub import LocalHub
 from conversion_lib.errors import BadInput, OutsideFailure
-from conversion_lib.on_the_fly import child_environment, ensure_checkpoint
+from conversion_lib.on_the_fly import ensure_checkpoint
+from conversion_lib.on_the_fly.ensuring import child_environment
+from conversion_lib.on_the_fly.wanted import target_of
 from conversion_lib.progress import SILENT
 from conversion_lib.record import Target, read_record
 from tests.checkpoints import QWEN3, ferry_here, random_tensors, write_checkpoint
@@ -78,10 +81,9 @@ def test_layers_and_dtype_are_forwarded(source: Path, tmp_path: Path) -> None:
     assert (record.target.scan_layers, record.target.save_dtype) == (False, "float32")
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.dtype("float32"), DType.FLOAT32])
-def test_a_dtype_as_the_run_has_it(source: Path, tmp_path: Path, dtype: Any) -> None:
-    convert(source, tmp_path, Target(save_dtype="float32"))
-    assert ensure(source, tmp_path, dtype=dtype)
+@pytest.mark.parametrize("dtype", [np.float32, np.dtype("float32"), DType.FLOAT32, ml_dtypes.bfloat16])
+def test_a_dtype_as_the_run_has_it(dtype: Any) -> None:
+    assert target_of(dtype).save_dtype == ("bfloat16" if dtype is ml_dtypes.bfloat16 else "float32")
 
 
 def test_what_is_there_is_taken_as_it_is(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,7 +237,11 @@ def test_another_file_system(source: Path, tmp_path: Path) -> None:
         ("qwen3-0.7b", {}, "the nearest are qwen3-"),
         ("/no/such/directory", {}, "/no/such/directory is no directory"),
         ("qwen3-0.6b", {"param_scan_axis": 0}, "param_scan_axis=0: ferry stacks layers on axis 1"),
-        ("qwen3-0.6b", {"dtype": "float8_e4m3fn"}, "float8_e4m3fn: MaxText can save it, ferry does not"),
+        ("qwen3-0.6b", {"dtype": "float8_e4m3fn"}, "dtype=float8_e4m3fn: input should be 'bfloat16' or 'float32'"),
+        ("qwen3-0.6b", {"dtype": 16}, "dtype=16: input should be 'bfloat16' or 'float32'"),
+        ("qwen3-0.6b", {"scan_layers": "maybe"}, "scan_layers=maybe: input should be a valid boolean"),
+        ("qwen3-0.6b", {"checkpoint_storage_use_zarr3": None}, "checkpoint_storage_use_zarr3=None: input should be"),
+        ("qwen3-0.6b", {"maxtext": "0.3"}, "maxtext=0.3: input should be '0.2.5' or 'main'"),
     ],
 )
 def test_bad_settings_are_refused_at_once(
@@ -265,6 +271,7 @@ def test_the_conversion_sees_nothing_of_the_parents_accelerators() -> None:
         "JAX_BACKEND_TARGET": "grpc://pathways-head:29000",
         "XLA_FLAGS": "--xla_tpu_x=1",
         "LIBTPU_INIT_ARGS": "--a",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "true",
         "TPU_WORKER_ID": "3",
         "MEGASCALE_NUM_SLICES": "2",
         "ENABLE_PATHWAYS_PERSISTENCE": "1",

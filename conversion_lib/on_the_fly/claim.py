@@ -29,15 +29,18 @@ SETTLING_SECONDS = 1.0
 """Without locks, two may write a claim at the same moment: the one that is there after this while holds it."""
 
 
-def _machine() -> str:
-    """What processes share that see each other's locks: one kernel."""
+def _kernel() -> str:
     with suppress(OSError):
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return socket.gethostname()
 
 
 class Note(BaseModel):
-    """What a claim file says. failure: how the holder's work ended, where it ended badly."""
+    """What a claim says: who holds it.
+
+    machine: what processes share that see each other's locks: one kernel, and one mount of the file system.
+    failure: how the holder's work ended, where it ended badly.
+    """
 
     id: str
     host: str
@@ -48,6 +51,17 @@ class Note(BaseModel):
     failure_is_final: bool = False
     """Whether nobody else need try."""
 
+    @staticmethod
+    def of_this_process(machine: str, failure: str | None = None, failure_is_final: bool = False) -> Note:
+        return Note(
+            id=uuid.uuid4().hex,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            machine=machine,
+            failure=failure,
+            failure_is_final=failure_is_final,
+        )
+
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}"
 
@@ -57,7 +71,7 @@ class Claim:
 
     def __init__(self, path: Path, on_lost: Callable[[], None], *, stale_seconds: float = STALE_SECONDS) -> None:
         self._path, self._on_lost, self._stale = path, on_lost, stale_seconds
-        self._note = Note(id=uuid.uuid4().hex, host=socket.gethostname(), pid=os.getpid(), machine=_machine())
+        self._note = Note.of_this_process(_kernel())
         self._descriptor = -1
         self._ended = threading.Event()
         self._beats: threading.Thread | None = None
@@ -86,6 +100,7 @@ class Claim:
             return False  # somebody who has just finished removed the directory in between
         except OSError as error:
             raise disk_error(error, f"cannot write to {self._path.parent}") from None
+        self._note = self._note.model_copy(update={"machine": f"{_kernel()} {os.fstat(descriptor).st_dev}"})
         locked = True
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

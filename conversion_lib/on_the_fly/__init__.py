@@ -1,0 +1,5 @@
+"""A training run that has only a model's name starts from the right checkpoint: `ensure_checkpoint`."""
+
+from conversion_lib.on_the_fly.ensuring import ensure_checkpoint
+
+__all__ = ["ensure_checkpoint"]
