@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import difflib
 import os
-import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import yaml
+
+from conversion_lib.catalog import Model
+from conversion_lib.cloud.place import SCHEME
 from conversion_lib.command import Outcome, run_command
 from conversion_lib.errors import BadInput
-from conversion_lib.maxtext_names import setting_names
+from conversion_lib.maxtext_names import model_of, setting_names
 from conversion_lib.process import collect_rarely, reuse_freed_memory
 from conversion_lib.progress import Reporter
 
@@ -36,6 +40,15 @@ COMMON = (
 
 DEFAULT_OUTPUT = "maxtext_output"
 """Where MaxText writes without a base_output_directory."""
+
+NO_MODEL = "default"
+"""The model_name of MaxText's base.yml."""
+
+DEFAULTS_FILE = "base.yml"
+"""MaxText's own configuration, which has the defaults; it is named also where MaxText is not installed."""
+
+OVERRIDE = "M_"
+"""Before the name of a setting, in capitals, in the environment: its value where the command line has none."""
 
 REFUSED = {
     "hf_lora_adapter_path": "ferry converts no LoRA adapters",
@@ -73,10 +86,14 @@ class Command:
 
 @dataclass(frozen=True)
 class Arguments:
-    """The values by name, as text. ignored: names that were given and have no meaning here."""
+    """The values by name, as text.
 
-    values: Mapping[str, str] = field(default_factory=dict)
-    ignored: tuple[str, ...] = ()
+    stated: names that the command line or the environment gives, not a file. ignored: those without a meaning here.
+    """
+
+    values: Mapping[str, str]
+    stated: frozenset[str]
+    ignored: tuple[str, ...]
 
     def text(self, name: str, default: str = "") -> str:
         """The value; empty, `None` and `null` are what MaxText takes for none."""
@@ -105,18 +122,38 @@ class Arguments:
         return value
 
 
-def parse(words: Iterable[str], command: Command) -> Arguments:
+def parse(words: Iterable[str], command: Command, environment: Mapping[str, str] = os.environ) -> Arguments:
     """Reads the words after the program's name.
 
-    A file that comes first gives values that the words do not; flags are taken with their dashes and without, as
-    MaxText does. Raises BadInput for a name that MaxText does not know, a missing value, and what is REFUSED.
+    As in MaxText, a file that comes first gives values that neither the words nor M_NAME in the environment do, and
+    flags are taken with their dashes and without. Raises BadInput for a name that MaxText does not know, a missing
+    value, and what is REFUSED.
     """
     left = list(words)
-    from_file: dict[str, str] = {}
-    if left and left[0].endswith((".yml", ".yaml")):
-        from_file = _settings_in(Path(left.pop(0)), command.meant)
-    given: dict[str, str] = {}
     names = command.names
+    values: dict[str, str] = {}
+    if left and left[0].endswith((".yml", ".yaml")):
+        values = _settings_in(Path(left.pop(0)), names)
+    given = _given(left, command, names)
+    overridden = _overridden(command, environment)
+    for name in overridden.keys() & given.keys():
+        raise BadInput(f"{name} is given, and {OVERRIDE}{name.upper()} in the environment: MaxText takes one of them")
+    arguments = Arguments(
+        values | overridden | given,
+        frozenset({*overridden, *given}),
+        tuple(name for name in given if name not in (*command.meant, *REFUSED)),
+    )
+    for name, why in REFUSED.items():
+        if arguments.text(name):
+            raise BadInput(f"{name}={arguments.text(name)}: {why}")
+    _refuse_other_models(arguments)
+    return arguments
+
+
+def _given(words: list[str], command: Command, names: list[str]) -> dict[str, str]:
+    """The values of the command line. Raises BadInput for a name that is not in `names`, and a missing value."""
+    given: dict[str, str] = {}
+    left = list(words)
     while left:
         word = left.pop(0)
         name, equals, value = word.lstrip("-").partition("=")
@@ -129,13 +166,15 @@ def parse(words: Iterable[str], command: Command) -> Arguments:
                 raise BadInput(f"{word} has no value: write {word}=VALUE")
             value = left.pop(0)
         given[name] = value
-    for name, why in REFUSED.items():
-        if given.get(name):
-            raise BadInput(f"{name}={given[name]}: {why}")
-    ignored = tuple(name for name in given if name not in command.meant and name not in REFUSED)
-    arguments = Arguments({**from_file, **given}, ignored)
-    _refuse_other_models(arguments)
-    return arguments
+    return given
+
+
+def _overridden(command: Command, environment: Mapping[str, str]) -> dict[str, str]:
+    """What M_NAME in the environment says of the settings that have a meaning."""
+    names = {*command.meant, *REFUSED} & set(setting_names())
+    return {
+        name: environment[f"{OVERRIDE}{name.upper()}"] for name in names if f"{OVERRIDE}{name.upper()}" in environment
+    }
 
 
 def _refuse_other_models(arguments: Arguments) -> None:
@@ -147,7 +186,22 @@ def _refuse_other_models(arguments: Arguments) -> None:
         )
 
 
-def tell_ignored(arguments: Arguments, command: Command, reporter: Reporter) -> None:
+def begin(words: Sequence[str], command: Command, reporter: Reporter) -> tuple[Arguments, Model]:
+    """The arguments, and the model that they name, with a warning for what has no meaning and the token in place.
+
+    Raises what `parse` does, and BadInput where no model is named that has a conversion here.
+    """
+    arguments = parse(words, command)
+    name = arguments.text("model_name")
+    if name in ("", NO_MODEL):
+        raise BadInput("model_name is missing: write model_name=NAME, a name of `ferry models`")
+    model = model_of(name)
+    _tell_ignored(arguments, command, reporter)
+    _use_token(arguments, reporter)
+    return arguments, model
+
+
+def _tell_ignored(arguments: Arguments, command: Command, reporter: Reporter) -> None:
     """One warning for the arguments that have no meaning here, with the reason where there is one to know."""
     if not arguments.ignored:
         return
@@ -156,7 +210,7 @@ def tell_ignored(arguments: Arguments, command: Command, reporter: Reporter) -> 
     reporter.say(f"warning: without meaning here, and ignored: {', '.join(named)}")
 
 
-def use_token(arguments: Arguments, reporter: Reporter) -> None:
+def _use_token(arguments: Arguments, reporter: Reporter) -> None:
     """Puts the Hub's token where its client looks: of hf_access_token, or of HF_AUTH_TOKEN, as MaxText's guide says."""
     if token := arguments.text("hf_access_token"):
         reporter.say("warning: hf_access_token on a command line is seen by others on this machine; set HF_TOKEN")
@@ -165,11 +219,14 @@ def use_token(arguments: Arguments, reporter: Reporter) -> None:
         os.environ.setdefault("HF_TOKEN", os.environ["HF_AUTH_TOKEN"])
 
 
-def output_directory(arguments: Arguments) -> Path:
-    """Where to write. Raises BadInput for what is no directory."""
+def output(arguments: Arguments, *, bucket: bool) -> Path | str:
+    """Where to write: a directory, or with `bucket` also gs://bucket/prefix, as text. Raises BadInput for others."""
     given = arguments.text("base_output_directory", DEFAULT_OUTPUT)
+    if bucket and given.startswith(SCHEME):
+        return given
     if "://" in given:
-        raise BadInput(f"base_output_directory={given}: give a directory")
+        places = f"a directory or {SCHEME}bucket/prefix" if bucket else "a directory, and upload what is written there"
+        raise BadInput(f"base_output_directory={given}: give {places}")
     return Path(given).expanduser()
 
 
@@ -192,17 +249,37 @@ def _nearest(name: str, names: list[str]) -> str:
     return f"; the nearest is {near[0]}" if near else ": MaxText has no such setting"
 
 
-def _settings_in(path: Path, names: frozenset[str]) -> dict[str, str]:
-    """The values of `names` at the top level of a MaxText configuration file.
+def _settings_in(path: Path, names: list[str]) -> dict[str, str]:
+    """The settings of a MaxText configuration file and of those that it is based on; inner ones as `outer.inner`.
 
-    None where there is no such file: MaxText's own base.yml is named where MaxText need not be installed, and has
-    the defaults. Raises BadInput where another file is missing.
+    None where there is no such file and it is MaxText's own. Raises BadInput where another is missing, is no YAML, or
+    has a setting that is not in `names`.
     """
     try:
-        text = path.read_text()
-    except FileNotFoundError:
-        if path.name == "base.yml":
+        content = yaml.safe_load(path.read_text())
+    except OSError as error:
+        if path.name == DEFAULTS_FILE and isinstance(error, FileNotFoundError):
             return {}
         raise BadInput(f"{path}: no such configuration file") from None
-    lines = re.findall(r"^(\w+):[ \t]*([^#\n]*)", text, re.MULTILINE)
-    return {name: value.strip().strip("\"'") for name, value in lines if name in names}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise BadInput(f"{path} has no settings: expected lines such as scan_layers: true")
+    settings: dict[str, str] = {}
+    if based_on := content.pop("base_config", None):
+        # MaxText's own files name others from the directory of all of them
+        candidates = [parent / str(based_on) for parent in path.absolute().parents]
+        settings = _settings_in(next((one for one in candidates if one.is_file()), candidates[0]), names)
+    known = {*names, *(part for name in names for part in name.split("."))}
+    for name, value in content.items():
+        if name not in known:
+            raise BadInput(f"{path}: {name} is not known{_nearest(str(name), names)}")
+        settings |= _flat(str(name), value)
+    return settings
+
+
+def _flat(name: str, value: Any) -> dict[str, str]:
+    """A setting as the command line would give it, those within it by `name.inner`."""
+    if isinstance(value, dict):
+        return {key: text for inner, one in value.items() for key, text in _flat(f"{name}.{inner}", one).items()}
+    return {name: "" if value is None else str(value)}

@@ -14,19 +14,12 @@ from pathlib import Path
 
 from conversion_lib.command import Outcome
 from conversion_lib.commands.options import done_line, known_directory
+from conversion_lib.config import CONFIG_NAME
 from conversion_lib.errors import BadInput
-from conversion_lib.maxtext_arguments import (
-    Arguments,
-    Command,
-    output_directory,
-    parse,
-    run_as_command,
-    tell_ignored,
-    use_token,
-)
-from conversion_lib.maxtext_names import model_of
+from conversion_lib.maxtext_arguments import Arguments, Command, begin, output, run_as_command
 from conversion_lib.progress import Reporter
 from conversion_lib.record import HF_DIR_NAME, checkpoint_root
+from conversion_lib.run_options import Options
 
 COMMAND = Command(
     flags=("override_model_architecture", "nooverride_model_architecture"),
@@ -38,51 +31,43 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 def run(words: Sequence[str], reporter: Reporter) -> Outcome:
     """Exports as the words say. Raises BadInput and OutsideFailure as `export` does."""
+    from conversion_lib.commands.opening import opened_maxtext
     from conversion_lib.export import export
-    from conversion_lib.running import Options
 
-    arguments = parse(words, COMMAND)
-    model = model_of(_required(arguments, "model_name", "a name of `ferry models`"))
-    checkpoint = _checkpoint(arguments)
+    arguments, model = begin(words, COMMAND, reporter)
+    given = arguments.text("load_parameters_path")
+    if not given:
+        raise BadInput("load_parameters_path is missing: write load_parameters_path=DIR/0/items")
+    if "://" not in given:
+        given = str(Path(given).expanduser())
     dtype = arguments.choice("weight_dtype", DTYPES, "float32")
-    destination = output_directory(arguments)
-    tell_ignored(arguments, COMMAND, reporter)
-    use_token(arguments, reporter)
+    destination = Path(output(arguments, bucket=False))
     options = Options(overwrite=arguments.flag("overwrite", False))
-    with _config_directory(arguments.text("hf_model_path"), checkpoint, model.repo, reporter) as hf_config:
-        result = export(
-            checkpoint,
-            destination,
-            hf_config=hf_config,
-            dtype=dtype,
-            model=model.name,
-            options=options,
-            reporter=reporter,
-        )
+    with opened_maxtext(given) as checkpoint:
+        _refuse_other_layout(checkpoint, given, arguments)
+        with _config_directory(arguments.text("hf_model_path"), checkpoint, model.repo, reporter) as hf_config:
+            result = export(
+                checkpoint,
+                destination,
+                hf_config=hf_config,
+                dtype=dtype,
+                model=model.name,
+                options=options,
+                reporter=reporter,
+            )
     return Outcome(result, [done_line(result)])
 
 
-def _required(arguments: Arguments, name: str, what: str) -> str:
-    value = arguments.text(name)
-    if not value:
-        raise BadInput(f"{name} is missing: write {name}=VALUE, {what}")
-    return value
+def _refuse_other_layout(checkpoint: Path, given: str, arguments: Arguments) -> None:
+    """Raises BadInput where the command line says another scan_layers than the checkpoint.
 
-
-def _checkpoint(arguments: Arguments) -> Path:
-    """The checkpoint to export. Raises BadInput where it is none, or not of the layout that is asked for."""
+    MaxText goes by the checkpoint where only a configuration file says otherwise.
+    """
     from conversion_lib.sources.orbax import open_orbax
 
-    given = _required(arguments, "load_parameters_path", "a MaxText checkpoint such as DIR/0/items")
-    if "://" in given:
-        raise BadInput(f"load_parameters_path={given}: give a directory; copy the checkpoint to one")
-    checkpoint = Path(given).expanduser()
     saved = open_orbax(checkpoint).scan_layers
-    if arguments.text("scan_layers") and saved is not None and arguments.flag("scan_layers", saved) != saved:
-        raise BadInput(
-            f"scan_layers={arguments.text('scan_layers')}, but {checkpoint} was saved with scan_layers={saved}"
-        )
-    return checkpoint
+    if "scan_layers" in arguments.stated and saved is not None and arguments.flag("scan_layers", saved) != saved:
+        raise BadInput(f"scan_layers={arguments.text('scan_layers')}, but {given} was saved with scan_layers={saved}")
 
 
 @contextmanager
@@ -91,6 +76,8 @@ def _config_directory(path: str, checkpoint: Path, repo: str, reporter: Reporter
     if not path and (checkpoint_root(checkpoint) / HF_DIR_NAME).is_dir():
         yield None
     elif path and (directory := known_directory(path)) is not None:
+        if not (directory / CONFIG_NAME).is_file():
+            raise BadInput(f"hf_model_path={path} has no {CONFIG_NAME}: give a directory with config and tokenizer")
         yield directory
     else:
         with tempfile.TemporaryDirectory(prefix="ferry-config-") as name:

@@ -111,16 +111,23 @@ def test_running_it_again(checkpoint: Path, tmp_path: Path, capsys: pytest.Captu
     assert "already done" in capsys.readouterr().out
 
 
+def test_a_file_says_nothing_against_the_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
+    """MaxText's base.yml has scan_layers: True; only what is said on the command line has to fit."""
+    (tmp_path / "base.yml").write_text("scan_layers: True\nweight_dtype: bfloat16\n")
+    call(tmp_path / "base.yml", *words(checkpoint, tmp_path / "out"))
+    assert {info.dtype for info in SafetensorsSource(tmp_path / "out").tensors.values()} == {"bfloat16"}
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
         (("scan_layers=true",), "scan_layers=true, but "),
         (("weight_dtype=float8_e4m3fn",), "weight_dtype=float8_e4m3fn: ferry takes float32 and bfloat16 and float16"),
-        (("load_parameters_path=",), "load_parameters_path is missing"),
         (("load_parameters_path=/no/where",), "/no/where holds no Orbax checkpoint"),
-        (("load_parameters_path=gs://b/c",), "load_parameters_path=gs://b/c: give a directory"),
+        (("load_parameters_path=",), "load_parameters_path is missing"),
         (("base_output_directory=hf://me/mine",), "base_output_directory=hf://me/mine: give a directory"),
         (("lora.lora_restore_path=x",), "lora.lora_restore_path=x: ferry converts no LoRA adapters"),
+        (("--hf_model_path=tests",), "hf_model_path=tests has no config.json"),
         (("load_full_state_path=x",), "load_full_state_path=x: give load_parameters_path"),
         (("--save_dtype=bfloat16",), "--save_dtype is not known"),
         (("weightdtype=bfloat16",), "weightdtype is not known; the nearest is weight_dtype"),

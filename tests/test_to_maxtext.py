@@ -232,8 +232,52 @@ def test_bad_input(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_configuration_file_that_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "other.yml: no such configuration file" in refused(capsys, "other.yml", "model_name=qwen3-0.6b")
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "other.yml: no such configuration file"),
+        ("scan_layers: [", "other.yml is not YAML: while parsing"),
+        ("- scan_layers", "other.yml has no settings: expected lines such as scan_layers: true"),
+        ("scan_layer: true", "other.yml: scan_layer is not known; the nearest is scan_layers"),
+        ("hf_lora_adapter_path: a/b", "hf_lora_adapter_path=a/b: ferry converts no LoRA adapters"),
+        ("lora:\n  lora_restore_path: a/b", "lora.lora_restore_path=a/b: ferry converts no LoRA adapters"),
+        ("use_multimodal: true", "use_multimodal=true: ferry converts the text model alone"),
+        ("model_name: default", "model_name is missing"),
+        ("base_config: nowhere.yml", "nowhere.yml: no such configuration file"),
+    ],
+)
+def test_a_configuration_file_that_will_not_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str | None, said: str
+) -> None:
+    if content is not None:
+        (tmp_path / "other.yml").write_text(content)
+    given = () if "model_name" in said else ("model_name=qwen3-0.6b",)
+    assert said in refused(capsys, tmp_path / "other.yml", *given)
+
+
+def test_a_file_that_is_based_on_others(source: Path, tmp_path: Path) -> None:
+    """As MaxText's own are: one beside it or in a directory above, whose values it replaces."""
+    (tmp_path / "configs" / "tpu").mkdir(parents=True)
+    (tmp_path / "base.yml").write_text("model_name: default\nscan_layers: True\ncheckpoint_storage_use_ocdbt: False\n")
+    (tmp_path / "configs" / "mine.yml").write_text("base_config: base.yml\nmodel_name: 'qwen3-0.6b'  # mine\n")
+    settings = tmp_path / "configs" / "tpu" / "run.yml"
+    settings.write_text(f"base_config: mine.yml\nscan_layers: false\nbase_output_directory: {tmp_path / 'a#b'}\n")
+    call(settings, f"hf_model_path={source}")
+    record = record_of(tmp_path / "a#b")
+    assert record.model_name == "qwen3-0.6b"
+    assert (record.target.scan_layers, record.target.ocdbt, record.target.zarr3) == (False, False, True)
+
+
+def test_the_environment_overrides_the_file(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.yml").write_text("scan_layers: true\n")
+    words = ("model_name=qwen3-0.6b", f"hf_model_path={source}", f"base_output_directory={tmp_path / 'out'}")
+    monkeypatch.setenv("M_SCAN_LAYERS", "false")
+    monkeypatch.setenv("M_STEPS", "7")
+    assert "scan_layers is given, and M_SCAN_LAYERS" in refused(capsys, *words, "scan_layers=false")
+    call(tmp_path / "mine.yml", *words)
+    assert not record_of(tmp_path / "out").target.scan_layers
 
 
 def test_help_names_what_has_a_meaning() -> None:
