@@ -235,5 +235,5 @@ def _failure(source: str, code: int, lines: list[str]) -> FerryError:
     shown = " | ".join(line for line in lines if line) or "none"
     text = f"the conversion of {source} ended with {ended}; its last lines: {shown}"
     if code == BadInput.exit_code:
-        return BadInput(text)
+        return BadInput(f"{text}; --overwrite is reconvert=True here" if "--overwrite" in shown else text)
     return OutsideFailure(f"{text}; the next start goes on from what it had finished")

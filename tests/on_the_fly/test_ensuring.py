@@ -216,6 +216,16 @@ def test_a_half_written_checkpoint_is_none(source: Path, tmp_path: Path) -> None
         ensure(source, tmp_path)
 
 
+def test_an_unfinished_run_of_something_else(source: Path, tmp_path: Path) -> None:
+    """It may be somebody's hours of work: it goes where that is asked for."""
+    work = tmp_path / ".ferry"
+    (work / "0").mkdir(parents=True)
+    (work / "run.json").write_text(json.dumps({"identity": {"source": "another"}, "chunk_limit": 1, "chunks": [1]}))
+    with pytest.raises(BadInput, match=r"unfinished run.* --overwrite is reconvert=True here"):
+        ensure(source, tmp_path)
+    assert ensure(source, tmp_path, reconvert=True)
+
+
 @pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="needs a second file system")
 def test_another_file_system(source: Path, tmp_path: Path) -> None:
     elsewhere = Path("/dev/shm") / f"ferry-test-{os.getpid()}"
