@@ -210,9 +210,11 @@ def cached_download(repo: str, *, revision: str = "main", reporter: Reporter = S
 
     Several runs may use it at the same time. Raises what `download` does.
     """
-    cache = cache_directory()
-    commit = resolve(repo, revision, reporter=reporter).commit
-    return download(repo, cache / repo.replace("/", "--") / commit, revision=commit, reporter=reporter).path
+    cache = cache_directory() / repo.replace("/", "--")
+    # a full commit id that lies there whole needs no Hub
+    whole = _whole(cache / revision, repo, revision) is not None
+    commit = revision if whole else resolve(repo, revision, reporter=reporter).commit
+    return download(repo, cache / commit, revision=commit, reporter=reporter).path
 
 
 def cache_directory() -> Path:

@@ -133,6 +133,9 @@ def test_the_cache_has_a_directory_for_each_commit(
     hub.requests.clear()
     assert cached_download("acme/tiny") == path
     assert bodies(hub) == []
+    hub.requests.clear()
+    assert cached_download("acme/tiny", revision=commit) == path
+    assert hub.requests == []  # as on a closed network
 
 
 @pytest.mark.parametrize("kind", ["reset", "truncate", "corrupt", "slow", "unavailable", "busy"])
