@@ -80,8 +80,10 @@ def source_order(plan: Plan, tensors: Iterable[str]) -> Callable[[Piece], tuple[
 
 def _chunk_read_first(array: ArrayPlan, source: SourceSlice, box: Box) -> Shape:
     """The place, in the grid of its chunks, of the first chunk of `source` that a piece with that box reads."""
+    if array.source_chunk is None:
+        return ()
     shared = intersect(box, array.region(source))
-    if array.source_chunk is None or shared is None:
+    if shared is None:
         return ()
     result = relative_to(shared, array.region(source))
     read = source.in_tensor(pull_chain(array.ops, result, source.shape))

@@ -6,6 +6,7 @@ the same plan is what the engine executes, what a retry compares with, and what 
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -25,7 +26,8 @@ FORMAT_VERSION = 2
 """Rises when the same input would be written otherwise than before: a retry across versions starts anew."""
 
 
-@dataclass(frozen=True, slots=True)
+# not pydantic's, which would check each of a hundred thousand as it is made; what JSON says is checked all the same
+@dataclasses.dataclass(frozen=True, slots=True)
 class SourceSlice:
     """A tensor's place in an array: after the array's ops it fills the region whose lowest corner is `at`.
 

@@ -15,9 +15,8 @@ import struct
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -38,8 +37,7 @@ ReadRun = Callable[[int, memoryview], None]
 """Fills a view with the bytes of one file from an offset on. Raises EOFError where the file ends before."""
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """Where a tensor lies: its file and the offset of its first byte there."""
 
     file: Path

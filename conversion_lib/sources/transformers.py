@@ -11,7 +11,6 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import replace
 from typing import Any
 
 import ml_dtypes
@@ -88,7 +87,7 @@ class TransformersSource:
         def seen(info: TensorInfo) -> TensorInfo:
             if info.dtype not in FLOATS:
                 return info
-            return replace(info, dtype="float32" if any(word in info.name for word in keep) else dtype)
+            return info._replace(dtype="float32" if any(word in info.name for word in keep) else dtype)
 
         return {name: seen(info) for name, info in self._stored.tensors.items()}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Protocol
 
 import numpy as np
@@ -92,30 +93,25 @@ class Scales:
     block: tuple[int, int]
 
     @property
-    def grid(self) -> tuple[int, int]:
-        rows, columns = (-(-extent // step) for extent, step in zip(self.shape, self.block, strict=True))
-        return rows, columns
+    def grid(self) -> Shape:
+        return _grids(self.shape, self.block)[0]
 
     def checked(self) -> Scales:
         """Itself. Raises BadInput where the stored tensor is of another shape or dtype."""
-        grid = self.grid
-        alike: list[Shape] = [grid]
-        if grid[1] == 1:
-            alike.append(grid[:1])
-        if grid == (1, 1):
-            alike.append(())
+        alike = _grids(self.shape, self.block)
         if self.info.shape not in alike or self.info.dtype not in SCALE_DTYPES:
             rows, columns = self.block
             raise BadInput(
                 f"{self.info.file}: {self.info.name} is {self.info.dtype} {list(self.info.shape)}, expected float32 "
-                f"{list(grid)}: one scale for each {rows} × {columns} block of {list(self.shape)}"
+                f"{list(self.grid)}: one scale for each {rows} × {columns} block of {list(self.shape)}"
             )
         return self
 
     def around(self, box: Box) -> Box:
         """The part of the grid whose blocks meet `box` of the matrix."""
-        spans = zip(box, self.block, strict=True)
-        return tuple((start // step, -(-stop // step)) for (start, stop), step in spans)
+        (top, bottom), (left, right) = box
+        rows, columns = self.block
+        return (top // rows, -(-bottom // rows)), (left // columns, -(-right // columns))
 
     def stored_bytes(self, source: Source, part: Box) -> int:
         """Bytes that reading `part` of the grid takes."""
@@ -137,6 +133,13 @@ class Scales:
                 "a scale is finite and not negative. The file is damaged, or was quantized wrongly"
             )
         return scales
+
+
+@cache
+def _grids(shape: Shape, block: tuple[int, int]) -> tuple[Shape, ...]:
+    """The shapes that the scales of a matrix may be stored in, the whole grid first."""
+    grid = tuple(-(-extent // step) for extent, step in zip(shape, block, strict=True))
+    return (grid, *([grid[:1]] if grid[1] == 1 else []), *([()] if grid == (1, 1) else []))
 
 
 def companion(tensors: Mapping[str, TensorInfo], codes: TensorInfo, name: str) -> TensorInfo:
