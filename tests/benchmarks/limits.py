@@ -11,11 +11,12 @@ import time
 from pathlib import Path
 
 from tests.benchmarks.contest import FERRY, MIB, Contest
-from tests.benchmarks.inputs import bf16_input, full_size_deepseek
+from tests.benchmarks.inputs import Input, bf16_input, full_size_deepseek
 from tests.benchmarks.processes import measure
 from tests.benchmarks.results import Figure
 
-LAYERS = 3
+LAYERS = {"512MiB": 3, "2GiB": 12}
+"""By budget, the layers of the smaller model: more than twice the budget in bytes, so that it fills what it may."""
 TIMES_LAYERS = 4
 MEMORY_TARGET = 1.1
 START_TARGET = 2.0
@@ -27,22 +28,24 @@ FIRST_READ = 16 * MIB
 def memory_figures(work: Path, rounds: int, *, tiny: bool) -> list[Figure]:
     """The peak of a model and of one with four times its layers, at two budgets."""
     figures = []
-    small, large = (
-        Contest(bf16_input(tiny, layers=layers), work, rounds, cold=False) for layers in (LAYERS, LAYERS * TIMES_LAYERS)
-    )
-    for contest in (small, large):
-        contest.prepare()
-    for budget in ("512MiB", "2GiB"):
-        few, many = (
-            max(contest.ferry("--memory-budget", budget).peak_bytes for _ in range(rounds)) / MIB
-            for contest in (small, large)
+    for budget, layers in LAYERS.items():
+        (few, few_gb), (many, many_gb) = (
+            _peak_of(bf16_input(tiny, layers=count), budget, work, rounds) for count in (layers, layers * TIMES_LAYERS)
         )
         figures += [
-            Figure(f"{budget}: peak, {LAYERS} layers ({small.wanted.nbytes / 1e9:.1f} GB)", few, "MiB"),
-            Figure(f"{budget}: peak, {TIMES_LAYERS} x the layers ({large.wanted.nbytes / 1e9:.1f} GB)", many, "MiB"),
+            Figure(f"{budget}: peak, {layers} layers ({few_gb:.1f} GB)", few, "MiB"),
+            Figure(f"{budget}: peak, {TIMES_LAYERS} x the layers ({many_gb:.1f} GB)", many, "MiB"),
             Figure(f"{budget}: {TIMES_LAYERS} x the layers / once", many / few, "x", at_most=MEMORY_TARGET),
         ]
     return figures
+
+
+def _peak_of(model: Input, budget: str, work: Path, rounds: int) -> tuple[float, float]:
+    """The largest peak of some conversions in MiB, and the model's size in GB."""
+    contest = Contest(model, work, rounds, cold=False)
+    contest.prepare()
+    peak = max(contest.ferry("--memory-budget", budget).peak_bytes for _ in range(rounds))
+    return peak / MIB, model.nbytes / 1e9
 
 
 def startup_figures(work: Path, rounds: int) -> list[Figure]:
