@@ -275,22 +275,18 @@ def source_is_a_file(source: Path) -> tuple[str, ...]:
     return (str(source), "no directory")
 
 
-NAMED = [
-    missing_shard,
-    truncated_shard,
+NAMED = [missing_shard, truncated_shard, unknown_architecture]
+"""Run as processes, as a user meets them."""
+
+MORE = [
     index_names_a_missing_tensor,
     wrong_shape,
     fp8_without_scale,
     scale_of_the_wrong_grid,
-    unknown_architecture,
     missing_config,
     config_is_not_json,
     too_many_dense_layers,
     too_few_dense_layers,
-]
-"""What a user is most likely to meet: run as processes."""
-
-MORE = [
     truncated_in_the_header,
     empty_shard,
     bytes_after_the_end,
@@ -349,21 +345,28 @@ def test_plan_refuses_the_same(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("step", "value"),
-    [("convert", math.nan), ("convert", math.inf), ("convert", -0.5), ("dequantize", math.nan), ("dequantize", -0.5)],
+    ("run", "step", "value"),
+    [
+        (ferry, "convert", math.nan),
+        (ferry_here, "convert", math.inf),
+        (ferry_here, "convert", -0.5),
+        (ferry_here, "dequantize", math.nan),
+        (ferry_here, "dequantize", -0.5),
+    ],
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
-def test_a_scale_that_cannot_be(tmp_path, step, value):
+def test_a_scale_that_cannot_be(tmp_path, run, step, value):
     """Only data can tell: found when it is read, and nothing of the run is kept."""
     scales = healthy()[SCALE].copy()
     scales[1, 0] = value
     write(tmp_path / "source", **{SCALE: scales})
-    refused(ferry(step, tmp_path / "source", tmp_path / "out"), f"{SCALE}[1, 0]", str(np.float32(value)), FIRST)
+    refused(run(step, tmp_path / "source", tmp_path / "out"), f"{SCALE}[1, 0]", str(np.float32(value)), FIRST)
     assert left_at(tmp_path / "out") == []
 
 
 def test_a_scale_of_zero_is_fine(tmp_path):
     write(tmp_path / "source", **{SCALE: np.zeros((2, 1), np.float32)})
-    assert ferry("convert", tmp_path / "source", tmp_path / "out").returncode == 0
+    assert ferry_here("convert", tmp_path / "source", tmp_path / "out").returncode == 0
 
 
 OPTIONS = [
@@ -412,7 +415,7 @@ def test_a_foreign_file_at_the_destination(tmp_path, converted):
     out = tmp_path / "out"
     out.mkdir()
     (out / "thesis.txt").write_text("mine")
-    refused(ferry("convert", converted / "source", out), str(out), "thesis.txt")
+    refused(ferry_here("convert", converted / "source", out), str(out), "thesis.txt")
     refused(ferry_here("convert", converted / "source", out, "--overwrite"), "thesis.txt")
     assert contents(out) == {"thesis.txt": b"mine"}
 
@@ -504,7 +507,7 @@ def test_a_disk_too_small_for_the_plan(tmp_path):
     """17 TB of zeros that take no room: more than the disk of any machine that runs this has free."""
     config = LLAMA | {"vocab_size": 1 << 30, "hidden_size": 4096, "tie_word_embeddings": False, "head_dim": 16}
     source = write_sparse(tmp_path / "source", config, llama_tensors(config), shards=2)
-    refused(ferry("convert", source, tmp_path / "out"), str(tmp_path / "out"), "18.47 TB", "--skip-disk-check")
+    refused(ferry_here("convert", source, tmp_path / "out"), str(tmp_path / "out"), "18.47 TB", "--skip-disk-check")
     assert not (tmp_path / "out").exists()
 
 
