@@ -59,7 +59,7 @@ def _transpose_tiles(to: Array, of: Array) -> None:
 
 
 def cast(array: Array, dtype: str) -> Array:
-    """`array` as `dtype`, rounded to nearest even; itself where it has that dtype already."""
+    """`array` as `dtype`, rounded to nearest even, infinite where it is too large; itself where it has that dtype."""
     if array.dtype.name == dtype:
         return array
     if array.dtype == ml_dtypes.bfloat16 and dtype == "float32":
@@ -67,4 +67,5 @@ def cast(array: Array, dtype: str) -> Array:
         wide = array.view(np.uint16).astype(np.uint32)
         wide <<= 16
         return wide.view(np.float32)
-    return array.astype(numpy_dtype(dtype))
+    with np.errstate(over="ignore"):
+        return array.astype(numpy_dtype(dtype))

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from conversion_lib import engine
+from conversion_lib.boxes import Box
 from conversion_lib.carry import carry_files, seal
 from conversion_lib.config import ModelConfig
 from conversion_lib.convert import hf_layout
 from conversion_lib.errors import BadInput
-from conversion_lib.identity import orbax_content
 from conversion_lib.mapping_back import plan_to_hugging_face
 from conversion_lib.maxtext_input import MaxTextInput, open_maxtext
 from conversion_lib.plan import ArrayPlan
 from conversion_lib.progress import SILENT, Reporter
 from conversion_lib.rules import Family
-from conversion_lib.running import DEFAULT_OPTIONS, Conversion, ConvertResult, Job, Options, bytes_in, run
-from conversion_lib.sinks.safetensors import SafetensorsSink
+from conversion_lib.running import DEFAULT_OPTIONS, Conversion, ConvertResult, Job, Options, run
+from conversion_lib.sinks.safetensors import SafetensorsSink, SliceWrite
+from conversion_lib.sources.base import Array
 from conversion_lib.sources.safetensors import SINGLE_NAME
 
 DTYPES = ("bfloat16", "float32", "float16")
@@ -62,7 +64,7 @@ def export(
         return _prepare(given, dtype, limit or engine.largest_chunk(budget))
 
     def sink(job: Job) -> SafetensorsSink:
-        return SafetensorsSink(layout.build, job.plan, shards(job.plan.arrays))
+        return ExportSink(layout.build, job.plan, shards(job.plan.arrays))
 
     def finish(job: Job) -> None:
         carry_files(job.directory, job.config, layout.build)
@@ -71,41 +73,25 @@ def export(
     return run(Conversion("export", layout, prepared, sink, lambda job: None, finish), options, reporter)
 
 
+class ExportSink(SafetensorsSink):
+    """Refuses what float16 cannot hold: a weight of bfloat16 may be larger."""
+
+    def write(self, array: int, box: Box, data: Array) -> SliceWrite:
+        if data.dtype == np.float16 and np.isinf(data).any():
+            raise BadInput(
+                f"tensor {self._plan.arrays[array].path} has values beyond {np.finfo(np.float16).max:.0f}, float16's "
+                "largest: --dtype bfloat16 or float32 holds them"
+            )
+        return super().write(array, box, data)
+
+
 def _prepare(given: MaxTextInput, dtype: str | None, limit: int) -> Job:
     dtype = dtype or _dtype_of(given.config)
     if dtype not in DTYPES:
         raise BadInput(f"dtype {dtype}: --dtype is one of {', '.join(DTYPES)}")
     config = text_config(given.config, given.family, dtype)
-    identity = {
-        "source": json.dumps(orbax_content(given.source.stored.items)),
-        "config": json.dumps(config.raw, sort_keys=True),
-        "family": given.family.name,
-        "dtype": dtype,
-        "written_by": given.maxtext or "",
-    }
-    plan = plan_to_hugging_face(
-        given.source.tensors,
-        given.config,
-        given.family,
-        dtype,
-        scan_layers=given.scan_layers,
-        maxtext=given.maxtext,
-        identity=identity,
-        model_name=given.model_name,
-        chunk_limit=limit,
-        chunk_of=given.source.chunk_shape,
-    )
-    plan = replace(plan, dropped=(*given.source.not_read, *plan.dropped))
-    return Job(
-        source=given.source,
-        directory=given.hf,
-        config=config,
-        origin=given.origin,
-        plan=plan,
-        bytes_in=bytes_in(plan, given.source),
-        chunk_limit=limit,
-        weights=given.source.stored.items,
-    )
+    identity = given.identity(config=json.dumps(config.raw, sort_keys=True), dtype=dtype)
+    return given.job(plan_to_hugging_face(given, dtype, identity, limit), config, limit)
 
 
 def _dtype_of(config: ModelConfig) -> str:

@@ -8,19 +8,18 @@ as one (`Join`) are cut out of it again, run by run.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from conversion_lib.boxes import Shape, box_shape, shift
-from conversion_lib.config import ModelConfig
 from conversion_lib.dtypes import itemsize
 from conversion_lib.mapping import is_exact
+from conversion_lib.maxtext_input import MaxTextInput
 from conversion_lib.ops import Ops, Pick, Split, chain_shape, inverse_chain, pull_chain
 from conversion_lib.plan import ArrayPlan, Plan, SourceSlice
-from conversion_lib.rules import Dims, Family, Join, Rule
+from conversion_lib.rules import Dims, Join, Rule
 from conversion_lib.sinks.safetensors import run_length, run_shape
-from conversion_lib.sources.base import TensorInfo
-from conversion_lib.stored_layout import StoredLeaf, export_dims, stored_leaves
+from conversion_lib.stored_layout import StoredLeaf
 from conversion_lib.value_ops import Resize
 
 KEPT_CHUNKS = 2
@@ -59,44 +58,31 @@ class _Target:
         return "float32" if kept else self.dtype
 
 
-def plan_to_hugging_face(
-    tensors: Mapping[str, TensorInfo],
-    config: ModelConfig,
-    family: Family,
-    dtype: str,
-    *,
-    scan_layers: bool,
-    maxtext: str | None,
-    identity: dict[str, str],
-    model_name: str,
-    chunk_limit: int,
-    chunk_of: Callable[[str], Shape],
-) -> Plan:
-    """The plan that writes the leaves `tensors` as Hugging Face tensors of `dtype`, in the order of the layers.
+def plan_to_hugging_face(given: MaxTextInput, dtype: str, identity: dict[str, str], chunk_limit: int) -> Plan:
+    """The plan that writes the leaves of `given` as Hugging Face tensors of `dtype`, in the order of the layers.
 
-    scan_layers, maxtext: how the leaves are stored, as for `stored_leaves`, which says what is refused.
-    chunk_of: the shape of the chunks that a leaf is stored in.
+    chunk_limit: bytes of a piece at most.
     A leaf that was kept in float32 for its precision, such as a router's bias, is written in float32.
+    Raises BadInput where the leaves are not as `given.leaves` must find them.
     """
-    dims = export_dims(family, config)
-    stored = stored_leaves(tensors, config, family, dims, scan_layers=scan_layers, maxtext=maxtext)
-    arrays, target = [], _Target(dims, dtype, chunk_limit, chunk_of)
+    stored = given.leaves()
+    arrays, target = [], _Target(given.dims, dtype, chunk_limit, given.source.chunk_shape)
     for name, parts in _parts_by_tensor(stored).items():
-        join = next((join for join in family.joins if name.endswith("." + join.name)), None)
+        join = next((join for join in given.family.joins if name.endswith("." + join.name)), None)
         if join is None:
             arrays.append(_tensor(name, parts, target))
         else:
             arrays += _cut_apart(name, join, parts[0], target)
     arrays.sort(key=lambda array: _in_order(array.path))
-    lines = dict.fromkeys(line for part in stored for line in _resize_lines(part, dims))
+    lines = dict.fromkeys(line for part in stored for line in _resize_lines(part, given.dims))
     infos = {part.info.name: part.info for part in stored}
     return Plan(
         kind="safetensors",
         arrays=tuple(arrays),
         identity=identity,
         exact=all(is_exact(array, [infos[source.tensor] for source in array.sources]) for array in arrays),
-        family=family.name,
-        model_name=model_name,
+        family=given.family.name,
+        model_name=given.model_name,
         dropped=tuple(lines),
     )
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from conversion_lib import catalog
@@ -12,11 +14,14 @@ from conversion_lib.config import CONFIG_NAME, ModelConfig, load_config
 from conversion_lib.dtypes import itemsize
 from conversion_lib.errors import BadInput
 from conversion_lib.families import FAMILIES, family_of
+from conversion_lib.identity import orbax_content
+from conversion_lib.plan import Plan
 from conversion_lib.progress import format_bytes
 from conversion_lib.record import HF_DIR_NAME, CheckpointRecord, Origin, checkpoint_root, read_record
-from conversion_lib.rules import Family
+from conversion_lib.rules import Dims, Family
+from conversion_lib.running import Job, bytes_in
 from conversion_lib.sources.maxtext import MaxTextSource
-from conversion_lib.stored_layout import MAXTEXTS, export_dims, scanned
+from conversion_lib.stored_layout import MAXTEXTS, StoredLeaf, export_dims, scanned, stored_leaves
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,44 @@ class MaxTextInput:
     maxtext: str | None
     record: CheckpointRecord | None
     origin: Origin
+
+    @cached_property
+    def dims(self) -> Dims:
+        return export_dims(self.family, self.config)
+
+    def leaves(self) -> list[StoredLeaf]:
+        """Every leaf that the family's table expects. Raises BadInput as `stored_leaves` does."""
+        return stored_leaves(
+            self.source.tensors,
+            self.config,
+            self.family,
+            self.dims,
+            scan_layers=self.scan_layers,
+            maxtext=self.maxtext,
+        )
+
+    def identity(self, **written: str) -> dict[str, str]:
+        """What a run that reads it is known by; `written`: what the run makes of it."""
+        return {
+            "source": json.dumps(orbax_content(self.source.stored.items)),
+            "config": json.dumps(self.config.raw, sort_keys=True),
+            "family": self.family.name,
+            "written_by": self.maxtext or "",
+            **written,
+        }
+
+    def job(self, plan: Plan, config: ModelConfig, chunk_limit: int) -> Job:
+        """The job of a plan that was made of it; `config` goes along with what is written."""
+        return Job(
+            source=self.source,
+            directory=self.hf,
+            config=config,
+            origin=self.origin,
+            plan=replace(plan, dropped=(*self.source.not_read, *plan.dropped)),
+            bytes_in=bytes_in(plan, self.source),
+            chunk_limit=chunk_limit,
+            weights=self.source.stored.items,
+        )
 
 
 def open_maxtext(

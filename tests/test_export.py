@@ -90,6 +90,16 @@ def test_another_dtype(checkpoint: Path, source: Path, tmp_path: Path, dtype: st
     assert config_of(tmp_path / "back")["torch_dtype"] == dtype
 
 
+def test_what_float16_cannot_hold_is_refused(tmp_path: Path):
+    tensors = random_tensors(llama_tensors(QWEN3))
+    tensors["model.norm.weight"][3] = 70000
+    convert(write_checkpoint(tmp_path / "hf", QWEN3, tensors), tmp_path / "maxtext", Target())
+    result = ferry_here("export", tmp_path / "maxtext", tmp_path / "back", "--dtype", "float16")
+    assert result.returncode == 2
+    assert "tensor model.norm.weight has values beyond 65504" in " ".join(result.stderr.split())
+    assert not (tmp_path / "back").exists()
+
+
 def test_the_config_says_the_dtype(tmp_path: Path):
     listing = llama_tensors(QWEN3)
     wide = {name: array.astype(np.float32) for name, array in random_tensors(listing).items()}
