@@ -65,8 +65,10 @@ MODELS = (
     Model("olmo3-32b", "olmo3", "allenai/Olmo-3-32B-Think"),
     Model("deepseek2-16b", "deepseek_v2", "deepseek-ai/DeepSeek-V2-Lite"),
     Model("deepseek3-671b", "deepseek_v3", "deepseek-ai/DeepSeek-V3"),
+    Model("deepseek3.1-671b", "deepseek_v3", "deepseek-ai/DeepSeek-V3.1"),
     Model("deepseek3.2-671b", "deepseek_v32", "deepseek-ai/DeepSeek-V3.2"),
     Model("kimi-k2-1t", "deepseek_v3", "moonshotai/Kimi-K2-Instruct"),
+    Model("kimi-k2-thinking-1t", "deepseek_v3", "moonshotai/Kimi-K2-Thinking"),
 )
 
 _BY_NAME = {model.name: model for model in MODELS}

@@ -136,8 +136,8 @@ def leaves(family: Family, dims: Dims, scan_layers: bool, prefix: str = TABLE_PR
 
 def dims_of(family: Family, config: ModelConfig, tensors: Iterable[str]) -> Dims:
     """The sizes and switches of one checkpoint: what its config says and what its names show."""
-    names = list(tensors) if family.marks else []
-    marks = {dim: int(any(re.fullmatch(pattern, name) for name in names)) for dim, pattern in family.marks.items()}
+    names = list(tensors)
+    marks = {dim: int(any(name.endswith(mark.suffix) for name in names)) for dim, mark in family.marks.items()}
     return {**family.dims(config), **marks}
 
 

@@ -114,6 +114,17 @@ class Join:
 
 
 @dataclass(frozen=True)
+class Mark:
+    """A dim that a checkpoint's names show: 1 where one of them ends with `suffix`, and 0 where none does.
+
+    published: what it is of the checkpoints on the Hub, whose names an export writes.
+    """
+
+    suffix: str
+    published: int
+
+
+@dataclass(frozen=True)
 class Family:
     """An architecture: how to recognise it, its sizes, its table.
 
@@ -122,7 +133,7 @@ class Family:
     fits: whether it is the one for a config, where two share an architecture.
     prefixes: what may stand in a checkpoint where the table says `model.`; files and classes differ.
     joins: tensors that rules take as one.
-    marks: further dims, each 1 where a tensor of a name that matches is in the checkpoint and 0 where none is.
+    marks: further dims, that a checkpoint's names show.
     """
 
     name: str
@@ -136,7 +147,7 @@ class Family:
     prefixes: tuple[str, ...] = ("model.",)
     fits: Callable[[ModelConfig], bool] = lambda config: True
     joins: tuple[Join, ...] = ()
-    marks: Mapping[str, str] = field(default_factory=dict)
+    marks: Mapping[str, Mark] = field(default_factory=dict)
 
 
 def _number(value: int | str, dims: Dims) -> int:

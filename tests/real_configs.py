@@ -99,3 +99,6 @@ MODELS: dict[str, tuple[dict[str, Any], int]] = {
     "deepseek3.2-671b": (DEEPSEEK_V32_CONFIG, 671_877_944_064),
     "kimi-k2-1t": (KIMI_K2_CONFIG, 1_026_408_232_448),
 }
+
+SAME_SIZES = {"deepseek3.1-671b": "deepseek3-671b", "kimi-k2-thinking-1t": "kimi-k2-1t"}
+"""Models of the catalogue that differ from another in what they were trained on and how they are quantized alone."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from conversion_lib.config import ModelConfig
 from conversion_lib.errors import BadInput
 from conversion_lib.ops import Op, Permute, Pick, Split, Transpose
-from conversion_lib.rules import Block, Dims, Drop, OpsOf, Rule
+from conversion_lib.rules import Block, Dims, Drop, Mark, OpsOf, Rule
 from conversion_lib.value_ops import Scale
 
 
@@ -48,6 +48,39 @@ def half(index: int) -> OpsOf:
 def experts_transposed(dims: Dims) -> tuple[Op, ...]:
     """(experts, out, in) -> (experts, in, out)."""
     return (Permute((0, 2, 1)),)
+
+
+FUSED = "fused_experts"
+GATE_UP = ("experts", "gate_up", "hidden")
+
+
+def fused_experts(to: str, when: str) -> tuple[Rule, ...]:
+    """Experts in one tensor for all, as transformers' classes have them, under `to` in MaxText."""
+    return (
+        Rule("mlp.experts.gate_up_proj", f"{to}/wi_0", GATE_UP, half(0), when),
+        Rule("mlp.experts.gate_up_proj", f"{to}/wi_1", GATE_UP, half(1), when),
+        Rule("mlp.experts.down_proj", f"{to}/wo", ("experts", "hidden", "moe"), experts_transposed, when),
+    )
+
+
+def experts(to: str) -> tuple[Rule, ...]:
+    """Experts under `to` in MaxText: a tensor for each, or one for all; `experts_mark` tells which."""
+    return (
+        Rule("mlp.experts.{expert}.gate_proj.weight", f"{to}/wi_0", ("moe", "hidden"), linear, f"!{FUSED}"),
+        Rule("mlp.experts.{expert}.up_proj.weight", f"{to}/wi_1", ("moe", "hidden"), linear, f"!{FUSED}"),
+        Rule("mlp.experts.{expert}.down_proj.weight", f"{to}/wo", ("hidden", "moe"), linear, f"!{FUSED}"),
+        *fused_experts(to, FUSED),
+    )
+
+
+def experts_mark(*, published_fused: bool = False) -> dict[str, Mark]:
+    """The mark of a family with `experts`; `published_fused`: whether the Hub has one tensor for all of them."""
+    return {FUSED: Mark(".mlp.experts.gate_up_proj", int(published_fused))}
+
+
+def expert_dims(experts: int, moe: int) -> dict[str, int]:
+    """The sizes that `experts` and `fused_experts` need besides: how many there are, and how wide."""
+    return {"experts": experts, "moe": moe, "gate_up": 2 * moe}
 
 
 TOP = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from conversion_lib.config import ModelConfig
-from conversion_lib.families.common import MLP, NORMS, base_dims, from_heads, linear, to_heads
+from conversion_lib.families.common import MLP, NORMS, base_dims, expert_dims, experts, from_heads, linear, to_heads
 from conversion_lib.rules import Block, Dims, Drop, Rule
 
 
@@ -23,9 +23,8 @@ def dims(config: ModelConfig) -> Dims:
         "kv_b": heads * (nope + value),
         "v": value,
         "attn": heads * value,
-        "moe": moe,
+        **expert_dims(config.count("n_routed_experts", default=0, least=0), moe),
         "shared": moe * config.count("n_shared_experts", default=0, least=0),
-        "experts": config.count("n_routed_experts", default=0, least=0),
         "after_mtp": layers + config.count("num_nextn_predict_layers", default=1, least=0),
     }
 
@@ -49,9 +48,7 @@ EXPERTS = (
     Rule("mlp.shared_experts.up_proj.weight", f"{SHARED}/wi_1/kernel", ("shared", "hidden"), linear, "shared"),
     Rule("mlp.shared_experts.down_proj.weight", f"{SHARED}/wo/kernel", ("hidden", "shared"), linear, "shared"),
     Rule("mlp.gate.weight", f"{ROUTED}/gate/kernel", ("experts", "hidden"), linear),
-    Rule("mlp.experts.{expert}.gate_proj.weight", f"{ROUTED}/wi_0", ("moe", "hidden"), linear),
-    Rule("mlp.experts.{expert}.up_proj.weight", f"{ROUTED}/wi_1", ("moe", "hidden"), linear),
-    Rule("mlp.experts.{expert}.down_proj.weight", f"{ROUTED}/wo", ("hidden", "moe"), linear),
+    *experts(ROUTED),
 )
 
 # Where the scanned bias lies depends on the MaxText that loads it: 0.2.5 takes (layers, experts) in both of its

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from conversion_lib.config import ModelConfig
 from conversion_lib.families import deepseek
-from conversion_lib.families.common import DROPS, TOP, linear, to_heads
+from conversion_lib.families.common import DROPS, TOP, experts_mark, linear, to_heads
 from conversion_lib.families.deepseek import ATTENTION, CORRECTION_BIAS, EXPERTS, MTP, scanned, unscanned
 from conversion_lib.rules import Dims, Family, Rule
 
@@ -33,4 +33,5 @@ FAMILY = Family(
     scanned=scanned((*ATTENTION, *INDEXER), (*EXPERTS, CORRECTION_BIAS)),
     unscanned=unscanned((*ATTENTION, *INDEXER), (*EXPERTS, CORRECTION_BIAS)),
     drops=(*DROPS, MTP),
+    marks=experts_mark(),
 )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from conversion_lib.config import ModelConfig
 from conversion_lib.families.common import (
     DROPS,
+    GATE_UP,
+    expert_dims,
     experts_transposed,
     from_heads,
     grouped_query_dims,
@@ -62,9 +64,7 @@ def dims(config: ModelConfig) -> Dims:
     moe = config.flag("enable_moe_block")
     return sizes | {
         "moe_block": int(moe),
-        "experts": config.count("num_experts") if moe else 0,
-        "moe": config.count("moe_intermediate_size") if moe else 0,
-        "gate_up": 2 * config.count("moe_intermediate_size") if moe else 0,
+        **(expert_dims(config.count("num_experts"), config.count("moe_intermediate_size")) if moe else {}),
         "cycles_end": whole_cycles(sizes["layers"], CYCLE),
     }
 
@@ -86,7 +86,6 @@ LOCAL = attention("q", "kv", "kv_heads", "head_dim")
 GLOBAL = attention("global_q", "global_kv", "global_kv_heads", "global_dim", value="!shared_kv")
 
 BLOCK, ROUTED = "mlp/moe_block", "mlp/moe_block/MoeBlock_0"
-GATE_UP = ("experts", "gate_up", "hidden")
 
 MOE_NORMS = ("pre_feedforward_layernorm_2", "post_feedforward_layernorm_1", "post_feedforward_layernorm_2")
 

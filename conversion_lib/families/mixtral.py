@@ -5,10 +5,14 @@ from __future__ import annotations
 from conversion_lib.config import ModelConfig
 from conversion_lib.families.common import (
     DROPS,
+    FUSED,
     KEY,
     NORMS,
     TOP,
     VALUE_AND_OUT,
+    expert_dims,
+    experts_mark,
+    fused_experts,
     grouped_query_dims,
     linear,
     one_by_one,
@@ -19,18 +23,24 @@ from conversion_lib.rules import Dims, Family, Rule
 
 
 def dims(config: ModelConfig) -> Dims:
-    return grouped_query_dims(config) | {"experts": config.count("num_local_experts")}
+    sizes = grouped_query_dims(config)
+    return sizes | expert_dims(config.count("num_local_experts"), sizes["mlp"])
 
+
+FROM, TO = "block_sparse_moe", "MoeBlock_0"
 
 LAYER = (
     *NORMS,
     Rule("self_attn.q_proj.weight", "self_attention/query/kernel", ("q", "hidden"), scaled_query),
     KEY,
     *VALUE_AND_OUT,
-    Rule("block_sparse_moe.gate.weight", "MoeBlock_0/gate/kernel", ("experts", "hidden"), linear),
-    Rule("block_sparse_moe.experts.{expert}.w1.weight", "MoeBlock_0/wi_0", ("mlp", "hidden"), linear),
-    Rule("block_sparse_moe.experts.{expert}.w3.weight", "MoeBlock_0/wi_1", ("mlp", "hidden"), linear),
-    Rule("block_sparse_moe.experts.{expert}.w2.weight", "MoeBlock_0/wo", ("hidden", "mlp"), linear),
+    Rule(f"{FROM}.gate.weight", f"{TO}/gate/kernel", ("experts", "hidden"), linear, f"!{FUSED}"),
+    Rule(f"{FROM}.experts.{{expert}}.w1.weight", f"{TO}/wi_0", ("moe", "hidden"), linear, f"!{FUSED}"),
+    Rule(f"{FROM}.experts.{{expert}}.w3.weight", f"{TO}/wi_1", ("moe", "hidden"), linear, f"!{FUSED}"),
+    Rule(f"{FROM}.experts.{{expert}}.w2.weight", f"{TO}/wo", ("hidden", "moe"), linear, f"!{FUSED}"),
+    # transformers' class has another name for it besides
+    Rule("mlp.gate.weight", f"{TO}/gate/kernel", ("experts", "hidden"), linear, FUSED),
+    *fused_experts(TO, FUSED),
 )
 
 FAMILY = Family(
@@ -42,4 +52,5 @@ FAMILY = Family(
     scanned=one_scan(*LAYER),
     unscanned=one_by_one(*LAYER),
     drops=DROPS,
+    marks=experts_mark(),
 )

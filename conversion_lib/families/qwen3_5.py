@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from conversion_lib.config import ModelConfig
 from conversion_lib.families import qwen3_next
-from conversion_lib.families.common import DROPS, TOP, experts_transposed, half, linear
+from conversion_lib.families.common import DROPS, TOP, experts_mark, linear
 from conversion_lib.families.qwen3_next import CYCLE, DELTA_NET, FULL, LAST, MTP, SHARED
 from conversion_lib.rules import Block, Dims, Drop, Family, Join, Rule
 
@@ -15,7 +15,6 @@ def dims(config: ModelConfig) -> Dims:
     sizes = qwen3_next.dims(config)
     return {
         **sizes,
-        "gate_up": 2 * sizes["moe"],
         "key_heads": config.count("linear_num_key_heads"),
         "key_dim": config.count("linear_key_head_dim"),
     }
@@ -56,20 +55,8 @@ INTO = (
     Rule("linear_attn.in_proj_{b,a}.weight", "attention/in_proj_ba/kernel", ("ba", "hidden"), linear),
 )
 
-# One tensor for all experts as published in bfloat16, one for each where it is quantized or written by transformers.
-TO, FUSED = "mlp/routed_experts", "fused_experts"
-GATE_UP = ("experts", "gate_up", "hidden")
-EXPERTS = (
-    Rule("mlp.experts.gate_up_proj", f"{TO}/wi_0", GATE_UP, half(0), FUSED),
-    Rule("mlp.experts.gate_up_proj", f"{TO}/wi_1", GATE_UP, half(1), FUSED),
-    Rule("mlp.experts.down_proj", f"{TO}/wo", ("experts", "hidden", "moe"), experts_transposed, FUSED),
-    Rule("mlp.experts.{expert}.gate_proj.weight", f"{TO}/wi_0", ("moe", "hidden"), linear, f"!{FUSED}"),
-    Rule("mlp.experts.{expert}.up_proj.weight", f"{TO}/wi_1", ("moe", "hidden"), linear, f"!{FUSED}"),
-    Rule("mlp.experts.{expert}.down_proj.weight", f"{TO}/wo", ("hidden", "moe"), linear, f"!{FUSED}"),
-)
-
-LINEAR_LAYER = (*SHARED, *EXPERTS, *INTO, *DELTA_NET)
-FULL_LAYER = (*SHARED, *EXPERTS, *FULL)
+LINEAR_LAYER = (*SHARED, *INTO, *DELTA_NET)
+FULL_LAYER = (*SHARED, *FULL)
 
 VISION = Drop("vision tower", r"(model\.)?visual\..*", "the text model alone is converted")
 
@@ -91,5 +78,6 @@ FAMILY = Family(
     drops=(*DROPS, MTP, VISION),
     prefixes=("model.language_model.", "model."),
     joins=JOINS,
-    marks={FUSED: r".*\.mlp\.experts\.gate_up_proj"},
+    # one tensor for all experts as published in bfloat16, one for each where quantized or written by transformers
+    marks=experts_mark(published_fused=True),
 )

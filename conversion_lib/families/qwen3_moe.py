@@ -4,22 +4,30 @@ from __future__ import annotations
 
 from conversion_lib.config import ModelConfig
 from conversion_lib.families import qwen3
-from conversion_lib.families.common import DROPS, TOP, linear, one_by_one, one_scan, require_no_dense_layers
+from conversion_lib.families.common import (
+    DROPS,
+    TOP,
+    expert_dims,
+    experts,
+    experts_mark,
+    linear,
+    one_by_one,
+    one_scan,
+    require_no_dense_layers,
+)
 from conversion_lib.rules import Dims, Family, Rule
 
 
 def dims(config: ModelConfig) -> Dims:
     require_no_dense_layers(config)
-    experts = config.count("num_experts", "num_local_experts", default=128)
-    return {**qwen3.dims(config), "moe": config.count("moe_intermediate_size", default=768), "experts": experts}
+    count = config.count("num_experts", "num_local_experts", default=128)
+    return {**qwen3.dims(config), **expert_dims(count, config.count("moe_intermediate_size", default=768))}
 
 
 LAYER = (
     *qwen3.ATTENTION,
     Rule("mlp.gate.weight", "moe_block/gate/kernel", ("experts", "hidden"), linear),
-    Rule("mlp.experts.{expert}.gate_proj.weight", "moe_block/wi_0", ("moe", "hidden"), linear),
-    Rule("mlp.experts.{expert}.up_proj.weight", "moe_block/wi_1", ("moe", "hidden"), linear),
-    Rule("mlp.experts.{expert}.down_proj.weight", "moe_block/wo", ("hidden", "moe"), linear),
+    *experts("moe_block"),
 )
 
 FAMILY = Family(
@@ -31,4 +39,5 @@ FAMILY = Family(
     scanned=one_scan(*LAYER),
     unscanned=one_by_one(*LAYER),
     drops=DROPS,
+    marks=experts_mark(),
 )

@@ -7,6 +7,9 @@ from conversion_lib.errors import BadInput
 from conversion_lib.families.common import (
     DROPS,
     TOP,
+    expert_dims,
+    experts,
+    experts_mark,
     grouped_query_dims,
     linear,
     require_layer_types,
@@ -36,9 +39,8 @@ def dims(config: ModelConfig) -> Dims:
     return sizes | {
         "gated_head_dim": 2 * sizes["head_dim"],
         "gated_q": 2 * sizes["q"],
-        "moe": moe,
+        **expert_dims(config.count("num_experts", "num_local_experts"), moe),
         "shared": shared,
-        "experts": config.count("num_experts", "num_local_experts"),
         "one": 1,
         "value_heads": value_heads,
         "value_dim": value_dim,
@@ -56,6 +58,7 @@ def convolution(dims: Dims) -> tuple[Op, ...]:
     return (Permute((2, 1, 0)),)
 
 
+# What Qwen 3.5 has too; only the projections into a delta net differ.
 SHARED = (
     Rule("input_layernorm.weight", "input_layernorm/scale", ("hidden",)),
     Rule("post_attention_layernorm.weight", "post_attention_layernorm/scale", ("hidden",)),
@@ -64,15 +67,9 @@ SHARED = (
     Rule("mlp.shared_expert.up_proj.weight", "mlp/shared_expert/wi_1/kernel", ("shared", "hidden"), linear),
     Rule("mlp.shared_expert.down_proj.weight", "mlp/shared_expert/wo/kernel", ("hidden", "shared"), linear),
     Rule("mlp.shared_expert_gate.weight", "mlp/shared_expert_gate/kernel", ("one", "hidden"), linear),
+    *experts("mlp/routed_experts"),
 )
 
-EXPERTS = (
-    Rule("mlp.experts.{expert}.gate_proj.weight", "mlp/routed_experts/wi_0", ("moe", "hidden"), linear),
-    Rule("mlp.experts.{expert}.up_proj.weight", "mlp/routed_experts/wi_1", ("moe", "hidden"), linear),
-    Rule("mlp.experts.{expert}.down_proj.weight", "mlp/routed_experts/wo", ("hidden", "moe"), linear),
-)
-
-# What Qwen 3.5 has too; only the projections into a delta net differ.
 DELTA_NET = (
     Rule("linear_attn.conv1d.weight", "attention/conv1d/kernel", ("convolved", "one", "taps"), convolution),
     Rule("linear_attn.A_log", "attention/A_log", ("value_heads",)),
@@ -97,8 +94,8 @@ FULL = (
     Rule("self_attn.k_norm.weight", f"{TO}/key_norm/scale", ("head_dim",)),
 )
 
-LOCAL_LAYER = (*SHARED, *EXPERTS, *INTO, *DELTA_NET)
-GLOBAL_LAYER = (*SHARED, *EXPERTS, *FULL)
+LOCAL_LAYER = (*SHARED, *INTO, *DELTA_NET)
+GLOBAL_LAYER = (*SHARED, *FULL)
 LAST = len(CYCLE) - 1
 
 MTP = Drop("multi-token prediction", r"mtp\..*", "predicts further tokens; MaxText's model has none")
@@ -119,4 +116,5 @@ FAMILY = Family(
         Block("layers_{layer}", GLOBAL_LAYER, LAST, "layers", len(CYCLE)),
     ),
     drops=(*DROPS, MTP),
+    marks=experts_mark(),
 )

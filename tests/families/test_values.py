@@ -12,6 +12,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from conversion_lib.compare import compare
 from conversion_lib.convert import convert, prepare
 from conversion_lib.record import Target
 from conversion_lib.sources.orbax import open_orbax
@@ -80,6 +81,18 @@ def test_a_tensor_that_makes_two_leaves_counts_once(model):
     source = model("gpt_oss")
     job = prepare(source, Target(), memory_budget=1 << 30)
     assert job.bytes_in == 2 * sum(array.size for array in read_weights(source).values())
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "qwen3_next", "deepseek_v3"])
+def test_the_names_of_transformers_class(model, tmp_path, family):
+    """As `save_pretrained(save_original_format=False)` writes them: experts in one tensor, Mixtral's in `mlp`."""
+    own = make_tiny(family, tmp_path / "own", own_names=True)
+    assert any(name.endswith("mlp.experts.gate_up_proj") for name in read_weights(own))
+    for scan_layers in (True, False):
+        outs = [tmp_path / f"{name}-{scan_layers}" for name in ("published", "own")]
+        for source, out in zip((model(family), own), outs, strict=True):
+            convert(source, out, Target(scan_layers=scan_layers))
+        assert compare(*outs).same
 
 
 def test_gemma_2_in_bfloat16(model, tmp_path):

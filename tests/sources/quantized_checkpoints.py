@@ -81,6 +81,12 @@ def _routed_expert(name: str) -> bool:
 
 FP8 = {"num_bits": 8, "type": "float", "symmetric": True}
 INT4 = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": 32}
+KIMI_K2_THINKING_IGNORES = [
+    "lm_head",
+    "re:.*self_attn.*",
+    "re:.*shared_experts.*",
+    r"re:.*mlp\.(gate|up|gate_up|down)_proj.*",
+]
 Store = Callable[[Rng, str, tuple[int, ...]], Tensors]
 
 FORMS: dict[str, tuple[str, dict[str, Any], Callable[[str], bool], Store, dict[str, Any]]] = {
@@ -111,7 +117,7 @@ FORMS: dict[str, tuple[str, dict[str, Any], Callable[[str], bool], Store, dict[s
         {"moe_intermediate_size": 64},
         _routed_expert,
         int4_by_group,
-        compressed("pack-quantized", ["lm_head", "re:.*self_attn.*", "re:.*shared_experts.*"], **INT4),
+        compressed("pack-quantized", KIMI_K2_THINKING_IGNORES, **INT4),
     ),
     "mxfp4": (
         "gpt_oss",
