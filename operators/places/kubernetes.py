@@ -94,13 +94,18 @@ class KubernetesPod(Place):
         return self._api.create_namespaced_pod(self._settings.namespace, body)
 
     def _hand_over(self, pod: V1Pod, secrets: Mapping[str, str]) -> None:
-        """Makes the Secret that the pod's container waits for, unless an earlier try has."""
+        """Makes the Secret that the pod's container waits for, unless an earlier try has.
+
+        A pod that would wait for ever is deleted.
+        """
         if not secrets:
             return
         owner = {"name": pod.metadata.name, "namespace": pod.metadata.namespace, "uid": pod.metadata.uid}
         try:
             self._api.create_namespaced_secret(pod.metadata.namespace, secret_for(owner, secrets))
         except ApiException as error:
+            if error.status in WRONG:
+                self._delete(pod.metadata.name, pod.metadata.namespace)
             if error.status != 409:
                 raise
 

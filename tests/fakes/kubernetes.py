@@ -1,12 +1,16 @@
-"""A small Kubernetes API server on this machine: pods, their logs, secrets; and a kubelet that the test plays.
+"""A small Kubernetes API server on this machine: pods, their logs, secrets; and a kubelet, where the test plays none.
 
 It answers the real clients: create, list by labels, get, delete of pods, logs, events, secrets. A pod that is made
 waits; `run` gives it a node and a running container, `end` a result, `evict` the end that a lost node brings. What a
 client sends is checked against Kubernetes' own schemas.
 """
 
+import copy
 import json
+import os
+import signal
 import subprocess
+import sys
 import threading
 import uuid
 from contextlib import suppress
@@ -24,16 +28,23 @@ CONTAINER = "ferry"
 class FakeCluster:
     """`url` is the API's. pods, secrets: by name, as the API has them; logs: by pod. requests: method and path.
 
-    down: while it is set every request is answered 503. forbidden: methods that are answered 403.
+    made: every pod that ever was, as it was asked for.
+    down: while it is set every request is answered 503. forbidden: what is answered 403, such as `POST secrets`.
     """
 
     def __init__(self):
         self.pods, self.secrets, self.logs, self.requests = {}, {}, {}, []
-        self.down, self.forbidden = False, set()
+        self.down, self.forbidden, self.made = False, set(), []
         self._lock = threading.RLock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
 
     def close(self):
         self._server.shutdown()
@@ -80,24 +91,15 @@ class FakeCluster:
         with self._lock:
             self._status(name).update(phase="Failed", reason="Evicted", message="The node was low on memory")
 
-    def really_run(self, environment, name=None):
-        """Runs the container's own command, as a kubelet would: its log, exit code and termination message."""
-        pod = self.pods[name] if name else self.pod
+    def command(self, pod):
+        """Arguments and environment of the pod's container; None while a Secret of it is not there."""
         container = pod["spec"]["containers"][0]
-        given = {variable["name"]: self._value(variable) for variable in container["env"]}
-        self.run(name)
-        message = environment["FERRY_TERMINATION_LOG"]
-        command = [environment["PYTHON"], *container["args"]]
-        done = subprocess.run(command, env={**given, **environment}, capture_output=True, text=True)
-        self.write(*done.stderr.splitlines(), name=pod["metadata"]["name"])
-        with open(message) as text:
-            self.end(done.returncode, text.read(), name=pod["metadata"]["name"])
-
-    def _value(self, variable):
-        if "value" in variable:
-            return variable["value"]
-        key = variable["valueFrom"]["secretKeyRef"]
-        return self.secrets[key["name"]]["stringData"][key["key"]]
+        keys = {v["name"]: v["valueFrom"]["secretKeyRef"] for v in container["env"] if "valueFrom" in v}
+        if any(key["name"] not in self.secrets for key in keys.values()):
+            return None
+        secret = {name: self.secrets[key["name"]]["stringData"][key["key"]] for name, key in keys.items()}
+        plain = {v["name"]: v["value"] for v in container["env"] if "value" in v}
+        return container["args"], {**plain, **secret}
 
     def _status(self, name):
         return (self.pods[name] if name else self.pod)["status"]
@@ -112,6 +114,7 @@ class FakeCluster:
             items[name] = body
             body["metadata"] |= {"uid": str(uuid.uuid4()), "creationTimestamp": NOW}
             if kind == "pods":
+                self.made.append(copy.deepcopy(body))
                 body["status"] = {"phase": "Pending"}
             return 201, body
 
@@ -136,6 +139,75 @@ class FakeCluster:
                 if uid in [owner["uid"] for owner in secret["metadata"].get("ownerReferences", [])]:
                     del self.secrets[secret["metadata"]["name"]]
             return 200, pod
+
+
+class Kubelet:
+    """Runs the pods of a cluster as they come, as processes of this machine; those of a deleted pod get SIGTERM.
+
+    directory: HOME, TMPDIR and the termination messages of the containers. processes: by pod, while they run.
+    """
+
+    def __init__(self, cluster, directory, **environment):
+        self.cluster, self.processes = cluster, {}
+        self._directory, self._taken, self._stopped = directory, set(), threading.Event()
+        self._environment = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(directory),
+            "TMPDIR": str(directory),
+            **environment,
+        }
+
+    def __enter__(self):
+        threading.Thread(target=self._watch, daemon=True).start()
+        return self
+
+    def __exit__(self, *_):
+        self._stopped.set()
+        for name in list(self.processes):
+            self.signal(name, signal.SIGKILL)
+
+    def evict(self, name):
+        """The node is wanted for something else, at once."""
+        self.cluster.evict(name)
+        self.signal(name, signal.SIGKILL)
+
+    def signal(self, name, number):
+        """To the container's first process, which tells the others of SIGTERM; others are for all of them."""
+        with suppress(KeyError, ProcessLookupError):
+            send = os.kill if number is signal.SIGTERM else os.killpg
+            send(self.processes[name].pid, number)
+
+    def _watch(self):
+        ended = set()
+        while not self._stopped.wait(0.05):
+            for name, pod in list(self.cluster.pods.items()):
+                if name not in self._taken and (command := self.cluster.command(pod)):
+                    self._taken.add(name)
+                    threading.Thread(target=self._run, args=(name, *command), daemon=True).start()
+            for name in set(self.processes) - set(self.cluster.pods) - ended:
+                ended.add(name)
+                self.signal(name, signal.SIGTERM)
+
+    def _run(self, name, arguments, given):
+        message = self._directory / f"{name}.message"
+        environment = {**given, **self._environment, "FERRY_TERMINATION_LOG": str(message)}
+        process = subprocess.Popen(
+            [sys.executable, *arguments],
+            env=environment,
+            cwd=self._directory,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        self.processes[name] = process
+        with suppress(KeyError):  # deleted meanwhile
+            self.cluster.run(name)
+            for line in process.stderr:
+                self.cluster.write(line.rstrip(), name=name)
+            if process.wait() != -signal.SIGKILL:
+                self.cluster.end(process.returncode, message.read_text(), name=name)
+        process.wait()
+        del self.processes[name]
 
 
 def _container(state):
@@ -171,10 +243,13 @@ class _Handler(BaseHTTPRequestHandler):
         self.cluster.requests.append((method, self.path))
         if self.cluster.down:
             self._send(503, _failure(503, "the server is currently unable to handle the request"))
-        elif method in self.cluster.forbidden:
+        elif f"{method} {self._kind()}" in self.cluster.forbidden:
             self._send(403, _failure(403, "pods is forbidden: User cannot do that"))
         else:
             self._answer(method, body)
+
+    def _kind(self):
+        return urlsplit(self.path).path.split("/")[5]
 
     def _answer(self, method, body):
         """`/api/v1/namespaces/<namespace>/<kind>[/<name>[/log]]`"""

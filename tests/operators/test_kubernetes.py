@@ -2,8 +2,6 @@
 
 import asyncio
 import json
-import os
-import sys
 import threading
 import time
 
@@ -18,7 +16,7 @@ from operators.places import configured
 from operators.places.base import Command, StageFailed, TaskIdentity
 from operators.places.in_pod import MESSAGE_BYTES, message
 from operators.places.pod import PodSettings, specification
-from tests.fakes.kubernetes import FakeCluster
+from tests.fakes.kubernetes import FakeCluster, Kubelet
 from tests.operators.conftest import TASK, ferry
 
 TOKEN = "hf_mustNotBeSeen"
@@ -267,9 +265,15 @@ class TestApi:
             place.run(ferry("download"), {}, TASK, log)
 
     def test_a_missing_right_will_not(self, cluster, place, log):
-        cluster.forbidden = {"POST"}
+        cluster.forbidden = {"POST pods"}
         with pytest.raises(BadInput, match="answers 403 pods is forbidden"):
             place.run(ferry("download"), {}, TASK, log)
+
+    def test_no_pod_is_left_waiting_for_a_secret_that_may_not_be_made(self, cluster, place, log):
+        cluster.forbidden = {"POST secrets"}
+        with pytest.raises(BadInput, match="answers 403"):
+            place.run(ferry("download"), {"HF_TOKEN": TOKEN}, TASK, log)
+        assert cluster.pods == {}
 
     def test_nobody_there(self, cluster, place, log):
         cluster.close()
@@ -335,11 +339,8 @@ def test_operator_from_execute_to_manifest(cluster, places, context, work_dir, t
     operator = DownloadOperator(task_id="t", source=source)
     with pytest.raises(TaskDeferred) as deferred:
         operator.execute(context)
-    environment = {"FERRY_TERMINATION_LOG": str(tmp_path / "message"), "PYTHON": sys.executable, "HF_HUB_OFFLINE": "1"}
-    environment |= {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "TMPDIR": str(tmp_path)}
-    cluster.really_run(environment)
     again = DownloadOperator(task_id="t", source=source)  # Airflow makes it anew
-    with pytest.raises(BadInput, match="HF_HUB_OFFLINE is set"):
+    with Kubelet(cluster, tmp_path, HF_HUB_OFFLINE="1"), pytest.raises(BadInput, match="HF_HUB_OFFLINE is set"):
         again.resume(context, event_of(deferred.value.trigger))
     saved = json.loads((work_dir / "runs" / "manual__1" / "t.json").read_text())
     assert (saved["exit_code"], saved["error"][:7]) == (2, "ferry: ")
