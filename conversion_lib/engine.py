@@ -34,6 +34,7 @@ from conversion_lib.sinks.base import Sink, Write
 from conversion_lib.sources.base import Array, Source
 
 SMALLEST_BUDGET = 64 << 20
+SMALLEST_BAND, LARGEST_BAND = 1 << 20, 8 << 20
 GROUP_SECONDS = 10.0
 """A group is committed after so long even when small, so that little is lost by a kill."""
 
@@ -50,13 +51,20 @@ class Limits:
     buffers: int
     piece: int
     group: int
+    band: int
 
     @staticmethod
     def of(budget: int, threads: int) -> Limits:
         """Raises BadInput for a budget that no piece would fit."""
         _require_enough(budget)
         buffers = budget * 3 // 8
-        return Limits(buffers, buffers // (2 * makers(threads)), buffers // 8)
+        return Limits(buffers, buffers // (2 * makers(threads)), buffers // 8, band_bytes(budget))
+
+
+def band_bytes(budget: int) -> int:
+    """Of a band, about. The larger they are, the fewer calls wait for the interpreter's lock, and the longer are the
+    runs that a transposed one is written in: 8 MiB took a tenth to a fifth less time than 2."""
+    return min(LARGEST_BAND, max(SMALLEST_BAND, budget // 256))
 
 
 def largest_chunk(budget: int) -> int:
@@ -140,7 +148,7 @@ def run(
     share_bytes = sum(_nbytes(plan, piece) for piece in share)
     with reporter.task(name, share_bytes) as task:
         task.advance(share_bytes - sum(_nbytes(plan, piece) for piece in todo))
-        with _workers(plan, source, todo, makers(threads), limits.buffers, pace) as made:
+        with _workers(plan, source, todo, makers(threads), limits, pace) as made:
             try:
                 _write_groups(plan, sink, journal, made, limits, totals, task)
             except OutsideFailure as error:
@@ -176,9 +184,9 @@ class _Workers:
 
 @contextmanager
 def _workers(
-    plan: Plan, source: Source, todo: list[Piece], count: int, buffers: int, pace: Pace | None
+    plan: Plan, source: Source, todo: list[Piece], count: int, limits: Limits, pace: Pace | None
 ) -> Iterator[_Workers]:
-    workers = _Workers(room=Room(buffers), count=len(todo))
+    workers = _Workers(room=Room(limits.buffers), count=len(todo))
     pending = iter(todo)
     lock = threading.Lock()
 
@@ -192,7 +200,7 @@ def _workers(
                     return
             made = _Made(piece, buffer)
             try:
-                made.bytes_in = make(plan, source, piece, shaped(plan, piece, buffer))
+                made.bytes_in = make(plan, source, piece, shaped(plan, piece, buffer), limits.band)
                 if pace is not None:
                     pace.was_read(piece)
             except BaseException as error:
@@ -215,10 +223,10 @@ def shaped(plan: Plan, piece: Piece, buffer: Array) -> Array:
     return buffer.view(numpy_dtype(plan.arrays[piece.array].dtype)).reshape(box_shape(piece.box))
 
 
-def make(plan: Plan, source: Source, piece: Piece, out: Array) -> int:
+def make(plan: Plan, source: Source, piece: Piece, out: Array, band_limit: int) -> int:
     """Fills `out` with the contents of one piece; returns how many stored bytes were read for it."""
     array, read = plan.arrays[piece.array], 0
-    for band in bands(array, piece, source.tensors):
+    for band in bands(array, piece, band_limit, source.tensors):
         block = cast(source.read(band.source.tensor, band.read), array.ops_dtype or array.dtype)
         block = forward_chain(array.ops, block, band.result, band.source.shape)
         copy_into(out[slices(relative_to(band.write, piece.box))], cast(block, array.dtype))

@@ -77,10 +77,12 @@ class Placing:
 
     def corner(self, expert: int, place: tuple[int, ...]) -> tuple[int, ...]:
         """Where the tile of an expert and of a layer, by its place in the stack, begins in the leaf."""
-        at = dict(zip(self.layer_axes, place, strict=True))
+        at = [0] * len(self.shape)
+        for axis, layer in zip(self.layer_axes, place, strict=True):
+            at[axis] = layer
         if self.of_experts:
             at[0] = expert
-        return tuple(at.get(axis, 0) for axis in range(len(self.shape)))
+        return tuple(at)
 
 
 def placing(leaf: Leaf, dims: Dims, maxtext: str) -> Placing:

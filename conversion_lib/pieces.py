@@ -2,7 +2,7 @@
 
 A piece is a box of one array made of whole chunks, so that writing it twice is harmless. It is one chunk, or as many
 as it takes for its sources to be read in long runs: a transposed array's chunk needs some columns of every row of
-its source. A band is the part of one source that is read and transformed at once; it fits the processor's cache.
+its source. A band is the part of one source that is read and transformed at once.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
+from typing import NamedTuple
 
 from conversion_lib.boxes import Box, Shape, box_shape, intersect, relative_to, shift, size, whole
 from conversion_lib.dtypes import itemsize
@@ -19,21 +19,18 @@ from conversion_lib.ops import pull_chain
 from conversion_lib.plan import ArrayPlan, Plan, SourceSlice
 from conversion_lib.sources.base import TensorInfo
 
-BAND_BYTES = 2 << 20
 LONG_RUN = 256 << 10
 """Bytes that lie one after the other in a source; longer runs read no faster."""
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(NamedTuple):
     """A chunk-aligned box of the array `plan.arrays[array]`."""
 
     array: int
     box: Box
 
 
-@dataclass(frozen=True, slots=True)
-class Band:
+class Band(NamedTuple):
     """Read `read`, a box of `source`'s tensor; after the ops it is `write`, a box of the array."""
 
     source: SourceSlice
@@ -57,8 +54,8 @@ def cut(plan: Plan, share: Iterable[Piece], limit: int) -> list[Piece]:
             shape = shapes[large.array] = piece_shape(plan.arrays[large.array], limit)
         steps = [range(start, stop, step) for (start, stop), step in zip(large.box, shape, strict=True)]
         for corner in itertools.product(*steps):
-            stops = (min(at + step, stop) for at, step, (_, stop) in zip(corner, shape, large.box, strict=True))
-            pieces.append(Piece(large.array, tuple(zip(corner, stops, strict=True))))
+            spans = zip(corner, shape, large.box, strict=True)
+            pieces.append(Piece(large.array, tuple([(at, min(at + step, stop)) for at, step, (_, stop) in spans])))
     return pieces
 
 
@@ -72,7 +69,7 @@ def source_order(plan: Plan, tensors: Iterable[str]) -> Callable[[Piece], tuple[
 
     def key(piece: Piece) -> tuple[int, Shape, int]:
         array = plan.arrays[piece.array]
-        first = next(array.sources_in(piece.box))
+        first = array.first_source(piece.box)
         return order[first.tensor], _chunk_read_first(array, first, piece.box), piece.array
 
     return key
@@ -129,36 +126,41 @@ def _run_bytes(array: ArrayPlan, shape: Shape) -> int:
     return run * itemsize(array.dtype)
 
 
-def bands(array: ArrayPlan, piece: Piece, tensors: Mapping[str, TensorInfo] = MappingProxyType({})) -> Iterator[Band]:
-    """What to read and where it goes, for one piece; `tensors` say in what order the source stores them."""
+def bands(
+    array: ArrayPlan, piece: Piece, limit: int, tensors: Mapping[str, TensorInfo] = MappingProxyType({})
+) -> Iterator[Band]:
+    """What to read and where it goes, for one piece, about `limit` bytes at once.
+
+    tensors: these say in what order the source stores them.
+    """
     for source in array.sources_in(piece.box):
         region = array.region(source)
         shared = intersect(piece.box, region)
         if shared is None:
             continue
         order = tensors[source.tensor].order if source.tensor in tensors else ()
-        for result in _cut_bands(array, source, relative_to(shared, region), order):
+        for result in _cut_bands(array, source, relative_to(shared, region), order, limit):
             read = source.in_tensor(pull_chain(array.ops, result, source.shape))
             yield Band(source, read, result, shift(result, source.at))
 
 
-def _cut_bands(array: ArrayPlan, source: SourceSlice, result: Box, order: tuple[int, ...]) -> Iterator[Box]:
-    """Cuts a box of the ops' output so that each part reads some rows of the source, about BAND_BYTES of them."""
+def _cut_bands(array: ArrayPlan, source: SourceSlice, result: Box, order: tuple[int, ...], limit: int) -> Iterator[Box]:
+    """Cuts a box of the ops' output so that each part reads some rows of the source, about `limit` bytes of them."""
     read = pull_chain(array.ops, result, source.shape)
     nbytes = size(read) * itemsize(array.dtype)
-    axis = _row_axis(array, source, result, read, order) if nbytes > BAND_BYTES else None
+    axis = _row_axis(array, source, result, read, order) if nbytes > limit else None
     if axis is None:
         yield result
         return
     start, stop = result[axis]
-    parts = -(-nbytes // BAND_BYTES)
+    parts = -(-nbytes // limit)
     step = max(1, (stop - start) // parts)
     if step > 128:
         step -= step % 128  # quantization blocks and cache lines
     for begin in range(start, stop, step):
         band = (*result[:axis], (begin, min(begin + step, stop)), *result[axis + 1 :])
         # an expert of a tensor that holds many may be more than a band by itself: then its own rows are cut
-        yield from _cut_bands(array, source, band, order) if step == 1 else (band,)
+        yield from _cut_bands(array, source, band, order, limit) if step == 1 else (band,)
 
 
 def _row_axis(array: ArrayPlan, source: SourceSlice, result: Box, read: Box, order: tuple[int, ...]) -> int | None:

@@ -100,6 +100,13 @@ class ArrayPlan:
         """Where `source` lies in the array."""
         return shift(whole(self._region_shapes[source.shape]), source.at)
 
+    def first_source(self, box: Box) -> SourceSlice:
+        """The first of `sources_in`."""
+        if len(self._region_shapes) > 1:
+            return next(self.sources_in(box))
+        spans = zip(box, next(iter(self._region_shapes.values())), strict=True)
+        return self._by_corner[tuple([start // step * step for (start, _), step in spans])]
+
     def sources_in(self, box: Box) -> Iterator[SourceSlice]:
         """The sources whose regions meet `box`."""
         if len(self._region_shapes) > 1:

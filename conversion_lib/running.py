@@ -11,7 +11,6 @@ from pathlib import Path
 from pydantic import BaseModel, Field
 
 from conversion_lib import engine
-from conversion_lib.boxes import whole
 from conversion_lib.cloud.workspace import CloudLayout, CloudWorkspace
 from conversion_lib.config import ModelConfig
 from conversion_lib.errors import BadInput
@@ -175,4 +174,4 @@ def disk_bytes(plan: Plan) -> int:
 def bytes_in(plan: Plan, source: Source) -> int:
     """Bytes of the tensors that the plan takes; one that several arrays take a part of counts once."""
     taken = {part.tensor for array in plan.arrays for part in array.sources}
-    return sum(source.stored_bytes(tensor, whole(source.tensors[tensor].shape)) for tensor in taken)
+    return sum(source.stored_bytes(tensor) for tensor in taken)

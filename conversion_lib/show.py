@@ -12,8 +12,7 @@ from rich.table import Table
 from conversion_lib.catalog import MODELS
 from conversion_lib.compare import opened_checkpoint
 from conversion_lib.convert import Job, disk_bytes
-from conversion_lib.engine import default_threads, makers
-from conversion_lib.pieces import BAND_BYTES
+from conversion_lib.engine import band_bytes, default_threads, makers
 from conversion_lib.plan import Plan
 from conversion_lib.progress import format_bytes
 from conversion_lib.sources.base import Source
@@ -22,8 +21,8 @@ from conversion_lib.sources.orbax import OrbaxSource
 PROCESS_BYTES = 150 << 20
 """Resident memory of the interpreter with numpy and TensorStore, before any work."""
 
-WORKER_BYTES = 8 * BAND_BYTES
-"""A worker's bands: read, dequantized, cast, mixed, and what the allocator keeps of them."""
+WORKER_BANDS = 8
+"""Of one worker: read, dequantized, cast, mixed, and what the allocator keeps of them."""
 
 SHOWN = 40
 
@@ -31,7 +30,7 @@ SHOWN = 40
 def peak_estimate(plan: Plan, budget: int, threads: int | None) -> int:
     """Bytes of resident memory that a conversion takes at most, by what the engine allows itself."""
     workers = makers(threads or default_threads())
-    return PROCESS_BYTES + min(budget, 2 * plan.bytes_out) + workers * WORKER_BYTES
+    return PROCESS_BYTES + min(budget, 2 * plan.bytes_out) + workers * WORKER_BANDS * band_bytes(budget)
 
 
 def plan_summary(job: Job, budget: int, threads: int | None) -> dict[str, Any]:

@@ -160,11 +160,11 @@ def test_less_memory_on_the_next_try_goes_on(model, tmp_path, monkeypatch):
     """Chunks are cut as the first try cut them; a finished run is finished under any budget."""
     whole, made = engine.make, []
 
-    def fails_late(plan, source, piece, out):
+    def fails_late(plan, source, piece, out, band):
         made.append(piece)
         if len(made) > 5:
             raise OSError("out of memory, say")
-        return whole(plan, source, piece, out)
+        return whole(plan, source, piece, out, band)
 
     monkeypatch.setattr(engine, "make", fails_late)
     monkeypatch.setattr(engine, "GROUP_SECONDS", 0.0)
@@ -201,12 +201,12 @@ def test_a_failure_in_the_middle_is_gone_on_from(model, tmp_path, monkeypatch):
     """A worker fails after some pieces; the next run skips what was committed, and the bits are the same."""
     made, whole = 0, engine.make
 
-    def fails_late(plan, source, piece, out):
+    def fails_late(plan, source, piece, out, band):
         nonlocal made
         made += 1
         if made > 20:
             raise OSError("the disk is gone")
-        return whole(plan, source, piece, out)
+        return whole(plan, source, piece, out, band)
 
     target, options = Target(scan_layers=False), Options(threads=1)
     monkeypatch.setattr(engine, "make", fails_late)

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conversion_lib import pieces
 from conversion_lib.boxes import box_shape, slices
 from conversion_lib.chunking import chunk_shape
 from conversion_lib.ops import Expand, Interleave, Permute, Pick, Split, Transpose
@@ -56,14 +55,10 @@ def test_bands_fill_a_piece_once(heads, head_dim, width, layers, limit):
     whole = (width, layers, heads, head_dim)
     sources = tuple(SourceSlice(f"t{i}", shape, (0, i, 0, 0)) for i in range(layers))
     array = ArrayPlan("a", whole, "bfloat16", whole, ops, sources)
-    before, pieces.BAND_BYTES = pieces.BAND_BYTES, limit
-    try:
-        count = np.zeros(whole, int)
-        for band in bands(array, Piece(0, tuple((0, n) for n in whole))):
-            count[slices(band.write)] += 1
-        assert (count == 1).all()
-    finally:
-        pieces.BAND_BYTES = before
+    count = np.zeros(whole, int)
+    for band in bands(array, Piece(0, tuple((0, n) for n in whole)), limit):
+        count[slices(band.write)] += 1
+    assert (count == 1).all()
 
 
 def test_a_transposed_layer_is_read_whole_where_the_limit_allows():
@@ -77,10 +72,10 @@ def test_a_transposed_layer_is_read_whole_where_the_limit_allows():
 
 def test_bands_are_contiguous_rows_of_the_source():
     array = stacked(18432, 7168, 3, (448, 1, 18432))
-    for band in bands(array, Piece(0, ((0, 7168), (1, 2), (0, 18432)))):
+    for band in bands(array, Piece(0, ((0, 7168), (1, 2), (0, 18432))), 2 * MIB):
         assert band.source.tensor == "t1"
         assert band.read[1] == (0, 7168)
-        assert box_shape(band.read)[0] * 7168 * 2 <= pieces.BAND_BYTES
+        assert box_shape(band.read)[0] * 7168 * 2 <= 2 * MIB
 
 
 @pytest.mark.parametrize(
@@ -94,8 +89,8 @@ def test_bands_of_experts_in_one_tensor_are_cut_within_an_expert(shape, ops):
     whole = (8, 1, 2880, 2880)
     array = ArrayPlan("a", whole, "bfloat16", whole, ops, (SourceSlice("t", shape, (0, 0, 0, 0)),))
     count = np.zeros(whole, np.uint8)
-    for band in bands(array, Piece(0, tuple((0, n) for n in whole))):
-        assert math.prod(box_shape(band.read)) * 2 <= 2 * pieces.BAND_BYTES
+    for band in bands(array, Piece(0, tuple((0, n) for n in whole)), 2 * MIB):
+        assert math.prod(box_shape(band.read)) * 2 <= 4 * MIB
         count[slices(band.write)] += 1
     assert (count == 1).all()
 
@@ -105,4 +100,4 @@ def test_a_scalar_is_one_piece(piece_limit):
     array = ArrayPlan("step", (), "float32", (), (), (SourceSlice("t", (), ()),))
     plan = Plan(kind="maxtext", arrays=(array,), identity={})
     assert cut(plan, whole_arrays(plan), piece_limit) == [Piece(0, ())]
-    assert [band.read for band in bands(array, Piece(0, ()))] == [()]
+    assert [band.read for band in bands(array, Piece(0, ()), 2 * MIB)] == [()]

@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 
 from conversion_lib import hub
-from conversion_lib.boxes import Box, size, whole
+from conversion_lib.boxes import Box, size
 from conversion_lib.dtypes import itemsize
 from conversion_lib.errors import BadInput, OutsideFailure
 from conversion_lib.files import existing_parent
@@ -113,7 +113,7 @@ class StreamedSource(SafetensorsSource):
             self._local.forget,
         )
 
-    def stored_bytes(self, name: str, box: Box) -> int:
+    def stored_bytes(self, name: str, box: Box | None = None) -> int:
         self._asked.append(name)
         return super().stored_bytes(name, box)
 
@@ -196,7 +196,7 @@ class StreamedSource(SafetensorsSource):
         def behind(name: str) -> set[str]:
             if name not in found:
                 self._asked.clear()
-                self.shown.stored_bytes(name, whole(self.shown.tensors[name].shape))
+                self.shown.stored_bytes(name)
                 asked = set(self._asked)
                 beside = {other for part in {name, *asked} for other in hidden.get(part.rpartition(".")[0], ())}
                 asked |= {name} & self.tensors.keys()

@@ -44,6 +44,6 @@ class Source(Protocol):
         """The elements of `box` (everything where None), in the dtype that `tensors` gives."""
         ...
 
-    def stored_bytes(self, name: str, box: Box) -> int:
-        """Bytes that reading `box` takes from storage."""
+    def stored_bytes(self, name: str, box: Box | None = None) -> int:
+        """Bytes that reading `box` (everything where None) takes from storage."""
         ...

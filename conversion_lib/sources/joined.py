@@ -90,10 +90,11 @@ class JoinedSource:
     def __init__(self, source: Source, tensors: Mapping[str, TensorInfo], made: Mapping[str, _Joined]) -> None:
         self._source, self.tensors, self._made = source, tensors, made
 
-    def stored_bytes(self, name: str, box: Box) -> int:
+    def stored_bytes(self, name: str, box: Box | None = None) -> int:
         if name not in self._made:
             return self._source.stored_bytes(name, box)
-        return sum(self._source.stored_bytes(part, rows) for part, rows in self._made[name].within(box))
+        parts = self._made[name].within(box or whole(self.tensors[name].shape))
+        return sum(self._source.stored_bytes(part, rows) for part, rows in parts)
 
     def read(self, name: str, box: Box | None = None) -> Array:
         if name not in self._made:

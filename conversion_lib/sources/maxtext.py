@@ -75,7 +75,7 @@ class MaxTextSource:
     def read(self, name: str, box: Box | None = None) -> Array:
         return self.stored.read(self._names[name], box)
 
-    def stored_bytes(self, name: str, box: Box) -> int:
+    def stored_bytes(self, name: str, box: Box | None = None) -> int:
         return self.stored.stored_bytes(self._names[name], box)
 
 

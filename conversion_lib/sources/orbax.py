@@ -136,8 +136,9 @@ class OrbaxSource:
         except ValueError as error:
             raise self._explained(f"leaf {name} cannot be read", error) from error
 
-    def stored_bytes(self, name: str, box: Box) -> int:
-        return size(box) * itemsize(self.tensors[name].dtype)
+    def stored_bytes(self, name: str, box: Box | None = None) -> int:
+        info = self.tensors[name]
+        return info.nbytes if box is None else size(box) * itemsize(info.dtype)
 
 
 def open_orbax(checkpoint: str | Path) -> OrbaxSource:

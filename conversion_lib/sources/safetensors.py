@@ -61,7 +61,7 @@ class SafetensorsSource:
         self._header_hash = hashlib.sha256()
         for file in self.files:
             shard = file.name
-            for name, info, offset in self._read_header(file):
+            for name, info, offset, _ in self._read_header(file):
                 if name in tensors and index.get(name) != shard:
                     continue
                 tensors[name] = info
@@ -81,7 +81,7 @@ class SafetensorsSource:
     def place(self, name: str) -> Place:
         return self._places[name]
 
-    def _read_header(self, file: Path) -> list[tuple[str, TensorInfo, int]]:
+    def _read_header(self, file: Path) -> list[tuple[str, TensorInfo, int, int]]:
         actual = file.stat().st_size
         with file.open("rb") as handle:
             prefix = handle.read(8)
@@ -97,7 +97,7 @@ class SafetensorsSource:
             found = [_entry(file, name, entry, 8 + length) for name, entry in header.items() if name != "__metadata__"]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise BadInput(f"{file} has a header that is not safetensors': {error}") from None
-        end = max((offset + info.nbytes for _, info, offset in found), default=8 + length)
+        end = max([stop for *_, stop in found], default=8 + length)
         if end != actual:
             state = "truncated" if actual < end else "longer than its header says"
             raise BadInput(f"{file} is {state}: {actual} bytes, expected {end}. Download it again")
@@ -118,8 +118,9 @@ class SafetensorsSource:
         """How the bytes of `file` are read: here, from the file itself."""
         return self._handles.reader(file)
 
-    def stored_bytes(self, name: str, box: Box) -> int:
-        return size(box) * itemsize(self.tensors[name].dtype)
+    def stored_bytes(self, name: str, box: Box | None = None) -> int:
+        info = self.tensors[name]
+        return info.nbytes if box is None else size(box) * itemsize(info.dtype)
 
 
 class Handles:
@@ -196,7 +197,8 @@ def _index(directory: Path) -> dict[str, str]:
     return weight_map
 
 
-def _entry(file: Path, name: str, entry: dict[str, Any], base: int) -> tuple[str, TensorInfo, int]:
+def _entry(file: Path, name: str, entry: dict[str, Any], base: int) -> tuple[str, TensorInfo, int, int]:
+    """A tensor's name, what its header says, and where its first byte and the one after its last lie in the file."""
     start, stop = entry["data_offsets"]
     code = entry["dtype"]
     if code not in SAFETENSORS_DTYPES:
@@ -204,7 +206,7 @@ def _entry(file: Path, name: str, entry: dict[str, Any], base: int) -> tuple[str
     info = TensorInfo(name, tuple(entry["shape"]), SAFETENSORS_DTYPES[code], str(file))
     if stop - start != (nbytes := info.nbytes) or start < 0:
         raise BadInput(f"{file}: tensor {name} takes {stop - start} bytes, but its shape and dtype say {nbytes}")
-    return name, info, base + start
+    return name, info, base + start, base + stop
 
 
 def _read_box(read: ReadRun, offset: int, shape: tuple[int, ...], dtype: np.dtype[Any], box: Box) -> Array:

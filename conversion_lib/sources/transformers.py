@@ -52,7 +52,7 @@ class TransformersSource:
         self._loaded: Mapping[str, Any] = {}
         self._lock = threading.Lock()
 
-    def stored_bytes(self, name: str, box: Box) -> int:
+    def stored_bytes(self, name: str, box: Box | None = None) -> int:
         return self._stored.stored_bytes(name, box)
 
     def read(self, name: str, box: Box | None = None) -> Array:

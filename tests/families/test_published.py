@@ -37,7 +37,7 @@ class Listed:
     def read(self, name: str, box: Box | None = None) -> Array:
         raise AssertionError("a plan reads nothing")
 
-    def stored_bytes(self, name: str, box: Box) -> int:
+    def stored_bytes(self, name: str, box: Box | None = None) -> int:
         raise AssertionError("a plan reads nothing")
 
 

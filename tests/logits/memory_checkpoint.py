@@ -24,5 +24,6 @@ class MemoryCheckpoint:
         array = self._arrays[name]
         return array if box is None else array[tuple(slice(*span) for span in box)]
 
-    def stored_bytes(self, name: str, box: Any) -> int:
-        return int(np.prod([stop - start for start, stop in box])) * self._arrays[name].itemsize
+    def stored_bytes(self, name: str, box: Any = None) -> int:
+        array = self._arrays[name]
+        return array.nbytes if box is None else array[tuple(slice(*span) for span in box)].nbytes

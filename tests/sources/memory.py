@@ -26,7 +26,7 @@ class MemorySource:
             array.shape if box is None else tuple(stop - start for start, stop in box)
         )
 
-    def stored_bytes(self, name: str, box: Box) -> int:
+    def stored_bytes(self, name: str, box: Box | None = None) -> int:
         return self.read(name, box).nbytes
 
 

@@ -35,7 +35,7 @@ class Memory:
         box = box or whole(self.arrays[name].shape)
         return self.arrays[name][tuple(slice(*side) for side in box)]
 
-    def stored_bytes(self, name, box):
+    def stored_bytes(self, name, box=None):
         return self.read(name, box).nbytes
 
 

@@ -75,7 +75,7 @@ def test_a_band_reads_every_code_once():
     """The codes lie by output, so an array is made of bands of outputs, which are read without what lies between."""
     info = TensorInfo("w", (2, 2880, 1000), "bfloat16", "shard", order=(0, 2, 1))
     array = ArrayPlan("w", info.shape, "bfloat16", info.shape, (), (SourceSlice("w", info.shape, (0, 0, 0)),))
-    reads = [band.read for band in bands(array, Piece(0, whole(info.shape)), {"w": info})]
+    reads = [band.read for band in bands(array, Piece(0, whole(info.shape)), 2 << 20, {"w": info})]
     assert len(reads) > info.shape[0]
     assert {read[1] for read in reads} == {(0, 2880)}
 

@@ -11,8 +11,7 @@ looked up in it, which gives those very bits several times faster than multiplyi
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -37,8 +36,7 @@ TABLES = 512
 _VALUES = np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float32)
 
 
-@dataclass(frozen=True)
-class Fp8Weight:
+class Fp8Weight(NamedTuple):
     """A matrix of e4m3 bytes, `codes`, with its scales."""
 
     codes: TensorInfo
@@ -70,10 +68,10 @@ class Fp8Weight:
         for above in range(first, last, step):
             below = min(above + step, last)
             top, bottom = max(above * rows, row0), min(below * rows, row1)
-            row_starts = (np.arange(top, bottom) // rows - above) * (across * 256)
+            row_starts = (np.arange(top, bottom) // rows - above)[:, None] * (across * 256)
             tables = self._tables(scales[above - first : below - first])
             kept = slice(top - row0, bottom - row0)
-            _look_up(tables, row_starts[:, None], column_starts, codes[kept], result[kept])
+            _look_up(tables, row_starts if below - above > 1 else None, column_starts, codes[kept], result[kept])
         return result.view(ml_dtypes.bfloat16)
 
     def _tables(self, scales: Array) -> Array:
@@ -86,17 +84,19 @@ class Fp8Weight:
             return bits.reshape(-1)
 
 
-def _look_up(tables: Array, row_starts: Array, column_starts: Array, codes: Array, out: Array) -> None:
-    """out[r, c] = tables[row_starts[r] + column_starts[c] + codes[r, c]], some rows at a time.
+def _look_up(tables: Array, row_starts: Array | None, column_starts: Array, codes: Array, out: Array) -> None:
+    """out[r, c] = tables[row_starts[r] + column_starts[c] + codes[r, c]], some rows at a time; None: all of them 0.
 
     Few long calls: each gives the interpreter's lock away and takes it back, and with two threads a call for each
     block spent a third of the time on that.
     """
     step = max(1, LOOKED_UP // max(codes.shape[1], 1))
+    indices = np.empty((min(step, len(codes)), codes.shape[1]), np.intp)
     for row in range(0, len(codes), step):
-        index = codes[row : row + step].astype(np.intp)
-        index += column_starts
-        index += row_starts[row : row + step]
+        some = codes[row : row + step]
+        index = np.add(some, column_starts, out=indices[: len(some)])
+        if row_starts is not None:
+            index += row_starts[row : row + step]
         # every index is in range; "clip" is how numpy writes into `out` without a copy of it
         tables.take(index, out=out[row : row + step], mode="clip")
 

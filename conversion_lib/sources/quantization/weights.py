@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -70,9 +69,13 @@ class DequantizedSource:
             reason = "they quantize what goes through a layer, not its weights"
             self.left_out = (f"activation scales: {len(activations)} tensors left out; {reason}",)
 
-    def stored_bytes(self, name: str, box: Box) -> int:
+    def stored_bytes(self, name: str, box: Box | None = None) -> int:
         weight = self._weights.get(name)
-        return self._source.stored_bytes(name, box) if weight is None else weight.stored_bytes(self._source, box)
+        if weight is None:
+            return self._source.stored_bytes(name, box)
+        if box is None:
+            return sum([self._source.stored_bytes(part.name) for part in (weight.codes, *weight.others)])
+        return weight.stored_bytes(self._source, box)
 
     def read(self, name: str, box: Box | None = None) -> Array:
         weight = self._weights.get(name)
@@ -81,8 +84,7 @@ class DequantizedSource:
         return weight.read(self._source, box or whole(weight.info.shape))
 
 
-@dataclass(frozen=True)
-class Scales:
+class Scales(NamedTuple):
     """One scale for each block of `block` elements of a matrix of `shape`, edges clipped.
 
     Stored as `info`: a grid of scales, of which axes of size one at the end may be missing.
