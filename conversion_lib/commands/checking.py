@@ -9,6 +9,7 @@ import typer
 
 from conversion_lib.command import Outcome, command, parse_size
 from conversion_lib.commands.options import Ckpt
+from conversion_lib.process import return_freed_memory
 from conversion_lib.progress import Reporter
 
 app = typer.Typer()
@@ -47,6 +48,7 @@ def check(
     from conversion_lib.logits.check import Options, run_check
     from conversion_lib.logits.report import summary
 
+    return_freed_memory()
     options = Options(
         max_kl=max_kl,
         tokens=tokens,

@@ -38,7 +38,7 @@ class Prompts:
     def visible(self, window: int | None = None) -> jax.Array:
         """Which tokens each may look at, bool (tokens, tokens); window: at the last that many only, itself among
         them."""
-        order = np.arange(len(self.positions))
+        order = np.arange(len(self.positions), dtype=np.int32)
         seen = (self._prompt[:, None] == self._prompt) & (order[:, None] >= order)
         return jnp.asarray(seen if window is None else seen & (order[:, None] - order < window))
 

@@ -6,6 +6,7 @@ import hashlib
 import math
 import time
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from conversion_lib.files import write_atomically
 from conversion_lib.identity import source_identity
 from conversion_lib.logits import run
 from conversion_lib.logits.architectures import parse_config
-from conversion_lib.logits.compare import compare_logits, first_departing
+from conversion_lib.logits.compare import Comparison, compare_logits, first_departing
 from conversion_lib.logits.config import ForwardConfig, differences
 from conversion_lib.logits.golden import load_golden, require_golden_name, save_golden
 from conversion_lib.logits.maxtext import maxtext_logits, require_maxtext
@@ -52,9 +53,9 @@ BIAS_ORDERS: dict[str, BiasOrder] = {"0.2.5": "layers_first", "main": "experts_f
 
 @dataclass(frozen=True)
 class Options:
-    """max_kl: the threshold, by default one that fits the checkpoint (`rounding.py`). tokens: of the longest prompt.
-    save_golden: where to keep the reference's logits. memory_budget: bytes. maxtext_python: the interpreter that has
-    MaxText, for the engine `maxtext`."""
+    """max_kl: a threshold that decides alone; by default there is one that fits the checkpoint (`rounding.py`), and no
+    block may depart. tokens: of the longest prompt. save_golden: where to keep the reference's logits. memory_budget:
+    bytes. maxtext_python: the interpreter that has MaxText, for the engine `maxtext`."""
 
     max_kl: float | None = None
     tokens: int = 512
@@ -96,13 +97,9 @@ def run_check(
     if config.tokens < config.vocab:  # rows that MaxText leaves out, which stand for no token
         wanted = replace(wanted, logits=[logits[:, : config.tokens] for logits in wanted.logits])
     comparison = compare_logits(wanted.logits, found.logits)
-    threshold, mean_threshold = found.allowed, found.allowed_mean
-    if options.max_kl is not None:
-        threshold, mean_threshold = options.max_kl, None
-    passed = math.isfinite(comparison.max_kl) and comparison.max_kl <= threshold
-    passed = passed and (mean_threshold is None or comparison.mean_kl <= mean_threshold)
+    seconds, peak = round(time.monotonic() - started, 3), peak_bytes()
     result = CheckResult(
-        verdict="pass" if passed else "fail",
+        **_verdict(comparison, found, options),
         reason="",
         max_kl=comparison.max_kl,
         mean_kl=comparison.mean_kl,
@@ -111,11 +108,8 @@ def run_check(
         top10=comparison.top10,
         jaccard=comparison.jaccard,
         rank_agreement=comparison.rank_agreement,
-        threshold=threshold,
-        mean_threshold=mean_threshold,
-        threshold_rests_on=_rests_on(options, found),
         layers=found.layers,
-        first_departing=None if passed else first_departing(found.layers),
+        output=found.output,
         not_finite=found.lost,
         engine=options.engine,
         digest=digest,
@@ -125,25 +119,42 @@ def run_check(
         tokens=options.tokens,
         tokens_compared=len(comparison.kl),
         bytes_in=sum(info.nbytes for info in source.tensors.values()),
-        seconds=round(time.monotonic() - started, 3),
-        peak_bytes=peak_bytes(),
+        seconds=seconds,
+        peak_bytes=peak,
+        identity={
+            **_identity(checkpoint, record, wanted),
+            "digest": digest,
+            "engine": options.engine,
+            "checked": datetime.now(UTC).isoformat(timespec="seconds"),
+            "took": f"{seconds:.1f} s",
+            "peak memory": format_bytes(peak),
+        },
     )
     result = result.model_copy(update={"reason": reason(result, config)})
-    page = render(
-        ReportData(
-            title=record.model_name if record else str(stored_at(checkpoint_root(checkpoint))),
-            result=result,
-            identity=_identity(checkpoint, record, wanted, result),
-            prompts=wanted.prompts,
-            reference=wanted.logits,
-            candidate=found.logits,
-            comparison=comparison,
-        )
-    )
+    title = record.model_name if record else str(stored_at(checkpoint_root(checkpoint)))
+    page = render(ReportData(title, result, wanted.prompts, wanted.logits, found.logits, comparison))
     directory.mkdir(parents=True, exist_ok=True)
     write_atomically(directory / REPORT_PAGE_NAME, page.encode())
     write_atomically(directory / CHECK_NAME, result.model_dump_json(indent=2).encode() + b"\n")
     return result
+
+
+def _verdict(comparison: Comparison, found: run.Findings, options: Options) -> dict[str, Any]:
+    """Whether the checkpoint passes, and by what: the fields of CheckResult that say it."""
+    departing = first_departing(found.layers)
+    agree = departing is None and (found.output is None or not found.output.departs)
+    threshold, mean_threshold = found.allowed, found.allowed_mean
+    if options.max_kl is not None:
+        threshold, mean_threshold, agree = options.max_kl, None, True
+    close = math.isfinite(comparison.max_kl) and comparison.max_kl <= threshold
+    passed = agree and close and (mean_threshold is None or comparison.mean_kl <= mean_threshold)
+    return {
+        "verdict": "pass" if passed else "fail",
+        "threshold": threshold,
+        "mean_threshold": mean_threshold,
+        "threshold_rests_on": _rests_on(options, found),
+        "first_departing": None if passed else departing,
+    }
 
 
 def _require_usable(reference: Path, options: Options) -> None:
@@ -247,10 +258,9 @@ def _require_same_model(checkpoint: Path, own: dict[str, Any] | None, config: Fo
         raise BadInput(f"{reference} is of another model than {checkpoint}: {'; '.join(differing)}")
 
 
-def _identity(
-    checkpoint: Path, record: CheckpointRecord | None, reference: Reference, result: CheckResult
-) -> dict[str, str]:
-    identity = {"checkpoint": str(stored_at(checkpoint_root(checkpoint))), "digest": result.digest}
+def _identity(checkpoint: Path, record: CheckpointRecord | None, reference: Reference) -> dict[str, str]:
+    """What was compared, and with which versions, ready for display."""
+    identity = {"checkpoint": str(stored_at(checkpoint_root(checkpoint)))}
     if record is not None:
         identity |= {
             "model": f"{record.model_name} ({record.family})",
@@ -259,14 +269,11 @@ def _identity(
             "source": record.origin.repo or record.origin.path,
             "commit": record.origin.commit or "",
         }
-    identity |= {key: text for key, text in reference.origin.items() if text}
+    identity |= reference.origin
     identity["prompts"] = ", ".join(f"{len(prompt)} tokens" for prompt in reference.prompts)
-    identity["engine"] = result.engine
     for package in ("ferry", "jax"):
         try:
             identity[package] = version(package)
         except PackageNotFoundError:
             continue
-    identity["time"] = f"{result.seconds:.1f} s"
-    identity["peak memory"] = format_bytes(result.peak_bytes)
-    return identity
+    return {name: text for name, text in identity.items() if text}

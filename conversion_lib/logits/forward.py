@@ -8,8 +8,10 @@ come from `layout.py`, so that a mistake there is not made twice.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from conversion_lib.logits import blocks
@@ -32,12 +34,22 @@ from conversion_lib.progress import Task
 from conversion_lib.sources.base import Array
 
 
+@dataclass(frozen=True)
+class _Computed:
+    """A layer's stream, what its blocks put out, and how many of its experts no token went to."""
+
+    stream: jax.Array
+    states: blocks.States
+    idle: int
+
+
 class ForwardPass:
     """One run of `prompts` (integers, (tokens,) each) through the weights of `checkpoint`: `layers`, then `logits`.
 
     bias_order: the layout of a scanned DeepSeek-V3 gate bias where it is known. dithered: as `Weights` has it.
-    `idle_experts` counts the (layer, expert) pairs that no token went to. `original`: to be set, before each layer, to
-    what the original's blocks put out in it, where that is known: equal experts are then chosen as it does.
+    tie: as `rounding.Limits` has it, by default that of the same bits. `idle_experts` counts the (layer, expert) pairs
+    that no token went to. `original`: to be set, before each layer, to what the original's blocks put out in it, where
+    that is known: equal experts are then chosen as it does.
 
     Raises BadInput where a leaf is missing, left over, or disagrees with `config`.
     """
@@ -51,14 +63,17 @@ class ForwardPass:
         bias_order: BiasOrder | None = None,
         memory: Memory | None = None,
         dithered: Collection[str] = (),
+        tie: float | None = None,
         task: Task | None = None,
     ) -> None:
         self._config, self._prompts = config, prompts
+        self._tie = exact_limits(config).tie if tie is None else tie
         self._weights = Weights(checkpoint, config, bias_order=bias_order, memory=memory, dithered=dithered, task=task)
         self._sequence = Prompts([len(prompt) for prompt in prompts], self._weights.memory.score_bytes)
         self._stream: jax.Array | None = None
         self._own_inputs: jax.Array | None = None
         self._keys_and_values: dict[int, KeysAndValues] = {}
+        self._originals_keys_and_values: dict[int, KeysAndValues] = {}
         attentions = [layer.attention for layer in config.layers]
         self._taken_from = {a.keys_from for a in attentions if isinstance(a, GroupedQuery)}
         self.idle_experts = 0
@@ -73,60 +88,92 @@ class ForwardPass:
         with jax.default_matmul_precision("highest"):
             if own is not None:
                 self._own_inputs = per_layer_inputs(tokens, self._stream, top, own, self._config.eps)
-        for number, layer in enumerate(self._config.layers):
-            with jax.default_matmul_precision("highest"):
-                self._stream, states = self._layer(self._stream, number, layer)
-            yield number, {name: np.asarray(array) for name, array in states.items()}
+        for number in range(len(self._config.layers)):
+            computed = self._layer(self._stream, number, self.original, self._keys_and_values)
+            self._stream = computed.stream
+            self.idle_experts += computed.idle
+            yield number, computed.states
 
-    def _layer(self, stream: jax.Array, number: int, layer: Layer) -> tuple[jax.Array, blocks.States]:
-        leaves, norms, eps = self._weights.layer(layer), layer.norms, self._config.eps
-        states: dict[str, jax.Array | Array] = {}
+    def is_taken_from(self, number: int) -> bool:
+        """Whether later layers take the keys and values of this one."""
+        return number in self._taken_from
 
-        def norm(x: jax.Array, path: str | None, block: str) -> jax.Array:
-            if path is None:
-                return x
-            normed: jax.Array = rms_norm(x, leaves.read(path) + self._config.norm_offset, eps)
-            states[block] = normed
-            return normed
+    def again(self, number: int, before: Array, original: blocks.States) -> blocks.States:
+        """What the blocks of a layer put out where it starts from the original's stream `before` it, float32 (tokens,
+        hidden), and its second half from the original's stream behind attention.
 
-        x = norm(stream, norms.before_attention, blocks.NORM_BEFORE_ATTENTION)
-        x = self._attention(x, leaves, number, layer)
-        states[blocks.ATTENTION] = x
-        stream = stream + norm(x, norms.after_attention, blocks.NORM_AFTER_ATTENTION)
-        x = norm(stream, norms.before_mlp, blocks.NORM_BEFORE_MLP)
-        half = feed_forward(
-            x, stream, leaves, layer.feed_forward, eps, original=self.original, tie=exact_limits(self._config).block
-        )
-        states |= half.states
-        stream = stream + norm(half.out, norms.after_mlp, blocks.NORM_AFTER_MLP)
-        self.idle_experts += half.idle
-        if self._config.per_layer_input is not None:
-            assert self._own_inputs is not None
-            own = self._own_inputs[number]
-            stream, seen = add_per_layer_input(stream, own, leaves, self._config.per_layer_input, eps)
-            states |= seen
-        if self._config.layer_scalars:
-            stream = stream * leaves.read(LAYER_SCALAR)
-        return stream, {**states, blocks.STREAM: stream}  # type: ignore[dict-item]
+        So no block is blamed for what others got wrong. Keys and values of an earlier layer are those of its own run
+        from the original's stream, where there was one.
+        """
+        added = original.get(blocks.NORM_AFTER_ATTENTION, original[blocks.ATTENTION])
+        kept, middle = self._originals_keys_and_values, jnp.asarray(before + added)
+        return self._layer(jnp.asarray(before), number, original, kept, middle).states
 
-    def _attention(self, x: jax.Array, leaves: Leaves, number: int, layer: Layer) -> jax.Array:
+    def _layer(
+        self,
+        stream: jax.Array,
+        number: int,
+        original: blocks.States | None,
+        kept: dict[int, KeysAndValues],
+        middle: jax.Array | None = None,
+    ) -> _Computed:
+        """kept: where keys and values go that later layers take. middle: the stream behind attention, where it is to be
+        another than the own."""
+        with jax.default_matmul_precision("highest"):
+            layer, eps = self._config.layers[number], self._config.eps
+            leaves, norms = self._weights.layer(layer), layer.norms
+            states: dict[str, jax.Array | Array] = {}
+
+            def norm(x: jax.Array, path: str | None, block: str) -> jax.Array:
+                if path is None:
+                    return x
+                normed: jax.Array = rms_norm(x, leaves.read(path) + self._config.norm_offset, eps)
+                states[block] = normed
+                return normed
+
+            x = norm(stream, norms.before_attention, blocks.NORM_BEFORE_ATTENTION)
+            states[blocks.ATTENTION] = x = self._attention(x, leaves, number, layer, kept)
+            stream = stream + norm(x, norms.after_attention, blocks.NORM_AFTER_ATTENTION)
+            if middle is not None:
+                stream = middle
+            x = norm(stream, norms.before_mlp, blocks.NORM_BEFORE_MLP)
+            half = feed_forward(x, stream, leaves, layer.feed_forward, eps, original=original, tie=self._tie)
+            states |= half.states
+            stream = stream + norm(half.out, norms.after_mlp, blocks.NORM_AFTER_MLP)
+            if self._config.per_layer_input is not None:
+                assert self._own_inputs is not None
+                own = self._own_inputs[number]
+                stream, seen = add_per_layer_input(stream, own, leaves, self._config.per_layer_input, eps)
+                states |= seen
+            if self._config.layer_scalars:
+                stream = stream * leaves.read(LAYER_SCALAR)
+            states[blocks.STREAM] = stream
+        return _Computed(stream, {name: np.asarray(array) for name, array in states.items()}, half.idle)
+
+    def _attention(
+        self, x: jax.Array, leaves: Leaves, number: int, layer: Layer, kept: dict[int, KeysAndValues]
+    ) -> jax.Array:
         """What attention adds to the stream: x is the normed stream, float32 (tokens, hidden), as is the result."""
         config, path, eps = layer.attention, layer.attention_path, self._config.eps
         if isinstance(config, Latent):
             return latent_attention(x, leaves, path, config, self._sequence)
         if not isinstance(config, GroupedQuery):
             return delta_net(x, leaves, path, config, eps, self._sequence)
-        earlier = None if config.keys_from is None else self._keys_and_values[config.keys_from]
+        earlier = None
+        if config.keys_from is not None:
+            earlier = kept.get(config.keys_from, self._keys_and_values[config.keys_from])
         out, own = grouped_query_attention(x, leaves, path, config, eps, self._sequence, earlier)
         if number in self._taken_from:
-            self._keys_and_values[number] = own
+            kept[number] = own
         return out
 
-    def logits(self) -> list[Array]:
-        """After the last of `layers`: for each prompt float32 (tokens, vocabulary)."""
-        assert self._stream is not None
+    def logits(self, original: Array | None = None) -> list[Array]:
+        """After the last of `layers`: for each prompt float32 (tokens, vocabulary). original: the original's stream, to
+        take instead of the own."""
+        stream = self._stream if original is None else jnp.asarray(original)
+        assert stream is not None
         with jax.default_matmul_precision("highest"):
-            logits = unembed(self._stream, self._weights.top, self._config)
+            logits = unembed(stream, self._weights.top, self._config)
         return np.split(logits, np.cumsum([len(prompt) for prompt in self._prompts])[:-1])
 
     def run(self) -> list[Array]:

@@ -33,13 +33,12 @@ def divide(budget: int, config: ForwardConfig, tokens: int) -> Memory:
     """What each part of a check of `tokens` tokens may take of `budget` bytes.
 
     Raises BadInput where the budget does not hold what cannot be sliced: the logits of both sides, the streams, the
-    masks, one expert, and the scores of an indexer, which transformers makes all at once.
+    masks, one expert.
     """
-    logits = 4 * 4 * tokens * config.vocab
+    logits = 5 * 4 * tokens * config.vocab
     wide = max(config.hidden, *(_width(layer.attention) for layer in config.layers))
     streams = 4 * tokens * (30 * config.hidden + 3 * wide)
     masks = 4 * 4 * tokens**2
-    indexed = 4 * 3 * tokens**2 * max(_indexed_heads(layer.attention) for layer in config.layers)
     expert = max(
         (
             3 * 4 * config.hidden * layer.feed_forward.width
@@ -49,8 +48,9 @@ def divide(budget: int, config: ForwardConfig, tokens: int) -> Memory:
         default=0,
     )
     # logits are there after the last layer, scores and weights before
-    held = PROGRAM + streams + max(logits, masks + indexed)
-    least_scores = max(SMALLEST_SCORES, 4 * config.heads * tokens)  # one query at the least
+    held = PROGRAM + streams + max(logits, masks)
+    heads = max(config.heads, *(_indexed_heads(layer.attention) for layer in config.layers))
+    least_scores = max(SMALLEST_SCORES, 4 * heads * tokens)  # one query at the least
     least = held + SCORE_COPIES * least_scores + max(2 * expert, COPIES * SMALLEST_SLICE)
     if least > budget:
         raise BadInput(

@@ -136,7 +136,10 @@ def _choose_experts(
     _, chosen = jax.lax.top_k(_of_groups(choice, groups >= least, moe), moe.per_token)
     if original is not None:
         _, theirs = jax.lax.top_k(original, moe.per_token)
-        chosen = jnp.where(_as_good(choice, groups, theirs, moe, tie), theirs, chosen)
+        # what float32 loses grows with a score, not with the bias on it; logits may be about zero, where a share says
+        # nothing
+        size = None if moe.scores == "softmax" else jnp.max(jnp.abs(scores), axis=1, keepdims=True)
+        chosen = jnp.where(_as_good(choice, groups, theirs, moe, tie, size), theirs, chosen)
     shares = jnp.take_along_axis(scores, chosen, axis=1)
     if moe.scores == "chosen_softmax":
         return chosen, jax.nn.softmax(shares, axis=-1)
@@ -157,23 +160,25 @@ def _of_groups(choice: jax.Array, kept: jax.Array, moe: Moe) -> jax.Array:
     return jnp.where(jnp.repeat(kept, moe.experts // moe.groups, axis=1), choice, -jnp.inf)
 
 
-def _as_good(choice: jax.Array, groups: jax.Array, theirs: jax.Array, moe: Moe, tie: float) -> jax.Array:
+def _as_good(
+    choice: jax.Array, groups: jax.Array, theirs: jax.Array, moe: Moe, tie: float, size: jax.Array | None
+) -> jax.Array:
     """Whether `theirs`, (tokens, per_token), is as good a choice as ours but for a share of `tie`, bool (tokens, 1).
 
     Their groups are no worse than the last that is kept, and their experts no worse than the best that they left:
-    in their groups, and in those that are kept whatever is taken as equal.
+    in their groups, and in those that are kept whatever is taken as equal. size: what `tie` is a share of, (tokens, 1);
+    None for the values compared themselves.
     """
     used = jax.nn.one_hot(theirs // (moe.experts // moe.groups), moe.groups, dtype=bool).any(axis=1)
     ranked = jnp.pad(jax.lax.top_k(groups, moe.groups)[0], ((0, 0), (0, 1)), constant_values=-jnp.inf)
     last_kept, first_left = ranked[:, moe.groups_kept - 1, None], ranked[:, moe.groups_kept, None]
-    allowed = groups >= last_kept - tie * jnp.abs(last_kept)
-    certain = groups > first_left + tie * jnp.abs(last_kept)
+    slack = tie * (jnp.abs(last_kept) if size is None else size)
+    allowed, certain = groups >= last_kept - slack, groups > first_left + slack
     taken = jax.nn.one_hot(theirs, moe.experts, dtype=bool).any(axis=1)
     left = jnp.max(jnp.where(taken, -jnp.inf, _of_groups(choice, used | certain, moe)), axis=1, keepdims=True)
     worst = jnp.min(jnp.where(taken, choice, jnp.inf), axis=1, keepdims=True)
-    # logits may be about zero, where a share says nothing
-    scale = jnp.max(jnp.abs(choice), axis=1, keepdims=True) if moe.scores == "chosen_softmax" else jnp.abs(worst)
-    return (worst >= left - tie * scale) & jnp.where(used, allowed, True).all(1, keepdims=True)
+    as_good = worst >= left - tie * (jnp.abs(worst) if size is None else size)
+    return as_good & jnp.where(used, allowed, True).all(1, keepdims=True)
 
 
 def routed_experts(x: jax.Array, leaves: Leaves, moe: Moe, chosen: Array, shares: Array) -> tuple[jax.Array, int]:
@@ -190,6 +195,7 @@ def routed_experts(x: jax.Array, leaves: Leaves, moe: Moe, chosen: Array, shares
         if not any(len(tokens) for tokens, _ in visits):
             continue
         weights = [leaves.read(f"{moe.path}/{name}", rows) for name in names]
+        jax.block_until_ready(total)  # lets go of the slice before the last
         for index, (tokens, slots) in enumerate(visits):
             if len(tokens):
                 where, share = _padded(tokens.astype(np.int32), shares[tokens, slots])

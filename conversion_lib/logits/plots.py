@@ -46,19 +46,19 @@ def kl_by_token(comparison: Comparison, threshold: float, prompts: Sequence[Arra
 
 
 def streams(layers: Sequence[LayerDifference]) -> str:
-    """The stream behind each layer, and what is allowed of it."""
+    """The stream behind each layer; what is equal lies at the bottom."""
     figure, axes = _axes("layer", "relative difference")
     known = [entry for entry in layers if np.isfinite(entry.relative)]
-    axes.plot([e.layer for e in known], [max(e.relative, FLOOR) for e in known], "-", color=GREY, linewidth=1)
+    other = [entry.relative for entry in known if entry.relative > 0] or [1.0]
+    bottom, top = min(other) / 3, 3 * max(other)
+    axes.plot([e.layer for e in known], [max(e.relative, bottom) for e in known], "-", color=GREY, linewidth=1)
     for entry in known:
-        departs = next(reversed(entry.blocks.values())).departs
-        axes.plot([entry.layer], [max(entry.relative, FLOOR)], "o", markersize=4, color=RED if departs else BLUE)
+        color = RED if entry.departs else BLUE
+        axes.plot([entry.layer], [max(entry.relative, bottom)], "o", markersize=4, color=color)
     for entry in layers:
         if not np.isfinite(entry.relative):
             axes.axvline(entry.layer, color=RED, linewidth=0.5)
-    allowed = [next(reversed(entry.blocks.values())).allowed for entry in layers]
-    axes.plot([e.layer for e in layers], allowed, "--", color=RED, linewidth=1, label="allowed")
-    _finish(axes, [*allowed, *(entry.relative for entry in known)])
+    axes.set_ylim(bottom / 2, top)
     axes.xaxis.get_major_locator().set_params(integer=True)
     return _svg(figure)
 
@@ -74,7 +74,7 @@ def blocks_by_layer(layers: Sequence[LayerDifference]) -> str:
     figure, axes = _axes("layer", "", height=0.7 + 0.28 * len(names))
     for column, entry in enumerate(decoder):
         for name, block in entry.blocks.items():
-            grid[names.index(name), column] = np.clip(block.relative, 1e-8, 1) if np.isfinite(block.relative) else 1
+            grid[names.index(name), column] = np.clip(np.nan_to_num(block.relative.largest, nan=1), 1e-8, 1)
             if block.departs:
                 frame = (column - 0.5, names.index(name) - 0.5)
                 axes.add_patch(Rectangle(frame, 1, 1, fill=False, edgecolor=RED, linewidth=1.2))

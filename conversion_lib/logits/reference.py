@@ -105,13 +105,14 @@ def transformers_reference(
     import torch
     import transformers
 
-    from conversion_lib.logits.streaming import attention_in_blocks, one_prompt_at_a_time
+    from conversion_lib.logits.streaming import attention_in_blocks, indexers_in_blocks, one_prompt_at_a_time
 
     config, source, memory = load_config(directory), open_reference(directory), memory or Memory()
     with quiet(), torch.no_grad():
         model, watch = _model(config, source, memory, task)
         packing = _Packing(model.config, prompts)
         one_prompt_at_a_time(model, packing.lengths)
+        indexers_in_blocks(model, memory.score_bytes)
         if observe is not None:
             watch.start(model, packing, observe)
         with attention_in_blocks(model, memory.score_bytes):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,11 +18,10 @@ from conversion_lib.sources.base import Array
 
 @dataclass(frozen=True)
 class ReportData:
-    """Everything the report shows. identity: what was compared, ready for display."""
+    """Everything the report shows."""
 
     title: str
     result: CheckResult
-    identity: Mapping[str, str]
     prompts: Sequence[Array]
     reference: Sequence[Array]
     candidate: Sequence[Array]
@@ -47,7 +46,6 @@ def render(data: ReportData) -> str:
         figures=figures(result),
         plots={name: Markup(svg) for name, svg in drawn.items()},  # noqa: S704 - our own SVG
         positions=[_position(data, index) for index in _positions(comparison, data.prompts)],
-        identity=[(name, text) for name, text in data.identity.items() if text],
     )
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from conversion_lib.logits.compare import LayerDifference, Spot
+from conversion_lib.logits.compare import BlockDifference, LayerDifference, Spot
 from conversion_lib.logits.config import ForwardConfig, Latent
 from conversion_lib.sources.base import Array
 
@@ -38,6 +38,8 @@ class CheckResult(BaseModel):
     threshold_rests_on: str
     layers: list[LayerDifference]
     """Empty where only one side's layers were seen: golden logits have none, and MaxText shows none."""
+    output: BlockDifference | None
+    """The final norm and the projection to logits; None where `layers` is empty."""
     first_departing: Spot | None
     """Of a failed check: the first block that is off, None where every block agrees or none was compared."""
     not_finite: Spot | None
@@ -60,6 +62,8 @@ class CheckResult(BaseModel):
     bytes_in: int
     """Of the checkpoint's leaves, all of which were read."""
     seconds: float
+    identity: dict[str, str]
+    """What was compared, by whom and when: names of repository, commit, target, versions; ready for display."""
     peak_bytes: int
     """The largest resident memory of the process that checked; with MaxText as the engine, its own is not in it."""
 
@@ -85,14 +89,29 @@ def reason(result: CheckResult, config: ForwardConfig) -> str:
     elif spot is not None and spot.layer == -1:
         where = "the embedding is off already"
     elif spot is not None:
-        where = f"{spot} is the first block (of layers 0 to {len(config.layers) - 1}) that departs from the original"
-    elif result.layers:
-        where = "every layer agrees, so look at the final norm and the output projection"
+        where = (
+            f"{spot} is the first block (of layers 0 to {len(config.layers) - 1}) that departs from the original; it "
+            f"{_by_how_much(_block(result.layers, spot))}"
+        )
+    elif result.output is not None:
+        departs = f", which {_by_how_much(result.output)}" if result.output.departs else ""
+        where = f"every layer agrees, so look at the final norm and the output projection{departs}"
     elif result.engine == "maxtext":
         where = "--engine ferry shows which layer departs"
     else:
         where = "check against the Hugging Face directory to see which layer departs"
     return f"{largest}: {where}."
+
+
+def _block(layers: Sequence[LayerDifference], spot: Spot) -> BlockDifference:
+    return next(entry for entry in layers if entry.layer == spot.layer).blocks[spot.block]
+
+
+def _by_how_much(block: BlockDifference) -> str:
+    found, allowed = block.relative, block.allowed
+    if found.mean <= allowed.mean:
+        return f"is off by {found.largest:.1e} of a token's length (allowed {allowed.largest:.1e})"
+    return f"is off by {found.mean:.1e} of a token's length on average (allowed {allowed.mean:.1e})"
 
 
 def notes(config: ForwardConfig, prompts: Sequence[Array], idle_experts: int) -> list[str]:

@@ -8,11 +8,11 @@ there: a second run whose rounded weights are moved at random by as much as roun
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from conversion_lib.logits import blocks
-from conversion_lib.logits.compare import compare_logits, relative_difference
+from conversion_lib.logits.compare import Relative, compare_logits, relative_difference
 from conversion_lib.logits.config import DeltaNet, ForwardConfig
 from conversion_lib.sources.base import Array, TensorInfo
 
@@ -24,24 +24,29 @@ families at most 5e-9. Real models are deeper and their sums longer, so there is
 @dataclass(frozen=True)
 class Limits:
     """What float32 explains where both sides hold the same bits. max_kl: of any token; mean_kl: of all, None where the
-    largest says enough; block: relative difference of what a block puts out, above which it departs."""
+    largest says enough; block: how far off a block may be; tie: the share of a score by which experts' scores may
+    differ and count as equal."""
 
     max_kl: float
     mean_kl: float | None
-    block: float
+    block: Relative
+    tie: float
 
 
-EXACT = Limits(EXACT_KL, None, 5e-4)
-"""Same bits stayed below 2e-5 on tiny models, 1.3e-4 in twelve layers of Gemma 4."""
+EXACT = Limits(EXACT_KL, None, Relative(mean=5e-4, largest=5e-3), tie=5e-4)
+"""Blocks of the same bits, given the same inputs, stayed below 2e-5 on tiny models. A token whose output is a small
+difference of large numbers may lose more than others: hence ten times as much for a single one."""
 
-DELTA_NETS = Limits(1e-4, 1e-5, 1e-2)
-"""The norms in a delta net magnify what float32 loses: 1e-3 in a tiny model of eight layers, whose largest KL was 5e-8;
-4e-2, largest KL 2.2e-5, mean 3e-7, in one of 48 layers."""
+DELTA_NETS = Limits(1e-4, 1e-5, EXACT.block, tie=1e-2)
+"""The norms in a delta net magnify what float32 loses: in a tiny model of 48 layers the stream was 4e-2 off at the end,
+and the largest KL 2.2e-5, the mean 3e-7."""
 
-MAX_MARGIN, MEAN_MARGIN, BLOCK_MARGIN = 10, 3, 3
-"""Of what a check allows over what the second run measured: one draw against another. On tiny models whose query, or
-every weight, was rounded (24 checkpoints) the true figures were at most 2.5, 1.2 and 2.1 times the measured ones; one
-bfloat16 tensor of four layers with a noise of 1 % had a mean KL of 5.5 times and more."""
+ROUNDED_TIE = 0.05
+"""`Limits.tie` where a plan rounds, which moves scores of experts by up to some hundredths."""
+
+MAX_MARGIN, MEAN_MARGIN = 10, 3
+LARGEST_BLOCK_MARGIN, MEAN_BLOCK_MARGIN = 3, 2
+"""Of what a check allows over what the second run measured: one draw against another."""
 
 WIDER = ("float32", "float16", "float64")
 """Dtypes with more bits than bfloat16's eight."""
@@ -50,6 +55,11 @@ WIDER = ("float32", "float16", "float64")
 def exact_limits(config: ForwardConfig) -> Limits:
     """Those for a model."""
     return DELTA_NETS if any(isinstance(layer.attention, DeltaNet) for layer in config.layers) else EXACT
+
+
+def tie(config: ForwardConfig, rounded: Collection[str]) -> float:
+    """By what share scores of experts may differ and count as equal. rounded: the leaves that are roundings."""
+    return max(exact_limits(config).tie, ROUNDED_TIE if rounded else 0)
 
 
 def rounded_leaves(config: ForwardConfig, tensors: Mapping[str, TensorInfo], source_dtype: str) -> frozenset[str]:
@@ -72,15 +82,23 @@ class Allowance:
         self._exact = exact_limits(config)
         self.max_kl, self.mean_kl = self._exact.max_kl, self._exact.mean_kl
 
-    def of_blocks(self, found: blocks.States, dithered: blocks.States | None) -> dict[str, float]:
-        """The relative difference allowed of each block of a layer, by what it put out in both runs."""
-        exact = self._exact.block
-        allowed: dict[str, float] = defaultdict(lambda: exact)
+    def of_blocks(self, found: blocks.States, dithered: blocks.States | None) -> Mapping[str, Relative]:
+        """How far off each block of a layer may be, by what it put out in both runs."""
+        allowed: dict[str, Relative] = defaultdict(lambda: self._exact.block)
         for name in dithered or {}:
             assert dithered is not None
-            measured = relative_difference(found[name], dithered[name])
-            allowed[name] = max(exact, BLOCK_MARGIN * measured if measured < float("inf") else 0)
+            allowed[name] = self.of_block(relative_difference((found[name], dithered[name])))
         return allowed
+
+    def of_block(self, measured: Relative | None) -> Relative:
+        """How far off a block may be that rounding moves by `measured`."""
+        exact = self._exact.block
+        if measured is None or not measured.largest < float("inf"):
+            return exact
+        return Relative(
+            mean=max(exact.mean, MEAN_BLOCK_MARGIN * measured.mean),
+            largest=max(exact.largest, LARGEST_BLOCK_MARGIN * measured.largest),
+        )
 
     def of_logits(self, found: Sequence[Array], dithered: Sequence[Array]) -> None:
         """Sets `max_kl` and `mean_kl` by the logits of both runs."""

@@ -8,12 +8,20 @@ from functools import partial
 from pathlib import Path
 
 from conversion_lib.logits import blocks
-from conversion_lib.logits.compare import LayerDifference, Spot, compare_layer, not_finite
+from conversion_lib.logits.compare import (
+    BlockDifference,
+    LayerDifference,
+    Spot,
+    compare_blocks,
+    compare_layer,
+    not_finite,
+    relative_difference,
+)
 from conversion_lib.logits.config import ForwardConfig
 from conversion_lib.logits.forward import ForwardPass
 from conversion_lib.logits.memory import Memory
 from conversion_lib.logits.reference import Reference, dtype_of, open_reference, transformers_reference
-from conversion_lib.logits.rounding import EXACT_KL, Allowance, exact_limits, rounded_leaves
+from conversion_lib.logits.rounding import EXACT_KL, Allowance, exact_limits, rounded_leaves, tie
 from conversion_lib.logits.weights import BiasOrder, Checkpoint
 from conversion_lib.progress import Reporter, Task
 from conversion_lib.sources.base import Array, Source
@@ -31,12 +39,13 @@ class Subject:
 
 @dataclass
 class Findings:
-    """What a run found. `layers`: empty where only one side's layers were seen. lost: where the checkpoint's values
-    were no longer finite. allowed, allowed_mean: the largest and the mean KL that rounding explains. rounded: of how
-    many leaves."""
+    """What a run found. `layers` and `output`, the final norm and the projection to logits: empty where only one side's
+    layers were seen. lost: where the checkpoint's values were no longer finite. allowed, allowed_mean: the largest and
+    the mean KL that rounding explains. rounded: of how many leaves."""
 
     logits: list[Array] = field(default_factory=list)
     layers: list[LayerDifference] = field(default_factory=list)
+    output: BlockDifference | None = None
     lost: Spot | None = None
     idle_experts: int = 0
     allowed: float = EXACT_KL
@@ -50,10 +59,11 @@ def exact(subject: Subject) -> Findings:
     return Findings(allowed=limits.max_kl, allowed_mean=limits.mean_kl)
 
 
-class _Candidate:
-    """The checkpoint's forward pass, a layer at a time, with a dithered one beside it where the plan rounds."""
+class Candidate:
+    """The checkpoint's forward pass, a layer at a time, with a dithered one beside it where the plan rounds: `step` for
+    the embedding and each layer, then `finish`. source_dtype: as `rounded_leaves` has it."""
 
-    def __init__(self, subject: Subject, prompts: Sequence[Array], source_dtype: str, task: Task) -> None:
+    def __init__(self, subject: Subject, prompts: Sequence[Array], source_dtype: str, task: Task | None = None) -> None:
         leaves = rounded_leaves(subject.config, subject.checkpoint.tensors, source_dtype)
         forward = partial(
             ForwardPass,
@@ -62,33 +72,64 @@ class _Candidate:
             prompts,
             bias_order=subject.bias_order,
             memory=subject.memory,
+            tie=tie(subject.config, leaves),
             task=task,
         )
         self._pass = forward()
         self._dithered = forward(dithered=leaves) if leaves else None
+        self._runs = [self._pass, *([self._dithered] if self._dithered else [])]
         self._steps = self._pass.layers()
         self._dithered_steps = self._dithered.layers() if self._dithered else None
-        self._allowance = Allowance(subject.config)
+        self._allowance, self._tokens = Allowance(subject.config), subject.config.tokens
+        self._before: Array | None = None
         self.findings = Findings(rounded=len(leaves))
 
     def step(self, wanted: blocks.States | None = None) -> None:
         """The next layer, compared with what the reference's `wanted` has of it."""
-        for one in filter(None, (self._pass, self._dithered)):
+        for one in self._runs:
             one.original = wanted
         number, found = next(self._steps)
         dithered = next(self._dithered_steps)[1] if self._dithered_steps else None
         if self.findings.lost is None:
             self.findings.lost = not_finite(number, found)
         if wanted is not None:
-            allowed = self._allowance.of_blocks(found, dithered)
-            self.findings.layers.append(compare_layer(number, wanted, found, allowed))
+            self.findings.layers.append(self._compared(number, wanted, found, dithered))
+            self._before = wanted[blocks.STREAM if blocks.STREAM in wanted else blocks.EMBEDDING]
 
-    def finish(self) -> Findings:
+    def _compared(
+        self, number: int, wanted: blocks.States, found: blocks.States, dithered: blocks.States | None
+    ) -> LayerDifference:
+        """The layer against the original's. Where a block is off, the layer runs once more from the original's own
+        stream: what earlier layers add up to, rounding among it, is not for this one to answer for."""
+        if self._before is None:
+            return compare_layer(number, wanted, found, self._allowance.of_blocks(found, dithered))
+        compared = compare_layer(number, wanted, found, self._allowance.of_blocks(found, None))
+        if compared.departs or self._pass.is_taken_from(number):
+            again, *moved = [one.again(number, self._before, wanted) for one in self._runs]
+            allowed = self._allowance.of_blocks(again, moved[0] if moved else None)
+            return compared.model_copy(update={"blocks": compare_blocks(wanted, again, allowed)})
+        return compared
+
+    def finish(self, wanted: Sequence[Array] | None = None) -> Findings:
+        """What was found. wanted: the reference's logits, where its layers were seen."""
         self.findings.logits, self.findings.idle_experts = self._pass.logits(), self._pass.idle_experts
         if self._dithered is not None:
             self._allowance.of_logits(self.findings.logits, self._dithered.logits())
         self.findings.allowed, self.findings.allowed_mean = self._allowance.max_kl, self._allowance.mean_kl
+        if wanted is not None:
+            self.findings.output = self._output([logits[:, : self._tokens] for logits in wanted])
         return self.findings
+
+    def _output(self, wanted: Sequence[Array]) -> BlockDifference:
+        """The logits against the original's; where they are off, those of the original's own stream."""
+        off = relative_difference(*zip(wanted, self.findings.logits, strict=True))
+        compared = BlockDifference(relative=off, allowed=self._allowance.of_block(None))
+        if not compared.departs:
+            return compared
+        again, *moved = [one.logits(self._before) for one in self._runs]
+        by_rounding = relative_difference(*zip(again, moved[0], strict=True)) if moved else None
+        off = relative_difference(*zip(wanted, again, strict=True))
+        return BlockDifference(relative=off, allowed=self._allowance.of_block(by_rounding))
 
 
 def in_step(
@@ -100,20 +141,20 @@ def in_step(
     dtype = dtype_of(source)
     total = _nbytes(source) + _nbytes(subject.checkpoint) * _passes(subject, dtype)
     with reporter.task("comparing layer by layer", total) as task:
-        candidate = _Candidate(subject, prompts, dtype, task)
+        candidate = Candidate(subject, prompts, dtype, task)
 
         def observe(_: int, wanted: blocks.States) -> None:
             candidate.step(wanted)
 
         reference = transformers_reference(directory, prompts, memory=subject.memory, observe=observe, task=task)
-        return reference, candidate.finish()
+        return reference, candidate.finish(reference.logits)
 
 
 def alone(subject: Subject, prompts: Sequence[Array], source_dtype: str, reporter: Reporter) -> Findings:
     """Runs the checkpoint where the reference is a file of logits."""
     total = _nbytes(subject.checkpoint) * _passes(subject, source_dtype)
     with reporter.task("logits of the checkpoint", total) as task:
-        candidate = _Candidate(subject, prompts, source_dtype, task)
+        candidate = Candidate(subject, prompts, source_dtype, task)
         for _ in range(len(subject.config.layers) + 1):
             candidate.step()
         return candidate.finish()

@@ -64,6 +64,55 @@ def _split(module: Any, lengths: list[int]) -> None:
     module.forward = forward
 
 
+def indexers_in_blocks(model: Any, score_bytes: int) -> None:
+    """Gives DeepSeek V3.2's indexers a block of queries at a time, whose scores take `score_bytes`."""
+    for name, module in model.named_modules():
+        if name.endswith(".indexer"):
+            _choose_in_blocks(module, score_bytes)
+
+
+class _Keys:
+    """What the indexer takes for its cache: keeps all keys when it first sees them, and then hands them out."""
+
+    def __init__(self) -> None:
+        self._all: torch.Tensor | None = None
+
+    def update_indexer(self, keys: torch.Tensor, _layer: int) -> torch.Tensor:
+        if self._all is None:
+            self._all = keys
+            return keys[:, :1]  # nothing is chosen yet
+        return self._all
+
+
+def _choose_in_blocks(module: Any, score_bytes: int) -> None:
+    whole = module.forward
+
+    def forward(
+        hidden_states: torch.Tensor,
+        low_rank: torch.Tensor,
+        tables: tuple[torch.Tensor, torch.Tensor],
+        mask: torch.Tensor,
+        positions: torch.Tensor,
+        **_: Any,
+    ) -> torch.Tensor:
+        keys, tokens = _Keys(), hidden_states.shape[1]
+        whole(hidden_states, low_rank, tables, mask[..., :1], positions, past_key_values=keys)
+        chosen = []
+        for here in _query_blocks(tokens, 4 * module.n_heads * tokens, score_bytes):
+            turned = (tables[0][:, here], tables[1][:, here])
+            rows = (hidden_states[:, here], low_rank[:, here], turned, mask[:, here], positions)
+            chosen.append(whole(*rows, past_key_values=keys))
+        return torch.cat(chosen, dim=1)
+
+    module.forward = forward
+
+
+def _query_blocks(tokens: int, bytes_a_query: int, most: int) -> Iterator[slice]:
+    step = max(1, most // bytes_a_query)
+    for start in range(0, tokens, step):
+        yield slice(start, min(start + step, tokens))
+
+
 @contextmanager
 def attention_in_blocks(model: Any, score_bytes: int) -> Iterator[None]:
     """Within it the model's eager attention sees a block of queries at a time, whose scores take `score_bytes`."""
@@ -79,10 +128,8 @@ def attention_in_blocks(model: Any, score_bytes: int) -> Iterator[None]:
         **more: Any,
     ) -> tuple[torch.Tensor, None]:
         heads, tokens = query.shape[1:3]
-        rows = max(1, score_bytes // (4 * len(query) * heads * key.shape[2]))
         outs = []
-        for start in range(0, tokens, rows):
-            here = slice(start, min(start + rows, tokens))
+        for here in _query_blocks(tokens, 4 * len(query) * heads * key.shape[2], score_bytes):
             mask = None if attention_mask is None else attention_mask[:, :, here]
             outs.append(whole(module, query[:, :, here], key, value, mask, **more)[0])
         return torch.cat(outs, dim=1), None

@@ -78,12 +78,14 @@ class Leaves:
         """x times the leaf, summed over the last `axes` axes of x and the first of the leaf, slice by slice.
 
         x: float32 (tokens, ...); the result is float32 (tokens, remaining axes of the leaf). Slices are cut
-        along the summed axis because that is the one checkpoints are chunked along: no chunk is read twice.
+        along the summed axis because that is the one checkpoints are chunked along: no chunk is read twice. A slice is
+        read while jax multiplies by the one before; without waiting for that, all would be read at once.
         """
         total: jax.Array | None = None
         for start, stop in self.slices(leaf):
-            part = jnp.tensordot(x[:, start:stop], self.read(leaf, (start, stop)), axes)
-            total = part if total is None else total + part
+            rows = self.read(leaf, (start, stop))
+            part = jnp.tensordot(jax.block_until_ready(x)[:, start:stop], rows, axes)
+            total = part if total is None else jax.block_until_ready(total) + part
         assert total is not None
         return total
 
@@ -163,9 +165,12 @@ class Weights:
         return values + jnp.asarray(self._dither(array)) if name in self._dithered else values
 
     def _dither(self, array: Array) -> Array:
-        """Noise that is uniform within half a unit in the last place of bfloat16, as rounding to it is."""
-        step = np.exp2(np.frexp(array.astype(np.float32))[1] - 8).astype(np.float32)
-        noise: Array = step * (self._random.random(array.shape, np.float32) - np.float32(0.5))
+        """Noise that is uniform within half a unit in the last place of bfloat16, as rounding to it is; a zero, which
+        nothing was rounded to, stays one."""
+        exponents = np.ascontiguousarray(array, np.float32).view(np.uint32) & np.uint32(0x7F800000)
+        noise: Array = self._random.random(array.shape, np.float32)
+        noise -= np.float32(0.5)
+        noise *= exponents.view(np.float32) * np.float32(2**-7)
         return noise
 
     def _check(self) -> None:

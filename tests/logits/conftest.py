@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 
 from conversion_lib.config import load_config
+from conversion_lib.logits import run
 from conversion_lib.logits.architectures import parse_config
 from conversion_lib.logits.blocks import States
+from conversion_lib.logits.memory import Memory
 from conversion_lib.logits.prompts import fixed_prompts
 from conversion_lib.logits.reference import Reference, transformers_reference
+from conversion_lib.logits.weights import Checkpoint
 from tests.logits.models import build_model
 
 
@@ -60,6 +63,15 @@ class Seen:
 
     reference: Reference
     states: dict[int, States]
+
+
+def findings(checkpoint: Checkpoint, seen: Seen) -> run.Findings:
+    """What a run of `checkpoint` in step with the original finds, whose layers' states are known."""
+    subject = run.Subject(checkpoint, parse_config(seen.reference.config), None, Memory())
+    candidate = run.Candidate(subject, seen.reference.prompts, seen.reference.dtype)
+    for wanted in seen.states.values():
+        candidate.step(wanted)
+    return candidate.finish(seen.reference.logits)
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import pickle
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -15,12 +15,15 @@ import pytest
 from conversion_lib.errors import BadInput
 from conversion_lib.logits import blocks, check
 from conversion_lib.logits.check import Options, run_check
-from conversion_lib.logits.compare import Spot
+from conversion_lib.logits.compare import Spot, compare_logits, first_departing
+from conversion_lib.logits.prompts import fixed_prompts
+from conversion_lib.logits.reference import transformers_reference
 from conversion_lib.logits.result import CheckResult
 from conversion_lib.logits.rounding import EXACT_KL
 from conversion_lib.manifest import checkpoint_digest
 from conversion_lib.record import CheckpointRecord, Origin, Target
-from tests.logits.conftest import write_orbax
+from tests.logits.conftest import Seen, findings, write_orbax
+from tests.logits.memory_checkpoint import MemoryCheckpoint
 from tests.logits.models import build_model
 from tests.logits.test_report import result as some_result
 from tests.maxtext_by_hand import BF16, maxtext_leaves, to_pairs
@@ -166,6 +169,76 @@ def test_mistakes_in_llama(plant, layer, block, dtype, tmp_path, model_dir):
     assert result.first_departing == (None if layer is None else Spot(layer=layer, block=block))
     assert json.loads((root / "report" / "check.json").read_text())["verdict"] == "fail"
     assert "fail" in (root / "report" / "report.html").read_text()
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory):
+    """A Llama of 24 layers, its logits, and what its layers put out."""
+    hf = build_model("llama", tmp_path_factory.mktemp("deep") / "hf", num_hidden_layers=24)
+    states = {}
+    reference = transformers_reference(hf, fixed_prompts(211, 100, 1024), observe=states.__setitem__)
+    return hf, Seen(reference, states)
+
+
+class TestManyLayers:
+    """The more layers, the less a mistake in one of them does to the logits: so no block may depart either."""
+
+    WRONG = 13
+
+    @pytest.mark.parametrize("dtype", [np.float32, BF16], ids=["float32", "bfloat16"])
+    def test_a_right_one(self, dtype, seen):
+        hf, original = seen
+        leaves = maxtext_leaves(hf, scanned=False, dtype=dtype)
+        found = findings(MemoryCheckpoint(leaves, False), original)
+        assert (first_departing(found.layers), found.output.departs) == (None, False)
+        assert compare_logits(original.reference.logits, found.logits).max_kl < found.allowed
+
+    @pytest.mark.parametrize("dtype", [np.float32, BF16], ids=["float32", "bfloat16"])
+    @pytest.mark.parametrize(
+        ("leaf", "block"),
+        [
+            (f"{ATTENTION}/query/kernel", blocks.ATTENTION),
+            (f"{ATTENTION}/value/kernel", blocks.ATTENTION),
+            ("mlp/wi_0/kernel", blocks.MLP),
+            ("mlp/wo/kernel", blocks.MLP),
+            ("post_self_attention_layer_norm/scale", blocks.NORM_BEFORE_MLP),
+        ],
+    )
+    def test_a_noise_of_a_percent_in_one_tensor(self, leaf, block, dtype, seen):
+        hf, original = seen
+        leaves = maxtext_leaves(hf, scanned=False, dtype=dtype)
+        name = f"decoder/layers_{self.WRONG}/{leaf}"
+        noise = 1 + 0.01 * np.random.default_rng(0).standard_normal(leaves[name].shape)
+        leaves[name] = (leaves[name] * noise).astype(BF16).astype(dtype)
+        found = findings(MemoryCheckpoint(leaves, False), original)
+        departing = {entry.layer: [n for n, b in entry.blocks.items() if b.departs] for entry in found.layers}
+        assert first_departing(found.layers) == Spot(layer=self.WRONG, block=block)
+        assert not any(blocks for layer, blocks in departing.items() if layer != self.WRONG)
+
+    @pytest.mark.parametrize("dtype", [np.float32, BF16], ids=["float32", "bfloat16"])
+    def test_noise_in_the_output(self, dtype, seen):
+        hf, original = seen
+        leaves = maxtext_leaves(hf, scanned=False, dtype=dtype)
+        name = "decoder/logits_dense/kernel"
+        noise = 1 + 0.01 * np.random.default_rng(0).standard_normal(leaves[name].shape)
+        leaves[name] = (leaves[name] * noise).astype(BF16).astype(dtype)
+        found = findings(MemoryCheckpoint(leaves, False), original)
+        assert (first_departing(found.layers), found.output.departs) == (None, True)
+
+    def test_the_verdict(self, seen, tmp_path):
+        """Where the logits alone would pass."""
+        hf, _ = seen
+        leaves = maxtext_leaves(hf, scanned=False, dtype=BF16)
+        name = f"decoder/layers_{self.WRONG}/mlp/wi_1/kernel"
+        noise = 1 + 0.01 * np.random.default_rng(0).standard_normal(leaves[name].shape)
+        leaves[name] = (leaves[name] * noise).astype(BF16)
+        root = write_orbax(tmp_path / "ckpt", leaves, scanned=False)
+        result = run_check(root, hf, options=Options(tokens=100))
+        assert (result.verdict, result.first_departing) == ("fail", Spot(layer=self.WRONG, block=blocks.MLP))
+        assert result.mean_kl < result.mean_threshold
+        assert re.search(
+            rf"layer {self.WRONG}, MLP .* of a token's length on average \(allowed 5.0e-04\)", result.reason
+        )
 
 
 def test_values_that_are_not_finite(tmp_path, model_dir):
@@ -321,117 +394,6 @@ class TestRecord:
         result = run_check(root, hf)
         assert result.verdict == verdict
         assert result.first_departing == (None if verdict == "pass" else Spot(layer=1, block=blocks.ROUTER))
-
-
-class TestGolden:
-    @pytest.fixture
-    def checkpoint(self, tmp_path, model_dir):
-        return write_orbax(tmp_path / "ckpt", maxtext_leaves(model_dir("llama_tied"), scanned=True), scanned=True)
-
-    def test_there_and_back(self, checkpoint, tmp_path, model_dir):
-        golden = tmp_path / "kept" / "golden.npz"
-        direct = run_check(checkpoint, model_dir("llama_tied"), options=Options(save_golden=golden))
-        again = run_check(checkpoint, golden, report_dir=tmp_path / "elsewhere")
-        assert (again.verdict, again.max_kl, again.layers) == ("pass", direct.max_kl, [])
-        assert (tmp_path / "elsewhere" / "report.html").exists()
-        with pytest.raises(BadInput, match="golden file already"):
-            run_check(checkpoint, golden, options=Options(save_golden=golden))
-
-    def test_of_another_model(self, checkpoint, tmp_path, model_dir, reference_of):
-        from conversion_lib.logits.golden import save_golden
-
-        golden = tmp_path / "golden.npz"
-        save_golden(golden, reference_of("qwen3_one_layer").reference)
-        (checkpoint / "hf").mkdir()
-        shutil.copy(model_dir("llama_tied") / "config.json", checkpoint / "hf")
-        with pytest.raises(BadInput, match=r"of another model than .*family 'llama' against 'qwen3'"):
-            run_check(checkpoint, golden)
-        shutil.rmtree(checkpoint / "hf")
-        with pytest.raises(BadInput, match=r"no leaf|asks for"):
-            run_check(checkpoint, golden)
-
-    def test_not_a_golden_file(self, checkpoint, tmp_path):
-        text = tmp_path / "golden.npz"
-        text.write_text("no")
-        with pytest.raises(BadInput, match="not a golden file"):
-            run_check(checkpoint, text)
-        np.savez(text, tokens_0=np.zeros(1))
-        with pytest.raises(BadInput, match="not a golden file"):
-            run_check(checkpoint, text)
-
-    def test_a_name_that_could_not_be_read_again(self, checkpoint, tmp_path, model_dir):
-        with pytest.raises(BadInput, match=r"--save-golden .*should end in \.npz"):
-            run_check(checkpoint, model_dir("llama_tied"), options=Options(save_golden=tmp_path / "golden.bin"))
-
-
-class TestMaxTextsGolden:
-    """Golden logits as MaxText's scripts write them: a list of prompt, tokens, logits; they have no config."""
-
-    @pytest.fixture
-    def checkpoint(self, tmp_path, model_dir):
-        root = write_orbax(tmp_path / "ckpt", maxtext_leaves(model_dir("llama_tied"), scanned=True), scanned=True)
-        (root / "hf").mkdir()
-        shutil.copy(model_dir("llama_tied") / "config.json", root / "hf")
-        return root
-
-    @pytest.fixture
-    def points(self, reference_of):
-        reference = reference_of("llama_tied").reference
-        return [
-            {"prompt": "text", "tokens": tokens, "logits": logits}
-            for tokens, logits in zip(reference.prompts, reference.logits, strict=True)
-        ]
-
-    def lines(self, points):
-        return "".join(
-            json.dumps({"prompt": p["prompt"], "tokens": p["tokens"].tolist(), "logits": p["logits"].tolist()}) + "\n"
-            for p in points
-        )
-
-    @pytest.mark.parametrize("name", ["golden.jsonl", "golden.pickle", "golden.pkl"])
-    def test_both_formats(self, name, checkpoint, points, tmp_path):
-        if name.endswith(".jsonl"):
-            (tmp_path / name).write_text(self.lines(points))
-        else:
-            (tmp_path / name).write_bytes(pickle.dumps(points))
-        result = run_check(checkpoint, tmp_path / name)
-        assert (result.verdict, result.tokens_compared) == ("pass", 560)
-        assert result.max_kl < 1e-9
-
-    def test_a_pickle_that_would_run_code(self, checkpoint, tmp_path):
-        class Runs:
-            def __reduce__(self):
-                return (print, ("it ran",))
-
-        (tmp_path / "golden.pkl").write_bytes(pickle.dumps([{"tokens": Runs(), "logits": []}]))
-        with pytest.raises(BadInput, match=r"names builtins\.print: golden logits are arrays"):
-            run_check(checkpoint, tmp_path / "golden.pkl")
-
-    @pytest.mark.parametrize("name", ["golden.jsonl", "golden.pkl"])
-    def test_cut_off(self, name, checkpoint, points, tmp_path):
-        content = self.lines(points).encode() if name.endswith("jsonl") else pickle.dumps(points)
-        (tmp_path / name).write_bytes(content[: len(content) // 2])
-        with pytest.raises(BadInput, match="is not a golden file, or is cut off"):
-            run_check(checkpoint, tmp_path / name)
-
-    def test_npz_cut_off(self, checkpoint, model_dir, tmp_path):
-        golden = tmp_path / "golden.npz"
-        run_check(checkpoint, model_dir("llama_tied"), options=Options(save_golden=golden))
-        golden.write_bytes(golden.read_bytes()[:-1000])
-        with pytest.raises(BadInput, match="is not a golden file, or is cut off"):
-            run_check(checkpoint, golden)
-
-    def test_logits_of_another_vocabulary(self, checkpoint, points, tmp_path):
-        points[1]["logits"] = points[1]["logits"][:, :-1]
-        (tmp_path / "golden.pkl").write_bytes(pickle.dumps(points))
-        with pytest.raises(BadInput, match=r"prompt 2 has logits \(16, 127\).*a vocabulary of 128"):
-            run_check(checkpoint, tmp_path / "golden.pkl")
-
-    def test_without_a_config(self, checkpoint, points, tmp_path):
-        shutil.rmtree(checkpoint / "hf")
-        (tmp_path / "golden.pkl").write_bytes(pickle.dumps(points))
-        with pytest.raises(BadInput, match=r"has no config, and the checkpoint no hf/config\.json"):
-            run_check(checkpoint, tmp_path / "golden.pkl")
 
 
 class TestMaxTextEngine:

@@ -17,6 +17,7 @@ from conversion_lib.logits.compare import (
     HISTOGRAM_EDGES,
     BlockDifference,
     LayerDifference,
+    Relative,
     Spot,
     compare_layer,
     compare_logits,
@@ -111,20 +112,21 @@ def test_every_finite_difference_is_in_the_histogram():
     assert histogram[bins].tolist() == [1, 1]
 
 
-def test_blocks_are_measured_by_their_worst_token():
+def test_blocks_are_measured_by_the_length_of_their_tokens():
     reference = np.array([[3.0, 4.0], [100.0, 0.0]], np.float32)
     candidate = np.array([[3.0, 4.5], [100.0, 0.0]], np.float32)
-    assert relative_difference(reference, candidate) == 0.1
+    assert relative_difference((reference, candidate)) == Relative(mean=0.05, largest=0.1)
     zero = np.zeros((1, 2), np.float32)
-    assert relative_difference(zero, zero) == 0
-    assert relative_difference(zero, zero + 1) == math.inf
+    assert relative_difference((zero, zero)).largest == 0
+    assert relative_difference((zero, zero + 1)).largest == math.inf
+    assert math.isnan(relative_difference((reference, candidate * np.float32(np.nan))).mean)
 
 
 def test_layers_are_compared_block_by_block_in_the_order_of_computing():
     one = np.ones((2, 2), np.float32)
     wanted = {blocks.STREAM: one, blocks.MLP: one, blocks.ATTENTION: one}
     found = {blocks.STREAM: one + 0.5, blocks.ATTENTION: one, blocks.MLP: one * 2, blocks.ROUTER: one}
-    entry = compare_layer(2, wanted, found, defaultdict(lambda: 1e-4))
+    entry = compare_layer(2, wanted, found, defaultdict(lambda: Relative(mean=1e-4, largest=1e-3)))
     assert list(entry.blocks) == [blocks.ATTENTION, blocks.MLP, blocks.STREAM]
     assert (entry.layer, entry.max_abs_diff, entry.relative) == (2, 0.5, 0.5)
     assert first_departing([entry]) == Spot(layer=2, block=blocks.MLP)
@@ -132,14 +134,15 @@ def test_layers_are_compared_block_by_block_in_the_order_of_computing():
 
 
 def test_the_first_block_that_departs():
-    def entry(layer, relative, allowed=1e-4):
-        block = BlockDifference(relative=relative, allowed=allowed)
-        return LayerDifference(layer=layer, max_abs_diff=0, relative=relative, blocks={blocks.STREAM: block})
+    def entry(layer, mean, largest, allowed=1e-4):
+        off, limits = Relative(mean=mean, largest=largest), Relative(mean=allowed, largest=10 * allowed)
+        found = {blocks.STREAM: BlockDifference(relative=off, allowed=limits)}
+        return LayerDifference(layer=layer, max_abs_diff=0, relative=largest, blocks=found)
 
-    layers = [entry(-1, 0), entry(0, 1e-3, allowed=1e-2), entry(1, math.nan), entry(2, 1)]
-    assert first_departing(layers) == Spot(layer=1, block=blocks.STREAM)
-    assert first_departing(layers[:2]) is None
-    assert LayerDifference.model_validate_json(layers[2].model_dump_json()).layer == 1
+    right = [entry(-1, 0, 0), entry(0, 1e-3, 1e-3, allowed=1e-2), entry(1, 1e-5, 9e-4)]
+    assert first_departing(right) is None
+    for wrong in (entry(2, math.nan, math.nan), entry(2, 2e-4, 2e-4), entry(2, 1e-5, 2e-3)):
+        assert first_departing([*right, wrong, entry(3, 1, 1)]) == Spot(layer=2, block=blocks.STREAM)
 
 
 def test_where_values_stop_being_finite():

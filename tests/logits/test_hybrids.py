@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections import defaultdict
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,16 +14,16 @@ from conversion_lib.convert import convert
 from conversion_lib.logits import blocks
 from conversion_lib.logits.architectures import parse_config
 from conversion_lib.logits.check import Options, run_check
-from conversion_lib.logits.compare import Spot, compare_layer, compare_logits, first_departing
+from conversion_lib.logits.compare import Spot, compare_logits, first_departing
 from conversion_lib.logits.delta_net import _recur
-from conversion_lib.logits.forward import ForwardPass
 from conversion_lib.logits.memory import Memory
 from conversion_lib.logits.moe import _choose_experts
 from conversion_lib.logits.prompts import fixed_prompts
 from conversion_lib.logits.reference import transformers_reference
-from conversion_lib.logits.rounding import DELTA_NETS, EXACT, exact_limits
+from conversion_lib.logits.rounding import DELTA_NETS, EXACT
 from conversion_lib.record import Target
 from conversion_lib.sources.orbax import open_orbax
+from tests.logits.conftest import Seen, findings
 from tests.logits.memory_checkpoint import MemoryCheckpoint
 from tests.tiny_models import make_tiny, reference_logits
 
@@ -213,15 +212,9 @@ def test_planted_mistakes(name, plant, layer, block, original_of, leaves_of):
     leaves = leaves_of(name)
     plant(leaves)
     reference, states = original_of(name)
-    config = parse_config(reference.config)
-    limits = exact_limits(config)
-    run = ForwardPass(MemoryCheckpoint(leaves, False), config, reference.prompts)
-    layers, found = run.layers(), []
-    for number, wanted in states.items():
-        run.original = wanted
-        found.append(compare_layer(number, wanted, next(layers)[1], defaultdict(lambda: limits.block)))
-    assert first_departing(found) == Spot(layer=layer, block=block)
-    assert compare_logits(reference.logits, run.logits()).max_kl > limits.max_kl
+    found = findings(MemoryCheckpoint(leaves, False), Seen(reference, states))
+    assert first_departing(found.layers) == Spot(layer=layer, block=block)
+    assert compare_logits(reference.logits, found.logits).max_kl > found.allowed
 
 
 def test_the_recurrence_by_hand():
@@ -254,6 +247,18 @@ class TestEqualExperts:
         assert self.chosen([0, 3]) == [0, 1]
         assert self.chosen([1, 2]) == [0, 1]
         assert self.chosen([0, 2], tie=1e-8) == [0, 1]
+
+    @pytest.mark.parametrize("bias", [-0.7, 0.0, 40.0])
+    def test_a_bias_on_the_scores_says_nothing_of_what_is_equal(self, bias):
+        """A sigmoid's scores of about 0.7: 3e-6 apart, and 1e-3 apart."""
+        config = parse_config({**DEEPSEEK_V2, **DEEPSEEK_V3}).layers[0].feed_forward
+        biases = jnp.full(4, bias, jnp.float32)
+        for logits, theirs, found in (([1.0, 0.99999], 1, 1), ([1.0, 0.995], 1, 0), ([1.0, 0.995], 0, 0)):
+            shares = np.zeros((1, 4), np.float32)
+            shares[0, theirs] = 1
+            scores = jnp.asarray([[*logits, -3.0, -3.0]], jnp.float32)
+            chosen, _ = _choose_experts(scores, biases, config, shares, 5e-4)
+            assert np.asarray(chosen)[0].tolist() == [found]
 
     def test_ties_of_groups(self):
         """Two groups, of which the second's best is as good as the first's but for the last bits."""
@@ -291,3 +296,4 @@ DEEPSEEK_V2 = {
     "topk_group": 1,
     "topk_method": "group_limited_greedy",
 }
+DEEPSEEK_V3 = {"model_type": "deepseek_v3", "q_lora_rank": 4, "n_group": 1, "first_k_dense_replace": 0}

@@ -24,7 +24,7 @@ from tests.maxtext_by_hand import read_weights
 from tests.tiny_models import reference_logits
 
 PROMPTS = fixed_prompts(128, 24, 1024)
-TINY_SLICES = Memory(slice_bytes=20_000)
+TINY_SLICES = Memory(slice_bytes=20_000, score_bytes=200_000)
 
 
 def test_prompts_are_fixed_and_within_the_vocabulary():

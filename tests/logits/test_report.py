@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 
 from conversion_lib.logits import blocks
-from conversion_lib.logits.compare import BlockDifference, LayerDifference, Spot, compare_logits
+from conversion_lib.logits.compare import BlockDifference, LayerDifference, Relative, Spot, compare_logits
 from conversion_lib.logits.report import ReportData, render, summary
 from conversion_lib.logits.result import CheckResult
 
 
 def layer(number, relative):
     names = [blocks.EMBEDDING] if number < 0 else [blocks.ATTENTION, blocks.MLP, blocks.STREAM]
-    found = {name: BlockDifference(relative=relative, allowed=1e-4) for name in names}
+    off, allowed = Relative(mean=relative / 2, largest=relative), Relative(mean=1e-4, largest=1e-3)
+    found = {name: BlockDifference(relative=off, allowed=allowed) for name in names}
     return LayerDifference(layer=number, max_abs_diff=0.1, relative=relative, blocks=found)
 
 
@@ -35,6 +36,7 @@ def result(**changes):
         "mean_threshold": None,
         "threshold_rests_on": "the order of float32 sums",
         "layers": [layer(-1, 0.0), layer(0, 1e-6), layer(1, 1e-2)],
+        "output": None,
         "first_departing": Spot(layer=1, block=blocks.ATTENTION),
         "not_finite": None,
         "engine": "ferry",
@@ -46,6 +48,7 @@ def result(**changes):
         "tokens_compared": 13,
         "bytes_in": 0,
         "seconds": 1,
+        "identity": {"digest": "sha256:abc", "repository": "some/model"},
         "peak_bytes": 1,
     }
     return CheckResult.model_validate(values | changes)
@@ -59,7 +62,6 @@ def data():
     return ReportData(
         title="tiny",
         result=result(),
-        identity={"digest": "sha256:abc", "commit": ""},
         prompts=[np.zeros(4, np.int32), np.zeros(9, np.int32)],
         reference=reference,
         candidate=candidate,
@@ -71,11 +73,18 @@ def test_one_file_with_everything(data):
     html = render(data)
     assert html.count("<svg") == 4
     assert not re.search(r"<(script|link|img)|src=|url\(http", html)
-    for text in ("fail", data.result.reason, "sha256:abc", "Prompt 2, token 9 of 9", "no token went to 3", "0.8000"):
+    for text in (
+        "fail",
+        data.result.reason,
+        "sha256:abc",
+        "Prompt 2, token 9 of 9",
+        "no token went to 3",
+        "0.8000",
+        "some/model",
+    ):
         assert text in html
     for block in (blocks.ATTENTION, blocks.MLP, blocks.STREAM):
         assert f">{block}<" in html
-    assert "commit" not in html
     worst = int(np.argmax(data.comparison.kl))
     assert f"{data.comparison.kl[worst]:.2e}" in html
 
