@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from conversion_lib.boxes import Shape
@@ -31,6 +31,10 @@ TABLE_PREFIX = "model."
 _PRECISION = {"bfloat16": (8, 8), "float16": (11, 5), "float32": (24, 8), "float64": (53, 11)}
 
 
+Slot = tuple[str, int, tuple[int, ...]]
+"""A tensor's name, its expert, its layer's place in the stack."""
+
+
 @dataclass(frozen=True)
 class Leaf:
     """One MaxText leaf: a rule applied to one or many layers and experts.
@@ -48,7 +52,7 @@ class Leaf:
     stack: Shape = ()
     experts: int | None = None
 
-    def slots(self) -> Iterator[tuple[str, int, tuple[int, ...]]]:
+    def slots(self) -> Iterator[Slot]:
         """Each tensor of the leaf: its name, its expert, its layer's place in the stack."""
         places = itertools.product(*(range(extent) for extent in self.stack))
         for place, layer in zip(places, self.layers if self.layers is not None else (None,), strict=True):
@@ -162,9 +166,11 @@ def plan_to_maxtext(
     prefix = prefix_of(tensors, family)
     arrays, taken, exact, resized = [], set[str](), True, []
     for leaf in leaves(family, dims, target.scan_layers, prefix):
-        found = [_checked(tensors, name, leaf, dims, config) for name, _, _ in leaf.slots()]
+        slots = list(leaf.slots())
+        expected = tuple(dims[dim] for dim in leaf.rule.shape)
+        found = [_checked(tensors, name, leaf, expected, config) for name, _, _ in slots]
         taken.update(info.name for info in found)
-        array = _array(leaf, found, dims, target, chunk_limit)
+        array = _array(leaf, slots, found, dims, target, chunk_limit)
         exact = exact and is_exact(array, found)
         resized += [_resize_line(found[0].name, op) for op in array.ops if isinstance(op, Resize)]
         arrays.append(array)
@@ -206,7 +212,9 @@ def _resize_line(name: str, op: Resize) -> str:
     return f"vocabulary: {name} has {op.before} rows, MaxText's model {op.after}; {change}"
 
 
-def _array(leaf: Leaf, found: list[TensorInfo], dims: Dims, target: Target, chunk_limit: int) -> ArrayPlan:
+def _array(
+    leaf: Leaf, slots: Sequence[Slot], found: list[TensorInfo], dims: Dims, target: Target, chunk_limit: int
+) -> ArrayPlan:
     try:
         placed = placing(leaf, dims, target.maxtext)
     except BadInput as error:
@@ -220,7 +228,7 @@ def _array(leaf: Leaf, found: list[TensorInfo], dims: Dims, target: Target, chun
         ops=placed.ops,
         sources=tuple(
             SourceSlice(info.name, info.shape, placed.corner(expert, place))
-            for info, (_, expert, place) in zip(found, leaf.slots(), strict=True)
+            for info, (_, expert, place) in zip(found, slots, strict=True)
         ),
     )
 
@@ -238,11 +246,12 @@ def is_exact(array: ArrayPlan, found: Iterable[TensorInfo]) -> bool:
     return fits and all(op.exact(array.dtype) for op in array.ops)
 
 
-def _checked(tensors: Mapping[str, TensorInfo], name: str, leaf: Leaf, dims: Dims, config: ModelConfig) -> TensorInfo:
+def _checked(
+    tensors: Mapping[str, TensorInfo], name: str, leaf: Leaf, expected: Shape, config: ModelConfig
+) -> TensorInfo:
     info = tensors.get(name)
     if info is None:
         raise BadInput(f"tensor {name} is missing: {leaf.path} is made of it{_because(leaf.block, config)}")
-    expected = tuple(dims[dim] for dim in leaf.rule.shape)
     if info.shape != expected:
         meaning = ", ".join(leaf.rule.shape)
         raise BadInput(

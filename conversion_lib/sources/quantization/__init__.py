@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from conversion_lib.config import ModelConfig
+from conversion_lib.dtypes import FLOATS
 from conversion_lib.errors import BadInput
 from conversion_lib.sources.base import Source, TensorInfo
 from conversion_lib.sources.quantization import compressed_tensors, fp8, mxfp4, packed
@@ -48,6 +49,8 @@ def left_out(source: Source) -> tuple[str, ...]:
 def _refuse_quantized(source: Source, config: ModelConfig) -> None:
     """Raises BadInput where `source` shows codes that nothing dequantizes."""
     for info in source.tensors.values():
+        if info.dtype in FLOATS:
+            continue
         integers = info.name.endswith((packed.CODES_SUFFIX, mxfp4.CODES_SUFFIX)) and info.dtype.startswith(("u", "i"))
         if integers or info.dtype.startswith("float8"):
             raise BadInput(

@@ -110,7 +110,7 @@ def weights(tensors: Mapping[str, TensorInfo], config: ModelConfig, quantization
     block = _block(config, quantization)
     found = []
     for codes in _codes(tensors):
-        scale = next((tensors[codes.name + end] for end in SCALE_SUFFIXES if codes.name + end in tensors), None)
+        scale = tensors.get(codes.name + SCALE_SUFFIXES[0]) or tensors.get(codes.name + SCALE_SUFFIXES[1])
         if scale is None:
             raise BadInput(f"{codes.file}: fp8 tensor {codes.name} has no {codes.name}{SCALE_SUFFIXES[0]}")
         found.append(fp8_weight(codes, scale, block or _block_of(codes, scale)))
