@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import os
 
-from airflow.sdk import DAG, Param
+from airflow.sdk import Param
 
 from operators.callbacks import on_failure, on_success
+from operators.dag import StagesDag
 from operators.export import ExportOperator
-from operators.retries import LONGEST, first_delay
+from operators.retries import stage_defaults
 from operators.upload import UploadOperator
 
 SOURCE, RESULT = "Source", "Where to"
@@ -58,7 +59,7 @@ PARAMS = {
     ),
 }
 
-with DAG(
+with StagesDag(
     "export_checkpoint",
     description="MaxText checkpoint to Hugging Face: a directory, Cloud Storage or the Hub",
     doc_md=__doc__,
@@ -67,15 +68,9 @@ with DAG(
     max_active_runs=4,
     params=PARAMS,
     tags=["ferry", "maxtext"],
-    default_args={
-        "owner": "ferry",
-        # of the task that fails for good: `airflow dags test` of 3.3.2 has no params for one of the whole run
-        "on_failure_callback": on_failure,
-        "retries": 3,
-        "retry_delay": first_delay(),
-        "retry_exponential_backoff": 2,
-        "max_retry_delay": LONGEST,
-    },
+    on_success_callback=on_success,
+    on_failure_callback=on_failure,
+    default_args=stage_defaults(),
 ) as dag:
     export = ExportOperator(
         task_id="export",
@@ -91,5 +86,4 @@ with DAG(
         private=dag.param("private"),
         message="Export of {{ params.checkpoint }}",
         hf_conn_id=os.environ.get("FERRY_HF_CONN_ID") or None,
-        on_success_callback=on_success,
     )

@@ -15,33 +15,34 @@ back-off. Publishing updates an Asset for each model, `<destination>/<model>`, t
 | `FERRY_PLACES` | workers | a YAML file that says where stages run, such as in Kubernetes; default: on the worker |
 | `FERRY_DESTINATION` | DAG processor | default of the param `destination` |
 | `FERRY_HF_CONN_ID` | DAG processor | Airflow connection whose password is the Hub token |
-| `FERRY_DEADLINE_HOURS` | DAG processor | a run that takes longer is told of; default: none is |
+| `FERRY_DEADLINE_HOURS` | DAG processor | a run that takes longer is told of; default 24; 0: none is |
 | `FERRY_RETRY_SECONDS` | both | the wait before the first retry; default 30 |
-| `FERRY_ON_SUCCESS`, `FERRY_ON_FAILURE`, `FERRY_ON_DEADLINE` | all | a function to call, as `package.module:function` |
+| `FERRY_ON_SUCCESS`, `FERRY_ON_FAILURE` | DAG processor | called when a run has ended: `package.module:function` |
+| `FERRY_ON_DEADLINE` | triggerer | the same, when a run is late |
 | `HF_ENDPOINT`, `HF_TOKEN` | workers | another Hub; the token where there is no connection |
 """
 
 from __future__ import annotations
 
 import os
-from datetime import timedelta
 from typing import Any
 
-from airflow.sdk import DAG, AssetAlias, AsyncCallback, DeadlineAlert, DeadlineReference, Param, TriggerRule
+from airflow.sdk import AssetAlias, Param, TriggerRule
 from airflow.sdk import task as stage
 
 from conversion_lib.catalog import MODELS
 from operators.approval import OptionalApprovalOperator
-from operators.callbacks import on_deadline, on_failure, on_success
+from operators.callbacks import on_failure, on_success
 from operators.check import CheckOperator
 from operators.clean_up import POLICIES, CleanUpOperator
 from operators.convert import ConvertOperator
+from operators.dag import StagesDag, deadline
 from operators.dequantize import DequantizeOperator
 from operators.download import DownloadOperator
 from operators.finalize import FinalizeOperator
 from operators.publish import PublishOperator
 from operators.resolve import ResolveOperator
-from operators.retries import LONGEST, first_delay
+from operators.retries import stage_defaults
 from operators.target import TARGET_FIELDS
 
 PUBLISHED = AssetAlias("ferry_published")
@@ -64,18 +65,6 @@ def destination_param() -> Param:
         title="Destination",
         description="`gs://bucket/prefix` or an absolute directory. The checkpoint goes to "
         "`<model>/<commit>/<target>/` under it.",
-    )
-
-
-def deadline() -> DeadlineAlert | None:
-    """None unless the environment sets it: `airflow dags test` of 3.3.2 fails at the end of a DAG that has one."""
-    hours = os.environ.get("FERRY_DEADLINE_HOURS")
-    if not hours:
-        return None
-    return DeadlineAlert(
-        reference=DeadlineReference.DAGRUN_QUEUED_AT,
-        interval=timedelta(hours=float(hours)),
-        callback=AsyncCallback(on_deadline),
     )
 
 
@@ -208,7 +197,7 @@ def split(parts: int) -> list[str]:
     return [f"{index}/{parts}" for index in range(parts)]
 
 
-with DAG(
+with StagesDag(
     "onboard_checkpoint",
     description="Hugging Face checkpoint to MaxText: download, dequantize, convert, check, publish",
     doc_md=__doc__,
@@ -220,16 +209,9 @@ with DAG(
     params=PARAMS,
     tags=["ferry", "maxtext"],
     deadline=deadline(),
-    default_args={
-        "owner": "ferry",
-        # of the task that fails for good: `airflow dags test` of 3.3.2 has no params for one of the whole run
-        "on_failure_callback": on_failure,
-        "retries": 3,
-        # for a task whose process ended without a word; for all else the operators have a policy
-        "retry_delay": first_delay(),
-        "retry_exponential_backoff": 2,
-        "max_retry_delay": LONGEST,
-    },
+    on_success_callback=on_success,
+    on_failure_callback=on_failure,
+    default_args=stage_defaults(),
 ) as dag:
     hub = {"hf_conn_id": os.environ.get("FERRY_HF_CONN_ID") or None}
     target = {name: dag.param(name) for name in TARGET_FIELDS}
@@ -270,15 +252,12 @@ with DAG(
         wanted=dag.param("approval"),
         subject="Publish {{ params.repo }} for MaxText?",
         body=APPROVAL_BODY,
-        retries=0,
     )
     publish = PublishOperator(
         task_id="publish",
         checkpoint=check.output,
         destination=dag.param("destination"),
         outlets=[PUBLISHED],
-        # here and not of the DAG: Airflow's `dags test` cannot call that one where a param has no default
-        on_success_callback=on_success,
         # the approval may be skipped; the check may not
         trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS,
     )

@@ -26,6 +26,7 @@ from typing import Any
 from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
 from airflow.sdk import DAG, get_current_context, task
 
+from operators.callbacks import on_failure
 from operators.catalog import catalog_path, load_catalog
 
 PATH = catalog_path(Path(__file__).with_name("catalog.yaml"))
@@ -44,6 +45,7 @@ with DAG(
     catchup=False,
     max_active_runs=1,
     tags=["ferry", "maxtext"],
+    on_failure_callback=on_failure,
     default_args={"owner": "ferry", "retries": 2, "retry_delay": timedelta(seconds=30)},
 ) as dag:
     hf_conn_id = os.environ.get("FERRY_HF_CONN_ID") or None

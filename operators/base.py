@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.sdk import BaseOperator, BaseOperatorLink
-from airflow.sdk.exceptions import AirflowSkipException
+from airflow.sdk.exceptions import AirflowNotFoundException, AirflowSkipException
 from airflow.sdk.log import mask_secret
 
 from conversion_lib.errors import BadInput, FerryError
 from operators.layout import save_manifest
+from operators.links import browsable, tab_of
 from operators.places import Configured, configured
 from operators.places.base import Command, Place, Result, StageFailed, TaskIdentity
 from operators.retries import StageRetryPolicy
@@ -44,13 +45,18 @@ HANDED_ON = ("repo", "commit", "work_dir", "quantized", "target")
 
 
 class OutputLink(BaseOperatorLink):
-    """The button on a task that leads to what it made: a checkpoint, a report."""
+    """The button on a task that leads to what it made: a checkpoint, a report.
+
+    Of what lies in a directory it leads to the run's tab, which says where that is: a browser opens no file of another
+    machine, and Airflow shows no button for one.
+    """
 
     name = "Output"
 
     def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:
         """The task's process calls it when the task has ended, well or not."""
-        return browsable(getattr(operator, "link_target", None) or "")
+        target = getattr(operator, "link_target", None) or ""
+        return tab_of(ti_key.dag_id, ti_key.run_id) if target.startswith("/") else browsable(target)
 
 
 class StageOperator(BaseOperator):
@@ -127,20 +133,32 @@ class StageOperator(BaseOperator):
 
     def _secrets(self) -> dict[str, str]:
         """Environment variables for the command, which go nowhere else."""
-        token = os.environ.get("HF_TOKEN")
-        if self.hf_conn_id:
-            from airflow.sdk import BaseHook
-
-            token = BaseHook.get_connection(self.hf_conn_id).password
-        if not token:
-            return {}
-        mask_secret(token)
-        return {"HF_TOKEN": token}
+        token = hub_token(self.hf_conn_id)
+        return {"HF_TOKEN": token} if token else {}
 
     def _save(self, context: Context, manifest: Manifest) -> None:
         identity = task(context)
         name = self.task_id if identity.map_index < 0 else f"{self.task_id}-{identity.map_index}"
         self.log.info("Manifest: %s", save_manifest(identity.run_id, name, manifest))
+
+
+def hub_token(conn_id: str | None) -> str:
+    """The password of an Airflow connection, or, without one, HF_TOKEN of the environment; empty where there is none.
+
+    From here on Airflow masks it in logs. Raises BadInput where there is no such connection.
+    """
+    if not conn_id:
+        token = os.environ.get("HF_TOKEN", "")
+    else:
+        from airflow.sdk import BaseHook
+
+        try:
+            token = BaseHook.get_connection(conn_id).password or ""
+        except AirflowNotFoundException as error:
+            raise BadInput(f"no Airflow connection {conn_id}: make it, with the Hub token as its password") from error
+    if token:
+        mask_secret(token)
+    return token
 
 
 def task(context: Context) -> TaskIdentity:
@@ -180,13 +198,3 @@ def handed_on(source: str | Mapping[str, Any]) -> Manifest:
 def picked(result: Mapping[str, Any], *keys: str) -> Manifest:
     """What is kept of a command's result: its measures, and these keys where it has them."""
     return {key: result[key] for key in ("seconds", "bytes_in", "bytes_out", "peak_bytes", *keys) if key in result}
-
-
-def browsable(location: str) -> str:
-    """A link for a path, a gs:// address or a repository on the Hub."""
-    if location.startswith("gs://"):
-        return "https://console.cloud.google.com/storage/browser/" + location.removeprefix("gs://")
-    if location.startswith("hf://"):
-        hub = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
-        return f"{hub}/{location.removeprefix('hf://')}"
-    return Path(location).as_uri() if location.startswith("/") else location

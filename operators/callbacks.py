@@ -1,4 +1,7 @@
-"""What is called when a run ends or is late: lines in the log, and a function of one's own that configuration names."""
+"""What is called when a run ends (in the DAG processor) or is late (in the triggerer).
+
+It is a line in that process's log, and a function of one's own that configuration names.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +20,14 @@ log = logging.getLogger(__name__)
 
 
 def on_success(context: Context) -> None:
-    """When a run has published what it was to."""
+    """When a run has ended well: published, or found published."""
     log.info("Run %s has done what it was to", _run_id(context))
     _call(SUCCESS_VARIABLE, context)
 
 
 def on_failure(context: Context) -> None:
     """When a run has failed: after every retry, or at once for wrong input and a failed check."""
-    log.error("Run %s has failed: %s", _run_id(context), context.get("reason") or context.get("exception") or "see it")
+    log.error("Run %s has failed: %s", _run_id(context), context.get("reason") or "see it")
     _call(FAILURE_VARIABLE, context)
 
 

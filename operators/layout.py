@@ -8,6 +8,7 @@ Layout of `FERRY_WORK_DIR` (an environment variable of the workers; default `~/f
     local/<name>-<hash>/...                    the same for a source that is a directory
     <...>/.runs/<run id>                       which runs work there, each with its target
     runs/<run id>/<task id>.json               the manifest that each stage left
+    exports/<name>-<hash>                      an export that is uploaded; it stays, for another destination
 
 Keyed by commit and target, so that a retry, a second run and another target find what is already there.
 """

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.sdk import Asset, AssetAlias
 
-from operators.base import Manifest, StageOperator, browsable, handed_on, path_in, picked
+from operators.base import Manifest, StageOperator, handed_on, path_in, picked
+from operators.links import browsable
 from operators.places.base import Command, Result
 
 if TYPE_CHECKING:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import random
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from airflow.sdk.definitions.retry_policy import ExceptionRetryPolicy, RetryAction, RetryDecision, RetryRule
 
 from conversion_lib.errors import BadInput, CheckFailed
+from operators.settings import number
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -22,7 +22,19 @@ LONGEST = timedelta(minutes=10)
 
 def first_delay() -> timedelta:
     """The wait before the first retry."""
-    return timedelta(seconds=float(os.environ.get(DELAY_VARIABLE) or 30))
+    return timedelta(seconds=number(DELAY_VARIABLE, 30, "seconds"))
+
+
+def stage_defaults() -> dict[str, Any]:
+    """`default_args` of a DAG of stages: three retries. Their delays are for a task whose process ended without a word;
+    for all else the operators have StageRetryPolicy."""
+    return {
+        "owner": "ferry",
+        "retries": 3,
+        "retry_delay": first_delay(),
+        "retry_exponential_backoff": 2,
+        "max_retry_delay": LONGEST,
+    }
 
 
 class StageRetryPolicy(ExceptionRetryPolicy):

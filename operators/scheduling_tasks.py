@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import get_current_context
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
-from airflow.sdk.log import mask_secret
 
 from conversion_lib.progress import Reporter
+from operators.base import hub_token
 from operators.catalog import Entry, load_catalog
 from operators.layout import save_manifest
 from operators.scheduling import ONBOARDING, look, needs_a_person, settled, summary_lines, triggers
@@ -50,7 +50,9 @@ def read_catalog(path: Path, log: TaskLog) -> list[dict[str, Any]]:
 def look_at(entry_json: dict[str, Any], hf_conn_id: str | None, log: TaskLog) -> list[dict[str, Any]]:
     """Looks at one entry; returns the onboardings to trigger. Skipped, with the reason, where the Hub is away."""
     entry = Entry.model_validate(entry_json)
-    _take_hub_token(hf_conn_id)
+    if hf_conn_id:
+        # where the Hub's client looks for it; the process ends with the task
+        os.environ["HF_TOKEN"] = hub_token(hf_conn_id)
     findings = look(entry, _run_state, reporter=LogReporter(log))
     _push(ROWS, [finding.model_dump() for finding in findings])
     for finding in findings:
@@ -102,13 +104,3 @@ def _pull(ti: Any, task_id: str, key: str, map_indexes: Iterable[int]) -> list[A
 def _run_state(run_id: str) -> str | None:
     count = get_current_context()["ti"].get_dr_count
     return next((state for state in RUN_STATES if count(ONBOARDING, run_ids=[run_id], states=[state])), None)
-
-
-def _take_hub_token(hf_conn_id: str | None) -> None:
-    """Puts the connection's password where the Hub's client looks for it; the process ends with the task."""
-    if hf_conn_id:
-        from airflow.sdk import BaseHook
-
-        token = BaseHook.get_connection(hf_conn_id).password or ""
-        mask_secret(token)
-        os.environ["HF_TOKEN"] = token

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 from typing import Any
-from urllib.parse import urlsplit
 
-from airflow.configuration import conf
 from airflow.plugins_manager import AirflowPlugin
 
+from operators.links import TAB_ROUTE, ui_path
+
 PREFIX = "/ferry"
-
-
-def _href(path: str) -> str:
-    """A path of this plugin as a browser asks for it: under Airflow's own path, where it has one."""
-    return urlsplit(conf.get("api", "base_url", fallback="")).path.rstrip("/") + PREFIX + path
 
 
 class FerryPlugin(AirflowPlugin):
@@ -23,13 +18,13 @@ class FerryPlugin(AirflowPlugin):
     external_views = [  # noqa: RUF012 - as Airflow declares it
         {
             "name": "Ferry",
-            "href": _href("/runs/{DAG_ID}/{RUN_ID}"),
+            "href": ui_path(PREFIX + "/runs/{DAG_ID}/{RUN_ID}"),
             "destination": "dag_run",
-            "url_route": "ferry",
+            "url_route": TAB_ROUTE,
         },
         {
             "name": "Models",
-            "href": _href("/models"),
+            "href": ui_path(PREFIX + "/models"),
             "destination": "nav",
             "category": "browse",
             "url_route": "ferry_models",

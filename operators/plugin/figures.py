@@ -92,10 +92,11 @@ def view_run(run: Run) -> RunView | None:
     facts = [
         ("Commit", str(source.get("commit") or run.conf.get("revision") or "")),
         ("Target", str(target)),
-        ("Published at", published_url(run)),
+        ("Plan", _plan((run.manifest("resolve") or {}).get("plan") or {})),
+        *_places(run, check),
     ]
     return RunView(
-        title=str(source.get("repo") or run.run_id),
+        title=str(source.get("repo") or run.conf.get("checkpoint") or run.run_id),
         state=run.state,
         verdict=str(check.get("verdict") or ""),
         facts=[(name, value) for name, value in facts if value],
@@ -104,6 +105,25 @@ def view_run(run: Run) -> RunView | None:
         checks=any(CHECK in (stage.task_id, (stage.manifest or {}).get("stage")) for stage in run.stages),
         unfinished=run.state in ("queued", "running"),
     )
+
+
+def _plan(plan: Mapping[str, Any]) -> str:
+    """What `resolve` expected of the run."""
+    if not plan:
+        return ""
+    size = {key: _bytes(plan.get(key)) for key in ("bytes_in", "bytes_out", "disk_bytes", "peak_bytes")}
+    time = _seconds(float(plan.get("seconds") or 0))
+    moved = f"{size['bytes_in']} in, {size['bytes_out']} out"
+    return f"{moved}; {size['disk_bytes']} of disk, at most {size['peak_bytes']} of memory; about {time}"
+
+
+def _places(run: Run, check: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Where to look: at what is published; until then, and where that failed, at what lies where the stages run."""
+    if url := published_url(run):
+        return [("Published at", url)]
+    left = [stage.manifest for stage in run.stages if stage.manifest]
+    last = next((one for one in reversed(left) if one.get("url") or one.get("path")), {})
+    return [("Files", str(last.get("url") or last.get("path") or "")), ("Report", str(check.get("report") or ""))]
 
 
 def _check_figures(check: Mapping[str, Any]) -> list[tuple[str, str]]:

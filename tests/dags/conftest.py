@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -36,8 +37,31 @@ def airflow_home(tmp_path_factory):
     return home
 
 
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory):
+    """The package as `pip install` lays it out, in a directory for PYTHONPATH."""
+    source, target = tmp_path_factory.mktemp("package"), tmp_path_factory.mktemp("installed")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    for name in ("conversion_lib", "operators", "dags"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation"]
+    done = subprocess.run([*command, "--target", target, source], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return target
+
+
+@pytest.fixture(scope="session")
+def installed_bundle(installed):
+    """Airflow's settings for the DAGs of `installed`, as deploy/airflow.env has them."""
+    lines = (ROOT / "deploy" / "airflow.env").read_text().splitlines()
+    (line,) = [line for line in lines if line.startswith("AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST=")]
+    name, value = line.replace("/opt/ferry/dags", str(installed / "dags")).split("=", 1)
+    return {name: value, "PYTHONPATH": str(installed)}
+
+
 class Onboarding:
-    """Runs `onboard_checkpoint` in a process that stays, since importing Airflow takes longer than a run.
+    """Runs `onboard_checkpoint`, or another DAG, in a process that stays: importing Airflow takes longer than a run.
 
     `environment` is set in it before each run; `log` is what the last run wrote.
     """
@@ -57,9 +81,10 @@ class Onboarding:
             text=True,
         )
 
-    def run(self, conf, *, retry_seconds=0.1, **request):
+    def run(self, conf, *, dag="onboard_checkpoint", retry_seconds=0.1, environment=(), **request):
         log_read = self._log.stat().st_size
-        request = {"conf": conf, "retry_seconds": retry_seconds, "environment": self.environment, **request}
+        request |= {"dag": dag, "conf": conf, "retry_seconds": retry_seconds}
+        request["environment"] = {**self.environment, **dict(environment)}
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
         line = self._next_answer()

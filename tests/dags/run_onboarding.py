@@ -1,7 +1,7 @@
-"""Runs `onboard_checkpoint` as often as it is asked to, and tells what became of each run.
+"""Runs a DAG as often as it is asked to, and tells what became of each run.
 
-Each line of standard input is a request (JSON): `conf` of the run, `environment` to set, `retry_seconds` to begin
-the back-off with, and perhaps `ferry`, a command in ferry's place. The file named on the command line gets one
+Each line of standard input is a request (JSON): `dag` and `conf` of the run, `environment` to set, `retry_seconds` to
+begin the back-off with, and perhaps `ferry`, a command in ferry's place. The file named on the command line gets one
 answer a line. It is a process of its own since Airflow reads its settings when it is imported.
 """
 
@@ -59,7 +59,7 @@ def describe(run):
 
 def answer(request):
     os.environ.update(request["environment"])
-    dag = prepare(load_dag("onboard_checkpoint"), request)
+    dag = prepare(load_dag(request["dag"]), request)
     try:
         return describe(dag.test(run_conf=request["conf"]))
     except ParamValidationError as error:

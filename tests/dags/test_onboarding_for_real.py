@@ -12,7 +12,10 @@ import pytest
 
 from conversion_lib.demo.local_hub import Faults, LocalHub
 from conversion_lib.demo.tiny_checkpoint import make_tiny_deepseek_v3
+from tests.cloud.common import upload
 from tests.dags.conftest import Onboarding, manifests
+from tests.fakes.cloud_storage import FakeCloudStorage
+from tests.fakes.hub_uploads import UploadHub
 
 REPO, OPEN_REPO = "acme/tiny-deepseek-v3", "acme/open"
 TOKEN = "hf_thisMustNotBeSeenAnywhere"
@@ -35,10 +38,11 @@ def hub(directory):
 
 @pytest.fixture(scope="module")
 def onboarding(airflow_home, directory, hub):
-    environment = {"FERRY_WORK_DIR": str(directory / "work"), "HF_ENDPOINT": hub.endpoint}
-    onboarding = Onboarding(airflow_home, directory, {**environment, "HF_HOME": str(directory / "hf-home")})
+    environment = {"FERRY_WORK_DIR": str(directory / "work"), "HF_HOME": str(directory / "hf-home")}
+    onboarding = Onboarding(airflow_home, directory, environment)
     connection = json.dumps({"conn_type": "http", "password": TOKEN})
-    onboarding.environment = {"FERRY_HF_CONN_ID": "hub", "AIRFLOW_CONN_HUB": connection}
+    own = {"FERRY_HF_CONN_ID": "hub", "AIRFLOW_CONN_HUB": connection, "HF_ENDPOINT": hub.endpoint}
+    onboarding.environment = own
     yield onboarding
     onboarding.close()
 
@@ -199,6 +203,42 @@ def test_failed_check_publishes_nothing(onboarding, conf, directory, first):
     answer = onboarding.run({**conf, "max_kl": 1e-30, "destination": str(elsewhere), "dequantize": "fused"})
     assert answer["state"] == "failed"
     assert answer["tasks"]["check"]["tries"] == 1
-    assert answer["tasks"]["check"]["xcom"]["_link_OutputLink"].startswith("file://")
+    assert answer["tasks"]["check"]["xcom"]["_link_OutputLink"].endswith("/plugin/ferry")
     assert not elsewhere.exists()
     assert Path(manifests(answer)["finalize"]["path"]).exists()  # kept: somebody will want to see why
+
+
+EXPORTED = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "generation_config.json"}
+
+
+def export(onboarding, checkpoint, destination, **environment):
+    conf = {"checkpoint": checkpoint, "destination": destination}
+    answer = onboarding.run(conf, dag="export_checkpoint", environment=environment)
+    assert answer["state"] == "success", onboarding.log[-8000:]
+    return manifests(answer)["upload"]
+
+
+def test_export_to_a_directory(onboarding, directory, first):
+    left = export(onboarding, manifests(first)["publish"]["url"], str(directory / "exported"))
+    assert left["url"] == str(directory / "exported")
+    assert {path.name for path in (directory / "exported").iterdir()} >= EXPORTED
+
+
+def test_export_from_and_to_cloud_storage(onboarding, first):
+    with FakeCloudStorage(["bucket"]) as cloud:
+        published = upload(cloud, Path(manifests(first)["publish"]["url"]), "models/tiny")
+        service = {"STORAGE_EMULATOR_HOST": cloud.endpoint, "TENSORSTORE_GCS_HTTP_URL": cloud.endpoint}
+        service["GOOGLE_AUTH_TOKEN_FOR_TESTING"] = "token"
+        left = export(onboarding, published, "gs://bucket/exports/tiny", **service)
+        assert set(cloud.names("bucket")) >= {f"exports/tiny/{name}" for name in EXPORTED}
+    assert left["url"] == "gs://bucket/exports/tiny"
+
+
+def test_export_to_the_hub_in_one_commit(onboarding, first):
+    with UploadHub(TOKEN) as hub:
+        checkpoint = manifests(first)["publish"]["url"]
+        left = export(onboarding, checkpoint, "hf://acme/exported", HF_ENDPOINT=hub.endpoint)
+        (commit,) = hub.repos["acme/exported"]["commits"]
+    assert set(commit["files"]) >= EXPORTED
+    assert len(left["commit"]) == 40
+    assert TOKEN not in onboarding.log

@@ -161,6 +161,18 @@ def test_stages_with_their_figures():
     assert check.seconds == "10.0 s"
 
 
+def test_plan_and_where_things_lie_are_told():
+    plan = {"bytes_in": 8e6, "bytes_out": 16e6, "disk_bytes": 4e7, "peak_bytes": 3e8, "seconds": 75}
+    stages = [stage("resolve", {"plan": plan, "path": "/w/hf"}), stage("convert", {"path": "/w/x"})]
+    view = view_run(Run(DAG, "r", "failed", {"repo": "a/b"}, stages))
+    told = "8.0 MB in, 16.0 MB out; 40.0 MB of disk, at most 300.0 MB of memory; about 1 min 15 s"
+    assert view.facts == [("Plan", told), ("Files", "/w/x")]
+    stages.append(stage("check", {"verdict": "fail", "report": "/w/x/report/report.html"}, state="failed"))
+    assert view_run(Run(DAG, "r", "failed", {}, stages)).facts[-1] == ("Report", "/w/x/report/report.html")
+    stages.append(stage("publish", {"url": "gs://b/x"}))
+    assert view_run(Run(DAG, "r", "success", {}, stages)).facts[1:] == [("Published at", "gs://b/x")]
+
+
 def test_failed_check_shows_its_verdict_and_its_error():
     left = {"verdict": "fail", "max_kl": 0.5, "error": "ferry: max KL 0.5 is above 1e-05", "exit_code": 1}
     view = view_run(Run(DAG, "r", "failed", {"repo": "a/b"}, [stage("check", left, state="failed")]))

@@ -2,11 +2,14 @@
 
 import inspect
 import json
+from datetime import UTC, datetime
+from types import SimpleNamespace
 
 import pytest
-from airflow.sdk import Asset, AssetAlias
+from airflow.providers.standard.exceptions import HITLRejectException
+from airflow.sdk import Asset, AssetAlias, BaseHook
 from airflow.sdk.definitions.retry_policy import RetryAction
-from airflow.sdk.exceptions import AirflowSkipException
+from airflow.sdk.exceptions import AirflowNotFoundException, AirflowSkipException
 
 from conversion_lib.errors import BadInput, CheckFailed, OutsideFailure, Terminated
 from operators.approval import OptionalApprovalOperator
@@ -25,6 +28,8 @@ from operators.resolve import ResolveOperator
 from operators.retries import LONGEST, StageRetryPolicy
 from operators.upload import UploadOperator
 
+KEY = SimpleNamespace(dag_id="onboard", run_id="manual__1+00:00")
+TAB = "/dags/onboard/runs/manual__1%2B00%3A00/plugin/ferry"
 STAGES = (
     *(ResolveOperator, DownloadOperator, DequantizeOperator, ConvertOperator, FinalizeOperator, CheckOperator),
     *(PublishOperator, CleanUpOperator, ExportOperator, UploadOperator),
@@ -175,14 +180,14 @@ def test_check(context, source):
     assert place.arguments == ["check", "/w/x", *options]
     assert "layers" not in manifest  # manifests are small
     assert (manifest["path"], manifest["report_dir"], manifest["target"]) == ("/w/x", "/w/x/report", "scanned")
-    assert OutputLink().get_link(operator, ti_key=None) == "file:///w/x/report/report.html"
+    assert OutputLink().get_link(operator, ti_key=KEY) == TAB
 
 
 @pytest.mark.parametrize(
     ("root", "link", "uri"),
     [
         ("gs://models/b", "https://console.cloud.google.com/storage/browser/models/b/m/c/t", "gs://models/b/m"),
-        ("/models", "file:///models/m/c/t", "file:///models/m"),
+        ("/models", TAB, "file:///models/m"),
     ],
 )
 def test_publish(context, source, root, link, uri):
@@ -200,15 +205,28 @@ def test_publish(context, source, root, link, uri):
     manifest = operator.execute(context)
     assert place.arguments == ["publish", "/w/x", root, "--report", "/w/r"]
     assert (manifest["url"], manifest["verdict"]) == (f"{root}/m/c/t", "pass")
-    assert OutputLink().get_link(operator, ti_key=None) == link
+    assert OutputLink().get_link(operator, ti_key=KEY) == link
     extra = {"url": f"{root}/m/c/t", "commit": "c", "target": "t", "verdict": "pass", "max_kl": 1e-9, "digest": "d"}
     assert events == [(Asset(uri), extra)]
 
 
-def test_approval_is_skipped_where_nobody_asked_for_it(context):
-    operator = OptionalApprovalOperator(task_id="t", subject="Publish?", wanted=False)
-    with pytest.raises(AirflowSkipException):
-        operator.execute(context)
+class TestApproval:
+    @pytest.fixture
+    def operator(self):
+        return OptionalApprovalOperator(task_id="t", subject="Publish?", wanted=False)
+
+    def test_is_skipped_where_nobody_asked_for_it(self, context, operator):
+        with pytest.raises(AirflowSkipException):
+            operator.execute(context)
+
+    def test_rejection_fails_for_good(self, context, operator):
+        answer = {"chosen_options": ["Reject"], "params_input": {}, "responded_by_user": {"id": "1", "name": "a"}}
+        with pytest.raises(HITLRejectException) as rejected:
+            operator.execute_complete(context, {**answer, "responded_at": datetime.now(UTC)})
+        assert operator.retry_policy.evaluate(rejected.value, 1, 3).action is RetryAction.FAIL
+
+    def test_anything_else_is_asked_again(self, operator):
+        assert operator.retry_policy.evaluate(RuntimeError("died"), 1, 3).action is not RetryAction.FAIL
 
 
 @pytest.mark.parametrize(("published", "ended"), [({"url": "gs://m"}, "--succeeded"), (None, "--failed")])
@@ -251,7 +269,7 @@ def test_export_to_the_hub(context, work_dir):
     operator = UploadOperator(task_id="u", source=manifest, private=False, message="m", place=place)
     assert operator.execute(context)["commit"] == "c"
     assert place.arguments == ["upload", "/out", "hf://acme/x", "--public", "--message", "m"]
-    assert OutputLink().get_link(operator, ti_key=None) == "https://huggingface.co/acme/x"
+    assert OutputLink().get_link(operator, ti_key=KEY) == "https://huggingface.co/acme/x"
 
 
 @pytest.mark.parametrize(
@@ -330,6 +348,19 @@ class TestToken:
         written = "".join(path.read_text() for path in work_dir.rglob("*.json"))
         assert "hf_connected" not in str(manifest) + rendered + written + str(seen[0]["arguments"])
         assert "hf_connected" not in "".join(capfd.readouterr())
+
+    def test_of_a_connection_that_there_is_not(self, context, source, monkeypatch):
+        """It is not tried again, and the worker's own token does not go in its place."""
+        monkeypatch.setenv("HF_TOKEN", "hf_inherited")
+        monkeypatch.setattr(BaseHook, "get_connection", _no_connection)
+        place = RecordingPlace(path="/w/hf")
+        with pytest.raises(BadInput, match="no Airflow connection hub"):
+            DownloadOperator(task_id="t", source=source, place=place, hf_conn_id="hub").execute(context)
+        assert place.secrets is None
+
+
+def _no_connection(conn_id):
+    raise AirflowNotFoundException(f"The conn_id `{conn_id}` isn't defined")
 
 
 @pytest.mark.parametrize("operator", STAGES, ids=lambda operator: operator.stage)
