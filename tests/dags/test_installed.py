@@ -57,7 +57,9 @@ def test_provider_is_registered(found):
 def test_plugins_are_registered(found):
     assert {"ferry", "ferry-setup"} <= set(found["plugins"])
     # the checkout that the tests run from is registered too
-    assert not [error for error in found["plugin errors"].values() if not error.endswith("already registered, skipping")]
+    assert not [
+        error for error in found["plugin errors"].values() if not error.endswith("already registered, skipping")
+    ]
 
 
 def test_dags_load_from_a_bundle(found):
