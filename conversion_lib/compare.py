@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import BaseModel
 
 from conversion_lib.boxes import Box, Shape, size, split, whole
-from conversion_lib.cloud.place import SCHEME, CloudPlace
+from conversion_lib.cloud.place import SCHEME
 from conversion_lib.dtypes import itemsize
 from conversion_lib.errors import BadInput
 from conversion_lib.progress import SILENT, Reporter
@@ -46,16 +46,10 @@ Opened = tuple[Literal["maxtext", "safetensors"], Source]
 def opened_checkpoint(path: Path | str) -> Iterator[Opened]:
     """A checkpoint of either kind, in a directory or at gs://bucket/prefix. Raises BadInput where it is neither."""
     if isinstance(path, str) and path.startswith(SCHEME):
-        # the client takes half a second to import
-        from conversion_lib.cloud.mirror import items_in, mirrored
-        from conversion_lib.sources.cloud import in_bucket
+        from conversion_lib.sources.cloud import checkpoint_in_bucket
 
-        if items_in(CloudPlace.parse(path)) is not None:
-            with mirrored(path) as mirror:
-                yield "maxtext", OrbaxSource(mirror)
-        else:
-            with in_bucket(path, BUCKET_BYTES) as remote:
-                yield "safetensors", remote.open()
+        with checkpoint_in_bucket(path, BUCKET_BYTES) as (mirror, remote):
+            yield ("safetensors", remote.open()) if remote else ("maxtext", OrbaxSource(mirror))
         return
     directory = Path(path)
     if any((directory / name).is_file() for name in (INDEX_NAME, SINGLE_NAME)):

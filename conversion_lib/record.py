@@ -94,15 +94,23 @@ class CheckpointRecord(BaseModel):
 def read_record(checkpoint: Path) -> CheckpointRecord | None:
     """The record of the checkpoint at `checkpoint` (DST, DST/0 or DST/0/items), None where there is none.
 
-    Raises BadInput where the file is there but is not a record.
+    A published checkpoint has it in its provenance. Raises BadInput where the file is there but is not a record.
     """
-    path = checkpoint_root(checkpoint) / RECORD_NAME
-    if not path.exists():
-        return None
+    root = checkpoint_root(checkpoint)
+    path = root / RECORD_NAME
     try:
-        return CheckpointRecord.model_validate_json(path.read_bytes())
+        if path.exists():
+            return CheckpointRecord.model_validate_json(path.read_bytes())
+        path = root / PROVENANCE_NAME
+        return _Published.model_validate_json(path.read_bytes()).record if path.exists() else None
     except ValidationError as error:
         raise BadInput(f"{path} is not a checkpoint record of this version: {error.errors()[0]['msg']}") from error
+
+
+class _Published(BaseModel):
+    """`provenance.json` of a published checkpoint, as far as it is read here."""
+
+    record: CheckpointRecord | None = None
 
 
 def checkpoint_root(checkpoint: Path) -> Path:

@@ -14,18 +14,20 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from conversion_lib.cloud.place import MIRROR_NOTE, REQUESTS, CloudPlace
-from conversion_lib.errors import BadInput, FerryError, OutsideFailure
+from conversion_lib.errors import BadInput, OutsideFailure
 from conversion_lib.files import in_parallel
 from conversion_lib.record import (
     CHECK_NAME,
     COMMIT_NAME,
     HF_DIR_NAME,
+    PROVENANCE_NAME,
     RECORD_NAME,
     REPORT_DIR_NAME,
     REPORT_PAGE_NAME,
 )
 from conversion_lib.sources.orbax import MANIFEST, METADATA, PARTS, STEP_METADATA
 
+STEP = "0"
 STEP_FILES = (STEP_METADATA, COMMIT_NAME)
 ITEMS_FILES = (METADATA, MANIFEST)
 REPORT = (f"{REPORT_DIR_NAME}/{CHECK_NAME}", f"{REPORT_DIR_NAME}/{REPORT_PAGE_NAME}")
@@ -34,9 +36,14 @@ REPORT = (f"{REPORT_DIR_NAME}/{CHECK_NAME}", f"{REPORT_DIR_NAME}/{REPORT_PAGE_NA
 def items_in(place: CloudPlace) -> str | None:
     """The path from `place` to the `items` of the Orbax checkpoint at DST, DST/0 or DST/0/items, if there is one."""
     for path in PARTS:
-        if (place / path / METADATA).read() is not None:
+        alone = not path.startswith(STEP) or _steps(place) == [0]  # else it is a training run's directory
+        if alone and (place / path / METADATA).read() is not None:
             return path
     return None
+
+
+def _steps(place: CloudPlace) -> list[int]:
+    return sorted(int(name) for name in place.children() if name.isdigit())
 
 
 @contextmanager
@@ -59,15 +66,14 @@ def mirrored(url: str) -> Iterator[Path]:
             path = mirror / place.name.removeprefix(root.name).strip("/")
             yield path
             _bring_back(root, mirror, before)
-        except FerryError as error:  # nobody can look at the mirror afterwards
+        except (BadInput, OutsideFailure) as error:  # nobody can look at the mirror afterwards
             kind = BadInput if isinstance(error, BadInput) else OutsideFailure
             raise kind(str(error).replace(str(mirror), str(root))) from error
 
 
 def _instead(place: CloudPlace) -> str:
     """What there is where a checkpoint is not."""
-    steps = sorted(int(name) for name in place.children() if name.isdigit())
-    if steps and items_in(place / str(steps[-1])) is not None:
+    if (steps := _steps(place)) and items_in(place / str(steps[-1])) is not None:
         named = ", ".join(map(str, steps))
         return f"it is a training run's, of steps {named}; name one, such as {place / str(steps[-1])}"
     return f"no {METADATA} in it, in items/ or in 0/items/"
@@ -88,7 +94,7 @@ def _fetch(root: CloudPlace, mirror: Path, below: str) -> None:
     mirror.mkdir()
     (mirror / MIRROR_NOTE).write_text(str(root))
     step = below.rpartition("/")[0]
-    wanted = [RECORD_NAME, *REPORT]
+    wanted = [RECORD_NAME, PROVENANCE_NAME, *REPORT]
     wanted += [f"{HF_DIR_NAME}/{name}" for name in (root / HF_DIR_NAME).below()]
     wanted += [f"{step}/{name}".lstrip("/") for name in (STEP_FILES if below else ())]
     wanted += [f"{below}/{name}".lstrip("/") for name in ITEMS_FILES]
@@ -107,6 +113,9 @@ def _contents(mirror: Path) -> dict[str, bytes]:
 
 def _bring_back(root: CloudPlace, mirror: Path, before: dict[str, bytes]) -> None:
     """Writes the report to the bucket where it is another than before; the verdict last, as `ferry check` does."""
-    for path, content in reversed(_contents(mirror).items()):
-        if content != before.get(path):
-            (root / path).write(content)
+    try:
+        for path, content in reversed(_contents(mirror).items()):
+            if content != before.get(path):
+                (root / path).write(content)
+    except (BadInput, OutsideFailure) as error:
+        raise type(error)(f"{error}; the report is lost: `--report DIR` leaves it in a directory") from error

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from conversion_lib.cloud.place import SCHEME, CloudPlace
+from conversion_lib.cloud.place import SCHEME
 from conversion_lib.commands.options import known_directory
 from conversion_lib.errors import BadInput
 from conversion_lib.parts import WHOLE, Part
@@ -39,7 +39,9 @@ def opened(
     if path is not None:
         yield path, None
     elif in_cloud:
-        with _in_bucket(src, memory_budget) as found:
+        from conversion_lib.sources.cloud import checkpoint_in_bucket
+
+        with checkpoint_in_bucket(src, memory_budget) as found:
             yield found
     elif not stream:
         from conversion_lib import hub
@@ -63,7 +65,9 @@ def headers(src: str, revision: str | None, reporter: Reporter) -> Iterator[Path
     if revision is not None and (in_cloud or path is not None):
         raise BadInput(f"--revision {revision}: the option is for a Hub id, and {src} is none")
     if in_cloud:
-        with _in_bucket(src, 0) as (directory, _):
+        from conversion_lib.sources.cloud import checkpoint_in_bucket
+
+        with checkpoint_in_bucket(src, 0) as (directory, _):
             yield directory
     elif path is not None:
         yield path
@@ -72,21 +76,6 @@ def headers(src: str, revision: str | None, reporter: Reporter) -> Iterator[Path
 
         with headers_of(src, revision or "main", reporter=reporter) as directory:
             yield directory
-
-
-@contextmanager
-def _in_bucket(url: str, memory_budget: int) -> Iterator[tuple[Path, Remote | None]]:
-    """A checkpoint of either kind: a directory that stands for it, and where the weights of Hugging Face's are."""
-    # the client takes half a second to import
-    from conversion_lib.cloud.mirror import items_in, mirrored
-    from conversion_lib.sources.cloud import in_bucket
-
-    if items_in(CloudPlace.parse(url)) is not None:
-        with mirrored(url) as mirror:
-            yield mirror, None
-    else:
-        with in_bucket(url, memory_budget) as remote:
-            yield remote.headers, remote
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""A Hugging Face checkpoint in a bucket as a source: headers here, weights by ranged reads of one generation.
+"""Checkpoints in a bucket as sources; of Hugging Face's the headers here, weights by ranged reads of one generation.
 
 Blocks of a shard are asked for ahead of the pieces that need them, many at a time, and a few are kept in memory.
 """
@@ -20,6 +20,7 @@ from typing import Any
 import tensorstore as ts
 
 from conversion_lib.cloud import place as cloud_place
+from conversion_lib.cloud.mirror import items_in, mirrored
 from conversion_lib.cloud.place import CloudPlace
 from conversion_lib.engine import Pace
 from conversion_lib.errors import BadInput, OutsideFailure, tensorstore_reason
@@ -54,6 +55,21 @@ class CloudRemote:
 
     def pace(self, stored: SafetensorsSource, shown: Source) -> Pace | None:
         return None
+
+
+@contextmanager
+def checkpoint_in_bucket(url: str, memory_budget: int) -> Iterator[tuple[Path, CloudRemote | None]]:
+    """The checkpoint of either kind at gs://bucket/prefix: a directory that stands for it, which of MaxText's is all.
+
+    Of Hugging Face's it has the headers, and the weights are where the second value says. Raises BadInput where there
+    is no checkpoint.
+    """
+    if items_in(CloudPlace.parse(url)) is not None:
+        with mirrored(url) as mirror:
+            yield mirror, None
+    else:
+        with in_bucket(url, memory_budget) as remote:
+            yield remote.headers, remote
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from conversion_lib.convert import convert, dequantize
 from conversion_lib.errors import BadInput
 from conversion_lib.export import export
 from conversion_lib.publish import publish
-from conversion_lib.record import Target
+from conversion_lib.record import CheckpointRecord, Target, read_record
 from conversion_lib.sources import cloud
 from tests.checkpoints import DEEPSEEK_V3, ferry_here, random_tensors, write_checkpoint
 from tests.cloud.common import ROOT, URL, WHOLE, assert_the_same, upload
@@ -173,10 +173,9 @@ def test_one_that_changes_meanwhile_is_no_source(
 def test_what_is_no_checkpoint_is_said(fake: FakeCloudStorage, staged: str, tmp_path: Path) -> None:
     for step in ("0", "100"):
         fake.put("bucket", f"run/checkpoints/{step}/items/_METADATA", b"{}")
-    del fake.objects["bucket", "run/checkpoints/0/items/_METADATA"]
     for url, message in (
         ("gs://bucket/nothing", "gs://bucket/nothing holds no Orbax checkpoint: no _METADATA in it"),
-        ("gs://bucket/run/checkpoints", "of steps 100; name one, such as gs://bucket/run/checkpoints/100"),
+        ("gs://bucket/run/checkpoints", "of steps 0, 100; name one, such as gs://bucket/run/checkpoints/100"),
         ("gs://elsewhere/x", "no bucket elsewhere"),
     ):
         refused = ferry_here("export", url, tmp_path / "back")
@@ -218,6 +217,10 @@ def test_checked_and_published_without_leaving_the_bucket(fake: FakeCloudStorage
     assert ferry_here("convert", model, URL).returncode == 0
     unchecked = ferry_here("publish", URL, "gs://bucket/shelf")
     assert unchecked.returncode == 2 and "ferry check" in unchecked.stderr
+    fake.denied = {"storage.objects.create"}
+    lost = ferry_here("check", URL, "--reference", model, "--tokens", "8")
+    assert lost.returncode == 2 and "--report DIR" in lost.stderr
+    fake.denied = set()
     checked = ferry_here("check", URL, "--reference", model, "--tokens", "32", "--json")
     assert checked.returncode == 0, checked.stderr
     answer = json.loads(checked.stdout)
@@ -230,6 +233,12 @@ def test_checked_and_published_without_leaving_the_bucket(fake: FakeCloudStorage
     assert compare(URL, published.url).same
     assert ferry_here("export", published.url, tmp_path / "back").returncode == 0
     assert compare(model, tmp_path / "back").same
+    assert ferry_here("convert", published.url, tmp_path / "flat", "--no-scan-layers").returncode == 0
+    made, again = (
+        CheckpointRecord.model_validate_json(fake.read("bucket", f"{ROOT}ferry.json")),
+        read_record(tmp_path / "flat"),
+    )
+    assert again and (again.model_name, again.origin) == (made.model_name, made.origin)
     fake.put("bucket", f"{ROOT}0/items/_METADATA", fake.read("bucket", f"{ROOT}0/items/_METADATA") + b" ")
     other = ferry_here("publish", URL, "gs://bucket/elsewhere")
     assert other.returncode == 2 and "ferry check" in other.stderr

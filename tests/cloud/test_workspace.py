@@ -13,6 +13,7 @@ import pytest
 
 from conversion_lib.cloud import claim
 from conversion_lib.convert import ConvertResult, Options, convert, layout_at
+from conversion_lib.demo.local_hub import LocalHub
 from conversion_lib.errors import BadInput, OutsideFailure
 from conversion_lib.finalize import finalize
 from conversion_lib.parts import Part
@@ -190,3 +191,16 @@ def test_what_the_bucket_refuses(fake: FakeCloudStorage, source: Path) -> None:
     result = ferry_here("convert", source, URL)
     assert result.returncode == 2 and "the credentials do not allow it (HTTP 403)" in result.stderr
     assert names(fake) == []
+
+
+def test_from_the_hub_shard_by_shard(
+    fake: FakeCloudStorage, source: Path, beside: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the source nor the result ever lies here as a whole."""
+    monkeypatch.setenv("FERRY_CACHE", str(tmp_path / "cache"))
+    with LocalHub({"acme/qwen": source}) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        done = ferry_here("convert", "acme/qwen", URL, "--stream-download", "--memory-budget", "64MiB")
+    assert done.returncode == 0, done.stderr
+    assert_the_same(fake, beside, tmp_path / "copy")
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]

@@ -132,7 +132,7 @@ def test_a_revision(hub: LocalHub) -> None:
 
 
 def test_a_directory_has_no_revision(tiny: Path) -> None:
-    assert "is a directory, which has no revisions" in error_of(ferry_here("plan", tiny, "--revision", "main"), 2)
+    assert "--revision main: the option is for a Hub id" in error_of(ferry_here("plan", tiny, "--revision", "main"), 2)
 
 
 def test_weights_stay_on_the_hub(hub: LocalHub, asked: list[Asked], monkeypatch: pytest.MonkeyPatch) -> None:
