@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import traceback
 from collections.abc import Iterator
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from conversion_lib.verified import Layout, Verified
 from tests.parity.cases import CANNOT_CONVERT, CASES, MAX_KL, Case
 from tests.parity.harness import MAXTEXT_PYTHON, ROOT, Harness
+from tests.verified_table import SEEN
 
 RUN = pytest.StashKey[Harness]()
-VERIFIED = ROOT / "conversion_lib" / "verified.json"
-"""What `ferry models` shows; this run writes its own to .parity, to be copied there where they differ."""
+LOCK = Path(__file__).with_name("requirements.lock")
+OF_MAXTEXT = ("maxtext", "jax", "flax", "orbax-checkpoint")
+"""Packages of MaxText's environment whose versions are noted."""
 
 
 @pytest.fixture(scope="session")
@@ -37,15 +44,18 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         return
     rows = [row(harness, case) for case in CASES if case in harness.cases]
     if harness.whole:
-        report = {"maxtext": "0.2.5", "max_kl_allowed": MAX_KL, "rows": rows}
+        took = {f"{name} {kind}": result["seconds"] for (name, kind), result in harness.results.items()}
+        report = {"maxtext": "0.2.5", "max_kl_allowed": MAX_KL, "rows": rows, "seconds": took}
         (ROOT / ".parity" / "results.json").write_text(json.dumps(report, indent=1) + "\n")
-        (ROOT / ".parity" / VERIFIED.name).write_text(json.dumps(verified(rows), indent=1) + "\n")
-    columns = ("model", "layers", "save_dtype", "storage", "same_bits", "max_kl", "training_loader")
+        SEEN.write_text(verified(rows).model_dump_json(indent=1) + "\n")
+    columns = ("model", "layers", "save_dtype", "storage", "same_bits", "max_kl", "training_loader", "not_returned")
     table = [columns, *([show(row[column]) for column in columns] for row in rows)]
     widths = [max(len(line[i]) for line in table) for i in range(len(columns))]
     terminalreporter.section("Ferry and MaxText 0.2.5")
     for line in table:
         terminalreporter.write_line("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)))
+    for kind, count, seconds in harness.seconds():
+        terminalreporter.write_line(f"{kind}: {count} jobs of MaxText, {seconds:.0f} s")
     terminalreporter.write_line("n.a.: what MaxText itself cannot convert:")
     for (family, scan), (reason, _) in CANNOT_CONVERT.items():
         terminalreporter.write_line(f"  {family} {'scanned' if scan else 'unscanned'}: {reason}")
@@ -66,21 +76,47 @@ def row(harness: Harness, case: Case) -> dict[str, Any]:
         "max_kl": harness.max_kl(case) if isinstance(value, dict) else value,
         "max_kl_allowed": case.model.max_kl,
         "training_loader": value["training_loader"] if isinstance(value, dict) else value,
+        "not_returned": ", ".join(_ends(harness.changed.get(case.name, ["error"]))),
     }
 
 
-def verified(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """What `ferry models` says of each family, by layout: `same_bits` where MaxText converts it too, and `logits`."""
-    said: dict[str, Any] = {}
-    for line in rows:
-        found = said.setdefault(line["family"], {}).setdefault(line["layers"], {"same_bits": [], "logits": []})
-        found["same_bits"] += [] if line["same_bits"] is None else [line["same_bits"]]
-        found["logits"] += [] if line["max_kl"] is None else [line["max_kl"] < line["max_kl_allowed"]]
-    families = {
-        family: {layers: {what: all(seen) for what, seen in found.items() if seen} for layers, found in by.items()}
-        for family, by in said.items()
-    }
-    return {"maxtext": "0.2.5", "max_kl_allowed": MAX_KL, "families": families}
+def _ends(names: list[str]) -> list[str]:
+    """What tensors of all layers have in common: the ends of their names."""
+    return sorted({name.rpartition(".layers.")[2].partition(".")[2] or name for name in names})
+
+
+def verified(rows: list[dict[str, Any]]) -> Verified:
+    """What `ferry models` says of each family, by layout."""
+    families: dict[str, dict[str, Layout]] = {}
+    for family in dict.fromkeys(line["family"] for line in rows):
+        of_family = [line for line in rows if line["family"] == family]
+        families[family] = {
+            layers: _layout([line for line in of_family if line["layers"] == layers])
+            for layers in sorted({line["layers"] for line in of_family})
+        }
+    locked = dict(line.split("==") for line in LOCK.read_text().splitlines() if "==" in line)
+    ours = {name: version(name) for name in ("ferry", "transformers")}
+    described = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    return Verified(
+        commit=subprocess.run(described, cwd=ROOT, capture_output=True, text=True).stdout.strip() or None,
+        date=datetime.now(UTC).date().isoformat(),
+        versions=ours | {name: locked[name] for name in OF_MAXTEXT},
+        families=families,
+    )
+
+
+def _layout(rows: list[dict[str, Any]]) -> Layout:
+    compared = [line["same_bits"] for line in rows if line["same_bits"] is not None]
+    ran = [line for line in rows if line["max_kl"] is not None]
+    close = all(isinstance(line["max_kl"], float) and line["max_kl"] < line["max_kl_allowed"] for line in ran)
+    return Layout(
+        compared=len(compared),
+        same_bits=all(same is True for same in compared),
+        ran=len(ran),
+        kl_below=sorted({line["max_kl_allowed"] for line in ran}) if close else [],
+        returned=len(rows),
+        not_returned=sorted({line["not_returned"] for line in rows if line["not_returned"]}),
+    )
 
 
 def show(value: Any) -> str:

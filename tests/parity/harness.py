@@ -7,8 +7,9 @@ tests look at the outcome.
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
-import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +17,18 @@ from typing import Any
 
 import numpy as np
 
-from tests.parity.cases import BASES, CASES, CONTROL, IMPOSSIBLE, Case, Model
+from conversion_lib.convert import convert
+from conversion_lib.export import export
+from conversion_lib.record import Target
+from tests.parity.cases import BASES, CASES, CONTROL, IMPOSSIBLE, TRAINED, Case, Model
+from tests.there_and_back import differing, tensors
 from tests.tiny_models import make_tiny, prompt, reference_logits
 
 ROOT = Path(__file__).parents[2]
 MAXTEXT_PYTHON = ROOT / ".parity" / "maxtext" / "bin" / "python"
-FERRY = Path(sys.executable).with_name("ferry")
+
+DEVICES = 16
+"""Simulated, over which MaxText shards what it converts: its own default."""
 
 Job = dict[str, Any]
 
@@ -30,24 +37,45 @@ class Harness:
     """`results[case or model name, kind of job]` is what the worker said.
 
     whole: whether it is everything there is; the controls run only then.
+    wrong: by the name of a case, what Ferry raised where it did not convert it, or not back.
+    changed: by the name of a case, the tensors that were not the same after a conversion and an export.
+    trees: by the name of a model and the layout, the shapes of the parameters of MaxText's model.
     """
 
     def __init__(self, work: Path, cases: Sequence[Case]) -> None:
         self.work, self.cases = work, cases
         self.whole = len(cases) == len(CASES)
-        self.ferry: dict[str, subprocess.CompletedProcess[str]] = {}
+        self.wrong: dict[str, str] = {}
+        self.changed: dict[str, list[str]] = {}
+        self.trees: dict[tuple[str, str], dict[str, list[int]]] = {}
         self.results: dict[tuple[str, str], dict[str, Any]] = {}
         self._references: dict[str, np.ndarray] = {}
 
     def run(self) -> None:
         for model in {case.model.name: case.model for case in self._converted()}.values():
             self._make(model)
-        conversions = self._start_worker("convert", self._maxtext_conversions(), devices=16)
+        conversions = self._start_worker("convert", self._maxtext_conversions(), devices=DEVICES)
         for case in self._converted():
-            self.ferry[case.name] = self._convert(case)
+            try:
+                self._there_and_back(case)
+            except Exception as error:  # the others still run
+                self.wrong[case.name] = f"{type(error).__name__}: {error}"
         self._finish([conversions])
         halves = [dict(list(self._looks().items())[half::2]) for half in (0, 1)]
         self._finish([self._start_worker(f"load{half}", jobs) for half, jobs in enumerate(halves)])
+        for case in self._converted():
+            for kind, name in (("logits", case.name), ("tree", f"{case.model.name}-{case.layers}")):
+                value = self.results.get((name, kind), {}).get("value")
+                if value is not None:
+                    self.trees[case.model.name, case.layers] = value["tree"]
+
+    def seconds(self) -> list[tuple[str, int, float]]:
+        """For each kind of job how many there were, and what they took together; without MaxText's start."""
+        counts, seconds = Counter[str](), Counter[str]()
+        for (_, kind), result in self.results.items():
+            counts[kind] += 1
+            seconds[kind] += result["seconds"]
+        return [(kind, counts[kind], seconds[kind]) for kind in counts]
 
     def _converted(self) -> list[Case]:
         return [*self.cases, CONTROL] if self.whole else [*self.cases]
@@ -55,11 +83,19 @@ class Harness:
     def source(self, model: Model) -> Path:
         return self.work / "models" / model.name
 
+    def plain(self, model: Model) -> Path:
+        """The source, dequantized by the formula where it is quantized."""
+        return self.work / "models" / f"{model.name}-dequantized" if model.fp8 else self.source(model)
+
     def ours(self, case: Case) -> Path:
         return self.work / "ferry" / case.name
 
     def theirs(self, case: Case) -> Path:
         return self.work / "maxtext" / case.name
+
+    def trained(self, case: Case) -> Path:
+        """What MaxText's training leaves that begins with our checkpoint."""
+        return self.work / "trained" / case.name
 
     def max_kl(self, case: Case) -> float:
         """The largest divergence of a token's distribution, transformers' from MaxText's."""
@@ -73,23 +109,33 @@ class Harness:
             from conversion_lib.demo.tiny_checkpoint import make_tiny_deepseek_v3
 
             make_tiny_deepseek_v3(source)
-            plain = dequantized(source, self.work / "models" / f"{model.name}-dequantized")
+            dequantized(source, self.plain(model))
         else:
-            plain = make_tiny(model.family, source, **model.config)
+            make_tiny(model.family, source, **model.config)
         config = json.loads((source / "config.json").read_text())
         tokens = prompt(model.tokens, config.get("text_config", config)["vocab_size"])
         np.save(source / "tokens.npy", tokens)
-        self._references[model.name] = reference_logits(plain, tokens)
+        self._references[model.name] = reference_logits(self.plain(model), tokens)
 
-    def _convert(self, case: Case) -> subprocess.CompletedProcess[str]:
-        flags = [
-            "--scan-layers" if case.scan else "--no-scan-layers",
-            "--ocdbt" if case.ocdbt else "--no-ocdbt",
-            "--zarr3" if case.zarr3 else "--no-zarr3",
-            *("--save-dtype", case.save_dtype, "--maxtext", case.maxtext, "--json"),
-        ]
-        command = [FERRY, "convert", self.source(case.model), self.ours(case), *flags]
-        return subprocess.run(command, capture_output=True, text=True)
+    def _there_and_back(self, case: Case) -> None:
+        target = Target(
+            scan_layers=case.scan,
+            save_dtype=case.save_dtype,
+            ocdbt=case.ocdbt,
+            zarr3=case.zarr3,
+            maxtext=case.maxtext,
+        )
+        convert(self.source(case.model), self.ours(case), target)
+        self.changed[case.name] = self.changed_by_export(self.ours(case), case.model)
+
+    def changed_by_export(self, checkpoint: Path, model: Model) -> list[str]:
+        """The tensors of the source that an export of `checkpoint` does not give back bit for bit."""
+        back, plain = self.work / "back", self.plain(model)
+        export(checkpoint, back, hf_config=plain)
+        try:
+            return differing(tensors(plain), tensors(back))
+        finally:
+            shutil.rmtree(back)
 
     def _maxtext_conversions(self) -> dict[tuple[str, str], Job]:
         """Also what it cannot do, once for each kind: to notice when it can."""
@@ -112,10 +158,10 @@ class Harness:
         jobs: dict[tuple[str, str], Job] = {}
         for case in self._converted():
             ours, source = str(self.ours(case)), str(self.source(case.model))
-            jobs[case.name, "leaves"] = {"kind": "leaves", "checkpoint": ours}
-            jobs[f"{case.model.name}-{case.layers}", "tree"] = {"kind": "tree", "source": source, "scan": case.scan}
             if case.maxtext_converts:
                 jobs[case.name, "compare"] = {"kind": "compare", "ours": ours, "theirs": str(self.theirs(case))}
+            else:
+                jobs[case.name, "leaves"] = {"kind": "leaves", "checkpoint": ours}
             if case.logits:
                 jobs[case.name, "logits"] = {
                     "kind": "logits",
@@ -127,6 +173,19 @@ class Harness:
                     "ocdbt": case.ocdbt,
                     "zarr3": case.zarr3,
                 }
+            if case in TRAINED:
+                jobs[case.name, "train"] = {
+                    "kind": "train",
+                    "source": source,
+                    "checkpoint": ours,
+                    "out": str(self.trained(case)),
+                    "scan": case.scan,
+                }
+        run = {(case.model.name, case.layers) for case in self._converted() if case.logits}
+        for case in self._converted():
+            if (case.model.name, case.layers) not in run:
+                job = {"kind": "tree", "source": str(self.source(case.model)), "scan": case.scan}
+                jobs[f"{case.model.name}-{case.layers}", "tree"] = job
         if self.whole:
             one, other = (Case(BASES["qwen3"], True, dtype) for dtype in ("bfloat16", "float32"))
             jobs["control", "compare"] = {

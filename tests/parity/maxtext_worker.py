@@ -61,22 +61,20 @@ def convert(source: str, out: str, scan: bool, save_dtype: str, ocdbt: bool, zar
     )
 
 
-def tree(source: str, scan: bool) -> dict[str, list[int]]:
+def tree(source: str, scan: bool) -> dict:
     """The shape of every parameter that MaxText's model expects."""
-    from flax import nnx
     from maxtext.configs import pyconfig
 
-    params = _abstract_params(pyconfig.initialize(model_arguments(source, scan)))
-    return {"/".join(map(str, path)): list(leaf.get_value().shape) for path, leaf in nnx.to_flat_state(params)}
+    return {"tree": _shapes(_abstract_params(pyconfig.initialize(model_arguments(source, scan))))}
 
 
 def leaves(checkpoint: str) -> dict[str, list]:
     """Shape and dtype of every array in `checkpoint`, restored by Orbax."""
-    return {path: [list(array.shape), array.dtype.name] for path, array in _restore(checkpoint).items()}
+    return _described(_restore(checkpoint))
 
 
 def compare(ours: str, theirs: str) -> dict:
-    """How two checkpoints differ, leaf by leaf and bit by bit; no line where they do not."""
+    """What `leaves` says of ours, and how theirs differs, leaf by leaf and bit by bit; no line where it does not."""
     a, b = _restore(ours), _restore(theirs)
     differences = [f"{path}: only in {'ours' if path in a else 'theirs'}" for path in sorted(set(a) ^ set(b))]
     for path in sorted(set(a) & set(b)):
@@ -86,11 +84,14 @@ def compare(ours: str, theirs: str) -> dict:
             values = np.asarray(a[path], np.float64), np.asarray(b[path], np.float64)
             count, most = np.count_nonzero(values[0] != values[1]), np.abs(values[0] - values[1]).max()
             differences.append(f"{path}: {count} of {a[path].size} values differ, by up to {most:.3g}")
-    return {"leaves": len(a), "differences": differences}
+    return {"leaves": _described(a), "differences": differences}
 
 
 def logits(source: str, checkpoint: str, scan: bool, tokens: str, out: str, ocdbt: bool, zarr3: bool) -> dict:
-    """What MaxText computes for one prompt from `checkpoint`, and whether both its loaders give the same weights."""
+    """What MaxText computes for one prompt from `checkpoint`, and whether both its loaders give the same weights.
+
+    Also what `tree` says, since it is at hand.
+    """
     import jax.numpy as jnp
     from flax import nnx
     from maxtext.common.common_types import DECODING_ACTIVE_SEQUENCE_INDICATOR
@@ -116,10 +117,36 @@ def logits(source: str, checkpoint: str, scan: bool, tokens: str, out: str, ocdb
     positions = jnp.arange(prompt.size, dtype=jnp.int32)[None]
     segments = jnp.full(prompt.shape, DECODING_ACTIVE_SEQUENCE_INDICATOR, jnp.int32)
     np.save(out, np.asarray(run_model(model, jnp.asarray(prompt), positions, segments)[0], np.float32))
-    return {"training_loader": _training_loader(config, model)}
+    params = _abstract_params(config)
+    return {"tree": _shapes(params), "training_loader": _training_loader(config, model, params)}
 
 
-def _training_loader(config, model) -> str:
+def train(source: str, checkpoint: str, out: str, scan: bool) -> None:
+    """A step of MaxText's own training from `checkpoint` at a learning rate of zero: the weights stay as they are.
+
+    It leaves `out`/parity/checkpoints/0 with the optimizer's state.
+    """
+    from maxtext.trainers.pre_train import train as trainer
+
+    trainer.main(
+        [
+            *model_arguments(source, scan),
+            f"load_parameters_path={checkpoint}/0/items",
+            f"base_output_directory={out}",
+            "steps=1",
+            "checkpoint_period=1",
+            "async_checkpointing=false",
+            "learning_rate=0.0",
+            "weight_dtype=float32",
+            "per_device_batch_size=1",
+            "max_target_length=16",
+            "sparse_matmul=false",
+            "megablox=false",
+        ]
+    )
+
+
+def _training_loader(config, model, params) -> str:
     """`same` where the loader of training and decoding gives what `model` has, else what it does."""
     from flax import nnx
     from maxtext.common import checkpointing
@@ -127,7 +154,7 @@ def _training_loader(config, model) -> str:
     try:
         params = checkpointing.load_params_from_path(
             config.load_parameters_path,
-            _abstract_params(config),
+            params,
             config.checkpoint_storage_concurrent_gb,
             config.checkpoint_storage_use_ocdbt,
             config.checkpoint_storage_use_zarr3,
@@ -148,6 +175,16 @@ def _abstract_params(config):
 
     _, model = model_creation_utils.create_nnx_abstract_model(config, _mesh(config))
     return nnx.state(model, (nnx.Param, moe.MoEBiasVar))
+
+
+def _shapes(params) -> dict[str, list[int]]:
+    from flax import nnx
+
+    return {"/".join(map(str, path)): list(leaf.get_value().shape) for path, leaf in nnx.to_flat_state(params)}
+
+
+def _described(arrays: dict[str, np.ndarray]) -> dict[str, list]:
+    return {path: [list(array.shape), array.dtype.name] for path, array in arrays.items()}
 
 
 def _mesh(config):
@@ -177,7 +214,7 @@ def _line(error: Exception) -> str:
     return text if len(text) <= 800 else f"{text[:400]} ... {text[-400:]}"
 
 
-JOBS = {"convert": convert, "tree": tree, "leaves": leaves, "compare": compare, "logits": logits}
+JOBS = {"convert": convert, "tree": tree, "leaves": leaves, "compare": compare, "logits": logits, "train": train}
 
 
 def run(job: dict) -> dict:

