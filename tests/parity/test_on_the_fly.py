@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from conversion_lib.maxtext_names import is_model_name, setting_names
 from conversion_lib.on_the_fly import ensure_checkpoint
 from conversion_lib.progress import SILENT
 from conversion_lib.sources.orbax import open_orbax
@@ -19,6 +21,19 @@ from tests.tiny_models import make_tiny
 FLAGS = [(True, True), (True, False), (False, True), (False, False)]
 NOT_FORWARDED = (True, True)
 """What a converter writes that is told of no flags."""
+
+
+NAMES = """
+import json, typing
+from maxtext.configs.types import MaxTextConfig, ModelName
+def names(model, outer=""):
+    for name, field in model.model_fields.items():
+        yield outer + name
+        if hasattr(field.annotation, "model_fields"):
+            yield from names(field.annotation, f"{outer}{name}.")
+print(json.dumps([sorted(set(names(MaxTextConfig))), sorted(typing.get_args(ModelName))]))
+"""
+"""Every setting and every model that MaxText's configuration has, in its environment."""
 
 
 @pytest.fixture(scope="module")
@@ -96,3 +111,12 @@ def test_pathways_cannot_restore_what_was_written_without_its_flags(
     assert restored["control"] == values(items[NOT_FORWARDED])
     assert 'Error opening "zarr" driver' in restored["not forwarded"]["error"]
     assert '/.zarray" does not exist' in restored["not forwarded"]["error"]
+
+
+def test_the_settings_and_models_that_the_drop_in_commands_know_are_maxtexts() -> None:
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([MAXTEXT_PYTHON, "-c", NAMES], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    settings, models = json.loads(done.stdout.splitlines()[-1])
+    assert sorted(setting_names()) == settings
+    assert [name for name in models if not is_model_name(name)] == []
