@@ -23,6 +23,7 @@ from conversion_lib.hub.headers import headers_of
 from conversion_lib.progress import Reporter, format_bytes
 from conversion_lib.publish import Marker
 from conversion_lib.record import Target
+from conversion_lib.run_options import DEFAULT_BUDGET
 from conversion_lib.show import peak_estimate
 from operators.layout import DEQUANTIZED, DOWNLOADED, hub_work_dir, local_work_dir
 from operators.steps.files import begin, used_bytes
@@ -68,7 +69,7 @@ def resolve(request: Request, reporter: Reporter) -> dict[str, Any]:
     """
     source, directory = _find(request, reporter)
     with directory as planned:
-        job = prepare(planned, request.target, model=request.model, memory_budget=engine.DEFAULT_BUDGET)
+        job = prepare(planned, request.target, model=request.model, memory_budget=DEFAULT_BUDGET)
     published = _published(request, source, job)
     quantized = job.config.quantization is not None
     plan = _plan(request, source, job, copy=quantized and request.staged)
@@ -142,7 +143,7 @@ def _plan(request: Request, source: Source, job: Job, *, copy: bool) -> dict[str
         "download_bytes": source.download_bytes,
         "disk_bytes": source.download_bytes + max(0, bf16 + disk_bytes(job.plan) - there),
         "free_bytes": shutil.disk_usage(existing_parent(source.work_dir)).free,
-        "peak_bytes": peak_estimate(job.plan, engine.DEFAULT_BUDGET, None),
+        "peak_bytes": peak_estimate(job.plan, DEFAULT_BUDGET, None),
         "seconds": math.ceil(seconds),
     }
 
