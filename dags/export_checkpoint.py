@@ -25,7 +25,7 @@ PARAMS = {
         pattern="^(gs://[^/]+/|/).+$",
         section=SOURCE,
         title="Checkpoint",
-        description="A MaxText checkpoint that the workers see: an absolute directory, or `gs://bucket/...`.",
+        description_md="A MaxText checkpoint that the workers see: an absolute directory, or `gs://bucket/...`.",
     ),
     "hf_config": Param(
         None,
@@ -33,7 +33,7 @@ PARAMS = {
         pattern="^/.+$",
         section=SOURCE,
         title="Configuration",
-        description="Directory with config.json and the tokenizer's files. Empty: `hf` in a checkpoint of Ferry's own.",
+        description_md="Directory with config.json and tokenizer. Empty: `hf` in a checkpoint of Ferry's own.",
     ),
     "dtype": Param(
         "bfloat16",
@@ -48,7 +48,7 @@ PARAMS = {
         pattern=r"^(gs://[^/]+/.+|/.+|hf://[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*)$",
         section=RESULT,
         title="Destination",
-        description="An absolute directory, `gs://bucket/prefix`, or `hf://organization/name` for the Hub.",
+        description_md="An absolute directory, `gs://bucket/prefix`, or `hf://organization/name` for the Hub.",
     ),
     "private": Param(
         True,

@@ -63,7 +63,7 @@ def destination_param() -> Param:
         pattern="^(gs://[^/]+|/.).*$",
         section=RUN,
         title="Destination",
-        description="`gs://bucket/prefix` or an absolute directory. The checkpoint goes to "
+        description_md="`gs://bucket/prefix` or an absolute directory. The checkpoint goes to "
         "`<model>/<commit>/<target>/` under it.",
     )
 
@@ -75,7 +75,7 @@ PARAMS = {
         section=SOURCE,
         title="Repository",
         examples=[model.repo for model in MODELS],
-        description="Hub repository such as `deepseek-ai/DeepSeek-V3`, or the absolute path of a directory that "
+        description_md="Hub repository such as `deepseek-ai/DeepSeek-V3`, or the absolute path of a directory that "
         "the workers see.",
     ),
     "revision": Param(
@@ -94,14 +94,14 @@ PARAMS = {
         section=SOURCE,
         title="Model name",
         examples=[model.name for model in MODELS],
-        description="As `ferry models` lists it, such as `deepseek3-671b`. Empty: told by the repository's config.",
+        description_md="As `ferry models` lists it, such as `deepseek3-671b`. Empty: told by the repository's config.",
     ),
     "scan_layers": Param(
         True,
         type="boolean",
         section=LAYOUT,
         title="Scanned layers",
-        description="Stack the layers, as MaxText does for training (`scan_layers=true`). Off: one array a layer.",
+        description_md="Stack the layers, as MaxText does for training (`scan_layers=true`). Off: one array a layer.",
     ),
     "save_dtype": Param(
         "bfloat16",
