@@ -75,13 +75,13 @@ def answers(fake: FakeCloudStorage, work: Path) -> Answers:
 def test_orbax_restores_the_same_bits(answers: Answers, storage: str) -> None:
     compared = answers[storage, "compare"]
     assert "error" not in compared, compared
-    assert compared["value"]["leaves"] > 5 and compared["value"]["differences"] == []
+    assert len(compared["value"]["leaves"]) > 5 and compared["value"]["differences"] == []
 
 
 @pytest.mark.parametrize("storage", TARGETS)
 def test_maxtext_runs_it(answers: Answers, work: Path, storage: str) -> None:
     loaded = answers[storage, "published"]
-    assert loaded.get("value") == {"training_loader": "same"}, loaded
+    assert loaded.get("value", {}).get("training_loader") == "same", loaded
     logits = [np.load(work / f"{storage}-{where}.npy") for where in ("published", "local")]
     assert np.isfinite(logits[0]).all() and np.ptp(logits[0]) > 0
     np.testing.assert_array_equal(*logits)
