@@ -218,8 +218,13 @@ JOBS = {"convert": convert, "tree": tree, "leaves": leaves, "compare": compare, 
 
 
 def run(job: dict) -> dict:
-    """One job; whatever it raises becomes its result, so that the others still run."""
+    """One job; whatever it raises becomes its result, so that the others still run.
+
+    MaxText collects garbage for every array that it converts: what is frozen is not looked at again.
+    """
     start = time.time()
+    gc.collect()
+    gc.freeze()
     arguments = {key: value for key, value in job.items() if key != "kind"}
     try:
         outcome = {"value": JOBS[job["kind"]](**arguments)}
@@ -227,15 +232,6 @@ def run(job: dict) -> dict:
         traceback.print_exc()
         outcome = {"error": _line(error)}
     return {"seconds": round(time.time() - start, 2), **outcome}
-
-
-def _import_maxtext() -> None:
-    """MaxText collects garbage for every array that it converts; frozen, its many modules are not looked at again."""
-    from maxtext.checkpoint_conversion import to_maxtext
-    from maxtext.utils import model_creation_utils
-
-    assert to_maxtext and model_creation_utils
-    gc.freeze()
 
 
 def main() -> None:
@@ -249,7 +245,6 @@ def main() -> None:
     os.environ.update(JAX_PLATFORMS="cpu", HF_HUB_OFFLINE="1")
     # Most of the time goes into compiling, and into random weights that are then overwritten.
     os.environ.update(JAX_DISABLE_MOST_OPTIMIZATIONS="1", JAX_DEFAULT_PRNG_IMPL="unsafe_rbg")
-    _import_maxtext()
     results = []
     for job in json.loads(args.jobs.read_text()):
         print(f"--- {job}", file=sys.stderr, flush=True)
