@@ -378,8 +378,8 @@ def test_an_error_as_json(tmp_path):
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory) -> Path:
-    """83 MB, so that there is time to end a conversion midway."""
-    config = QWEN3 | {"vocab_size": 20_011, "hidden_size": 1024}
+    """51 MB, so that there is time to end a conversion midway."""
+    config = QWEN3 | {"vocab_size": 12_011, "hidden_size": 1024}
     return write_checkpoint(tmp_path_factory.mktemp("large"), config, random_tensors(llama_tensors(config)))
 
 
@@ -420,7 +420,7 @@ def test_progress_on_a_terminal(undisturbed):
     assert result["pieces"] > 10
     assert "convert" in shown
     assert "━" in shown
-    assert "/166.6 MB" in shown
+    assert "/101.1 MB" in shown
     assert re.search(r"\d+\.\d MB/s", shown)
     assert re.search(r"0:00:\d\d", shown)
 

@@ -407,8 +407,8 @@ def test_bad_data_in_one_part(tmp_path):
 
 
 def qwen(directory: Path) -> Path:
-    """40 MB and more in one array, so that budgets would cut its chunks differently, and there is time for a kill."""
-    config = QWEN3 | {"vocab_size": 20_011, "hidden_size": 1024}
+    """24 MB and more in one array, so that budgets would cut its chunks differently, and there is time for a kill."""
+    config = QWEN3 | {"vocab_size": 12_011, "hidden_size": 1024}
     return write_checkpoint(directory, config, random_tensors(llama_tensors(config)), shards=4)
 
 
