@@ -74,7 +74,8 @@ PARAMS = {
         pattern=r"^([A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*|/.+)$",
         section=SOURCE,
         title="Repository",
-        examples=[model.repo for model in MODELS],
+        # one of each family: what is typed wrong is refused with the whole schema
+        examples=list({model.family: model.repo for model in MODELS}.values()),
         description_md="Hub repository such as `deepseek-ai/DeepSeek-V3`, or the absolute path of a directory that "
         "the workers see.",
     ),
