@@ -47,6 +47,18 @@ def fill_form(page, repo):
     return submit
 
 
+def test_form_refuses_what_the_schema_does_not_take(page, standalone):
+    """With the reason, and without starting a run."""
+    page.goto(f"{standalone.endpoint}/dags/onboard_checkpoint")
+    fill_form(page, "no-slash").click()
+    refusal = page.get_by_role("dialog").get_by_text("Invalid input for param repo")
+    refusal.wait_for()
+    refusal.evaluate("element => element.scrollIntoView({block: 'start'})")
+    picture(page, "0-form-refused")
+    runs = standalone.api("GET", "/dags/onboard_checkpoint/dagRuns?limit=100")["dag_runs"]
+    assert not [run for run in runs if run["conf"].get("repo") == "no-slash"]
+
+
 def is_green(cell):
     """Whether the cell of the grid is, to the eye."""
     colour = cell.evaluate("element => getComputedStyle(element).backgroundColor")
@@ -67,6 +79,7 @@ def page(browser, standalone):  # noqa: F811
 @pytest.fixture(scope="module")
 def onboarded(page, standalone):
     """The id of the run that the form started, when it has ended."""
+    page.goto(f"{standalone.endpoint}/dags/onboard_checkpoint")
     fill_form(page, OTHER_REPO).click()
 
     def started():
@@ -87,7 +100,14 @@ def test_grid_turns_green(page, standalone, onboarded):
     picture(page, "4-grid-green")
 
 
-def test_tab_of_the_run_shows_stages_and_report(page, onboarded):
+def test_button_of_a_task_leads_to_the_tab_of_the_run(page, standalone, onboarded):
+    page.goto(f"{standalone.endpoint}/dags/onboard_checkpoint/runs/{onboarded}/tasks/check/details")
+    page.get_by_role("link", name="Output").click()
+    page.frame_locator("iframe[title=Ferry]").get_by_text("logits: pass").wait_for()
+
+
+def test_tab_of_the_run_shows_stages_and_report(page, standalone, onboarded):
+    page.goto(f"{standalone.endpoint}/dags/onboard_checkpoint/runs/{onboarded}")
     page.get_by_role("link", name="Ferry").click()
     tab = page.frame_locator("iframe[title=Ferry]")
     tab.get_by_text("logits: pass").wait_for()
