@@ -58,7 +58,7 @@ def streams(layers: Sequence[LayerDifference]) -> str:
     for entry in layers:
         if not np.isfinite(entry.relative):
             axes.axvline(entry.layer, color=RED, linewidth=0.5)
-    axes.set_ylim(bottom / 2, top)
+    axes.set_ylim(bottom / 1.1, top)
     axes.xaxis.get_major_locator().set_params(integer=True)
     return _svg(figure)
 

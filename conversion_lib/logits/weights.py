@@ -104,7 +104,8 @@ class Weights:
     """All weights of a checkpoint.
 
     bias_order: how a scanned DeepSeek-V3 gate bias is laid out, where something tells; None lets its shape
-    decide. dithered: leaves whose values are moved at random within their rounding, to measure what that does.
+    decide. dithered: leaves whose values are moved by as much as rounding may have moved them, to measure what that
+    does.
     Raises BadInput naming the leaf where one is missing, has another shape than `config` says, is not of a float
     dtype, or is of no use to this architecture (a weight that nothing reads is not checked).
     """
@@ -165,12 +166,12 @@ class Weights:
         return values + jnp.asarray(self._dither(array)) if name in self._dithered else values
 
     def _dither(self, array: Array) -> Array:
-        """Noise that is uniform within half a unit in the last place of bfloat16, as rounding to it is; a zero, which
-        nothing was rounded to, stays one."""
-        exponents = np.ascontiguousarray(array, np.float32).view(np.uint32) & np.uint32(0x7F800000)
-        noise: Array = self._random.random(array.shape, np.float32)
-        noise -= np.float32(0.5)
-        noise *= exponents.view(np.float32) * np.float32(2**-7)
+        """Half a unit in the last place of bfloat16, the most that rounding to it moves a value, up or down at random.
+        A zero, which nothing was rounded to, stays one."""
+        powers = np.ascontiguousarray(array, np.float32).view(np.uint32) & np.uint32(0x7F800000)
+        half_units = powers.view(np.float32) * np.float32(2**-8)
+        signs = self._random.integers(0, 2, array.shape, np.uint32) << np.uint32(31)
+        noise: Array = (half_units.view(np.uint32) | signs).view(np.float32)
         return noise
 
     def _check(self) -> None:
