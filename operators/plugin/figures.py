@@ -52,12 +52,16 @@ class RunView:
 
 @dataclass
 class ModelRow:
-    """One target of one model at one destination; `run` is (DAG id, run id) of the onboarding that is known of."""
+    """One target of one model at one destination; `run` is (DAG id, run id) of the onboarding that is known of.
+
+    revision: as the catalogue has it, such as `branch main`; empty where only a person onboarded it.
+    """
 
     repo: str
     model: str
     target: str
     destination: str
+    revision: str = ""
     seen: str = ""
     published: str = ""
     verdict: str = ""
@@ -185,16 +189,25 @@ def _note(manifest: Mapping[str, Any]) -> str:
 
 @dataclass
 class _Table:
-    """Rows by model, target and destination, filled from what happened, the oldest first."""
+    """Rows by model, target, destination and revision, filled from what happened, the oldest first."""
 
-    rows: dict[tuple[str, str, str], ModelRow] = field(default_factory=dict)
+    rows: list[ModelRow] = field(default_factory=list)
 
-    def row(self, repo: str, model: str, target: str, destination: str) -> ModelRow:
-        key = (model, target, destination.rstrip("/"))
-        return self.rows.setdefault(key, ModelRow(repo, model, target, destination.rstrip("/")))
+    def alike(self, model: str, target: str, destination: str) -> list[ModelRow]:
+        """The rows that differ in nothing but the revision."""
+        wanted = (model, target, destination.rstrip("/"))
+        return [row for row in self.rows if (row.model, row.target, row.destination) == wanted]
+
+    def add_row(self, repo: str, model: str, target: str, destination: str) -> ModelRow:
+        self.rows.append(ModelRow(repo, model, target, destination.rstrip("/")))
+        return self.rows[-1]
 
     def add_finding(self, finding: Finding, onboarding: str) -> None:
-        row = self.row(finding.repo, finding.model, finding.target, finding.destination)
+        named = (finding.model, finding.target, finding.destination)
+        # one that only a person onboarded so far becomes the catalogue's
+        same = [row for row in self.alike(*named) if row.revision in (finding.revision, "")]
+        row = max(same, key=lambda row: row.revision) if same else self.add_row(finding.repo, *named)
+        row.revision = finding.revision
         row.seen = finding.commit or row.seen
         row.state, row.note = finding.state, "" if finding.state == "published" else finding.note
         if finding.run_id and finding.state in ("running", "failed", "new"):
@@ -207,7 +220,9 @@ class _Table:
     def add_onboarding(self, dag_id: str, run_id: str, when: datetime, stages: Mapping[str, Mapping[str, Any]]) -> None:
         published, check = stages["publish"], stages.get("check", {})
         destination, model, commit, target = str(published["url"]).rsplit("/", 3)
-        row = self.row(str(published.get("repo") or model), model, target, destination)
+        same = self.alike(model, target, destination)
+        row = next((row for row in same if row.seen == commit), same[0] if same else None)
+        row = row or self.add_row(str(published.get("repo") or model), model, target, destination)
         row.seen = row.seen or commit
         row.published, row.url, row.when, row.run = commit, str(published["url"]), when, (dag_id, run_id)
         row.verdict, row.max_kl = str(check.get("verdict") or ""), _finite(check.get("max_kl"))
@@ -229,7 +244,7 @@ def view_models(
             table.add_finding(event, onboarding_dag)
         else:
             table.add_onboarding(onboarding_dag, event, when, onboardings[event][1])
-    return sorted(table.rows.values(), key=lambda row: (row.repo.lower(), row.target, row.destination))
+    return sorted(table.rows, key=lambda row: (row.repo.lower(), row.target, row.destination, row.revision))
 
 
 def _finite(value: object) -> float | None:

@@ -221,6 +221,18 @@ def test_onboarding_by_hand_joins_the_row_of_its_model():
     assert (row.state, row.run) == ("published", (DAG, "manual__1"))
 
 
+def test_revisions_of_one_model_have_a_row_each():
+    """A branch that is published, and a pinned commit whose onboarding failed: neither hides the other."""
+    head = finding(state="published", commit=COMMIT, verdict="pass")
+    pinned = finding(state="failed", revision=f"commit {OLD}", commit=OLD, run_id="onboard__old")
+    stages = {"publish": {"repo": "a/b", "url": f"/p/b/{COMMIT}/{SLUG}", "bytes": 9}, "check": {"verdict": "pass"}}
+    runs = {"onboard__new": (NOON, stages)}
+    first, second = view_models([(NOON + timedelta(hours=1), head), (NOON + timedelta(hours=1), pinned)], runs, DAG)
+    assert (first.revision, first.state, first.run) == ("branch main", "published", (DAG, "onboard__new"))
+    assert (second.revision, second.state, second.run) == (f"commit {OLD}", "failed", (DAG, "onboard__old"))
+    assert (second.published, second.seen) == ("", OLD)
+
+
 def test_age_in_the_largest_unit():
     for delta, age in ((90, "1 minute ago"), (7200, "2 hours ago"), (200000, "2 days ago"), (5, "just now")):
         when = (datetime.now(UTC) - timedelta(seconds=delta)).isoformat()
