@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from conversion_lib.plan import Plan
 from conversion_lib.progress import format_bytes
 from conversion_lib.sources.base import Source
 from conversion_lib.sources.orbax import OrbaxSource
+from conversion_lib.verified import LAYOUTS, LEGEND, load
 
 PROCESS_BYTES = 150 << 20
 """Resident memory of the interpreter with numpy and TensorStore, before any work."""
@@ -120,33 +120,25 @@ def inspection_text(data: dict[str, Any]) -> list[RenderableType]:
     return [table, f"{len(data['leaves'])} leaves, {format_bytes(data['bytes'])}", *lines]
 
 
-def models() -> list[dict[str, Any]]:
+def models() -> dict[str, Any]:
     """The catalogue, with what `make parity` verified of each model's family against the real MaxText."""
-    seen = json.loads((Path(__file__).parent / "verified.json").read_text())
-    return [
+    seen = load()
+    rows = [
         {
             "name": model.name,
             "family": model.family,
             "repo": model.repo,
             "also": list(model.also),
-            "verified": {"maxtext": seen["maxtext"], **seen["families"].get(model.family, {})},
+            "verified": {layout: found.model_dump() for layout, found in seen.families.get(model.family, {}).items()},
         }
         for model in MODELS
     ]
+    return {"commit": seen.commit, "date": seen.date, "versions": seen.versions, "models": rows}
 
 
-def models_text(rows: list[dict[str, Any]]) -> list[RenderableType]:
-    table = Table("model", "family", "Hub", "scanned", "unscanned")
-    for row in rows:
-        marks = [_marks(row["verified"].get(layout, {})) for layout in ("scanned", "unscanned")]
-        table.add_row(row["name"], row["family"], row["repo"], *marks)
-    return [
-        table,
-        f"Verified on small models of the family against MaxText {rows[0]['verified']['maxtext']}: "
-        "bits, the same as its own conversion; logits, it loads the checkpoint and computes what transformers does.",
-    ]
-
-
-def _marks(seen: dict[str, bool]) -> str:
-    words = [word for key, word in (("same_bits", "bits"), ("logits", "logits")) if seen.get(key)]
-    return ", ".join(words) or "no"
+def models_text() -> list[RenderableType]:
+    seen = load()
+    table = Table("model", "family", "Hub", *LAYOUTS)
+    for model in MODELS:
+        table.add_row(model.name, model.family, model.repo, *(seen.of(model.family, layout) for layout in LAYOUTS))
+    return [table, seen.origin, *LEGEND]

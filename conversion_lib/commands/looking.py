@@ -28,8 +28,7 @@ def models(reporter: Reporter) -> Outcome:
     """The families and model names, with what is verified for each."""
     from conversion_lib import show
 
-    rows = show.models()
-    return Outcome({"models": rows}, show.models_text(rows))
+    return Outcome(show.models(), show.models_text())
 
 
 @command(app, "plan", TARGET)

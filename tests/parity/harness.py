@@ -132,10 +132,11 @@ class Harness:
         """The tensors of the source that an export of `checkpoint` does not give back bit for bit."""
         back, plain = self.work / "back", self.plain(model)
         export(checkpoint, back, hf_config=plain)
-        try:
-            return differing(tensors(plain), tensors(back))
-        finally:
-            shutil.rmtree(back)
+        before, after = tensors(plain), tensors(back)
+        shutil.rmtree(back)
+        if model.config.get("own_names") is False:  # Qwen 3.5's experts, one by one: an export has them as published
+            before, after = ({name: of[name] for name in before.keys() & after.keys()} for of in (before, after))
+        return differing(before, after)
 
     def _maxtext_conversions(self) -> dict[tuple[str, str], Job]:
         """Also what it cannot do, once for each kind: to notice when it can."""
