@@ -17,8 +17,8 @@ LEGEND = (
     "MaxText's own conversion. KL: MaxText loads our checkpoint by both of its loaders, and its logits in float32 "
     "diverge from transformers' by less, for every token; for Gemma up to 1e-3 where bfloat16 rounds the root of the "
     "width, since MaxText rounds the tied table. Back: an export gives the source's tensors back, bit for bit; a query "
-    "that MaxText stores divided by a root loses a bit in bfloat16 where that is no power of two, as it was here, and so "
-    "does Gemma's table at the published widths, which have such roots (docs/round_trip.md).",
+    "that MaxText stores divided by a root loses a bit in bfloat16 where that is no power of two, as it was here, and "
+    "so does Gemma's table at the published widths, which have such roots (docs/round_trip.md).",
     "MaxText's main branch is not on the package index, so nothing ran there: of it only the structure is known, which "
     "`--maxtext main` follows for the router's bias of DeepSeek and Kimi.",
 )
