@@ -12,16 +12,19 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
 
-from conversion_lib.demo.local_hub import LocalHub
+from conversion_lib.demo.local_hub import Faults, LocalHub
 from conversion_lib.demo.tiny_checkpoint import make_tiny_deepseek_v3
 
 ROOT = Path(__file__).parents[2]
 REPO, OTHER_REPO = "acme/tiny-deepseek-v3", "acme/other-deepseek-v3"
+TOKEN = "hf_thisMustNotBeSeenAnywhere"
+"""Opens REPO, which is gated, and is the password of the Airflow connection `hub`."""
 ADMIN, OUTSIDER = "admin", "outsider"
 """ADMIN may do everything; OUTSIDER may log in and has no right on any DAG."""
 PASSWORDS = {ADMIN: "only for tests", OUTSIDER: "only for tests"}
@@ -75,44 +78,47 @@ class Standalone:
             "no_proxy": "*",
             **environment,
         }
-        self._tokens, self.process = {}, None
+        self._tokens, self.process, self._restarted = {}, None, []
 
     def start(self):
         self._run("airflow", "db", "migrate")
         self._run("operators.setup")
-        with self.log_path.open("wb") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "airflow", "standalone"],
-                env=self.environment,
+        self.process = self._begin("standalone")
+        self.wait_until(self._healthy, START_SECONDS, "healthy Airflow with its DAGs")
+        return self
+
+    def restart(self, part, **environment):
+        """Kills the `scheduler` or the `triggerer` with its children, and begins another."""
+        for pid in _family(self.process.pid, part):
+            os.kill(pid, signal.SIGKILL)
+        self._restarted.append(self._begin(part, **environment))
+
+    def stop(self):
+        """Ends every process, and waits for it."""
+        for leader in (self.process, *self._restarted):
+            if leader is not None:
+                _end_group(leader)
+
+    def _begin(self, command, **environment):
+        with self.log_path.open("ab") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", "airflow", command],
+                env={**self.environment, **environment},
+                cwd=self.directory,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # SIGTERM to its leader alone would leave its children behind
             )
-        self.wait_until(self._healthy, START_SECONDS, "healthy Airflow with its DAGs")
-        return self
 
-    def stop(self):
-        """Ends every process of the group, and waits for it."""
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            end = time.monotonic() + 10
-            try:
-                os.killpg(self.process.pid, number)
-                while time.monotonic() < end:
-                    self.process.poll()
-                    os.killpg(self.process.pid, 0)
-                    time.sleep(0.1)
-            except ProcessLookupError:
-                return
-
-    def wait_until(self, condition, seconds, what):
-        """The first true answer of `condition`; fails, with the log, where none comes."""
+    def wait_until(self, condition, seconds, what, *, every=0.5):
+        """The first true answer of `condition`, asked so often; fails, with the log, where none comes."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             assert self.process.poll() is None, self.log_path.read_text(errors="replace")[-8000:]
             if answer := condition():
                 return answer
-            time.sleep(0.5)
+            time.sleep(every)
         raise AssertionError(f"no {what} within {seconds} s\n{self.log_path.read_text(errors='replace')[-8000:]}")
 
     def _run(self, module, *arguments):
@@ -168,11 +174,14 @@ class Standalone:
         body = {"logical_date": None, **more, "conf": conf}
         return self.api("POST", f"/dags/{dag_id}/dagRuns", body)["dag_run_id"]
 
+    def run_state(self, dag_id, run_id):
+        return self.api("GET", f"/dags/{dag_id}/dagRuns/{quote(run_id)}")["state"]
+
     def wait_for_run(self, dag_id, run_id, *, seconds=RUN_SECONDS):
         """The state that the run ends in."""
 
         def ended():
-            state = self.api("GET", f"/dags/{dag_id}/dagRuns/{quote(run_id)}")["state"]
+            state = self.run_state(dag_id, run_id)
             return state if state in DONE else None
 
         return self.wait_until(ended, seconds, f"end of {dag_id} {run_id}")
@@ -195,17 +204,68 @@ class Standalone:
         return "\n".join(path.read_text() for path in sorted(logs.rglob(f"attempt={try_number}.log")))
 
 
+def _end_group(leader):
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        end = time.monotonic() + 10
+        try:
+            os.killpg(leader.pid, number)
+            while time.monotonic() < end:
+                leader.poll()
+                os.killpg(leader.pid, 0)
+                time.sleep(0.1)
+        except ProcessLookupError:
+            return
+
+
+def _family(leader, part):
+    """The process `airflow <part>` that `leader` started, and all that came of it."""
+    parents, commands = {}, {}
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            parents[int(process.name)] = int((process / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            commands[int(process.name)] = (process / "cmdline").read_bytes().split(b"\0")
+    family = {pid for pid, parent in parents.items() if parent == leader and part.encode() in commands.get(pid, [])}
+    assert family, (part, commands)
+    while more := {pid for pid, parent in parents.items() if parent in family} - family:
+        family |= more
+    return family
+
+
 def free_port():
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
 
 
+@contextmanager
+def running_standalone(directory, hub, **environment):
+    """Airflow with the DAGs of this checkout and a Hub, until the block ends.
+
+    Its runs work in `directory / "work"` and publish to `directory / "published"`.
+    """
+    server = Standalone(
+        directory,
+        {
+            "AIRFLOW_CONN_HUB": json.dumps({"conn_type": "http", "password": TOKEN}),
+            "FERRY_DESTINATION": str(directory / "published"),
+            "FERRY_HF_CONN_ID": "hub",
+            "FERRY_RETRY_SECONDS": "1",
+            "FERRY_WORK_DIR": str(directory / "work"),
+            "HF_ENDPOINT": hub.endpoint,
+            **environment,
+        },
+    )
+    try:
+        yield server.start()
+    finally:
+        server.stop()
+
+
 @pytest.fixture(scope="session")
 def standalone_hub(tmp_path_factory):
-    """A Hub with two repositories of one small fp8 DeepSeek-V3."""
+    """A Hub with two repositories of one small fp8 DeepSeek-V3, one of them gated."""
     path = make_tiny_deepseek_v3(tmp_path_factory.mktemp("standalone-source") / "hf")
-    with LocalHub({REPO: path, OTHER_REPO: path}) as hub:
+    with LocalHub({REPO: path, OTHER_REPO: path}, faults=Faults(gated={REPO: TOKEN})) as hub:
         yield hub
 
 
@@ -213,19 +273,10 @@ def standalone_hub(tmp_path_factory):
 def standalone(tmp_path_factory, standalone_hub):
     """Airflow with the DAGs of this checkout; FERRY_CATALOG is `directory / "catalog.yaml"`."""
     directory = tmp_path_factory.mktemp("standalone")
-    (directory / "catalog.yaml").write_text("schedule: null\nmodels: []\n")
+    # Airflow reads schedule and at_most with the DAG, every half minute: all catalogues here have these
+    (directory / "catalog.yaml").write_text("schedule: null\nat_most: 1\nmodels: []\n")
     # little memory and one thread: a small model is many groups, and a kill finds it in the middle
     (directory / "places.yaml").write_text("options: {convert: [--memory-budget, 64MiB, --threads, '1']}\n")
-    environment = {
-        "FERRY_PLACES": str(directory / "places.yaml"),
-        "FERRY_RETRY_SECONDS": "1",
-        "FERRY_CATALOG": str(directory / "catalog.yaml"),
-        "FERRY_DESTINATION": str(directory / "published"),
-        "FERRY_WORK_DIR": str(directory / "work"),
-        "HF_ENDPOINT": standalone_hub.endpoint,
-    }
-    server = Standalone(directory, environment)
-    try:
-        yield server.start()
-    finally:
-        server.stop()
+    own = {"FERRY_PLACES": str(directory / "places.yaml"), "FERRY_CATALOG": str(directory / "catalog.yaml")}
+    with running_standalone(directory, standalone_hub, **own) as server:
+        yield server

@@ -1,18 +1,18 @@
-"""The DAGs in a real Airflow with all its parts: REST, approval, the asset, and a conversion that is killed."""
+"""The DAGs in a real Airflow with all its parts: REST, approval, the asset, the token, conversions that are killed."""
 
+import json
 import os
 import signal
-import time
 from pathlib import Path
 
 import pytest
 
 from tests.checkpoints import QWEN3, incompressible_tensors, write_checkpoint
-from tests.dags.standalone import REPO
+from tests.dags.standalone import DONE, REPO, TOKEN
 from tests.sparse_checkpoints import llama_tensors
 
 DAG = "onboard_checkpoint"
-LARGER = QWEN3 | {"head_dim": 64, "hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 8}
+LARGER = QWEN3 | {"head_dim": 64, "hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 24}
 LARGER |= {"num_attention_heads": 8, "num_key_value_heads": 8, "vocab_size": 2000}
 SLUG = "scanned-bf16-ocdbt-zarr3-maxtext0.2.5"
 
@@ -31,11 +31,16 @@ def approved(standalone):
     assert not (standalone.directory / "approved").exists()
     path = f"/dags/{DAG}/dagRuns/{run_id}/taskInstances/approval/-1/hitlDetails"
     question = standalone.api("GET", path)
-    # as nobody answers within a second; a scheduler that has not heard of the pause yet takes the answer for a failure
-    time.sleep(10)
-    standalone.api("PATCH", path, {"chosen_options": ["Approve"], "params_input": {}})
-    assert standalone.wait_for_run(DAG, run_id) == "success", standalone.tasks(DAG, run_id)
+    standalone.wait_until(lambda: answered(standalone, run_id, path), 900, "end of the approved run")
+    assert standalone.run_state(DAG, run_id) == "success", standalone.tasks(DAG, run_id)
     return run_id, question
+
+
+def answered(standalone, run_id, path):
+    """Approves at once, whenever it is asked: of an answer within a second the scheduler makes a try that died."""
+    if standalone.tasks(DAG, run_id)["approval"]["state"] == "awaiting_input":
+        standalone.request("PATCH", f"/api/v2{path}", {"chosen_options": ["Approve"], "params_input": {}})
+    return standalone.run_state(DAG, run_id) in DONE
 
 
 def test_a_person_is_told_the_verdict(approved):
@@ -75,6 +80,16 @@ def test_asset_of_the_model_is_updated(standalone, approved, standalone_hub):
     )
 
 
+def test_token_is_nowhere_to_be_seen(standalone, approved):
+    """Not in logs, rendered templates, XCom, the database or anything that the runs wrote; the repository wanted it."""
+    tasks = standalone.tasks(DAG, approved[0])
+    assert tasks["resolve"]["rendered_fields"]["repo"] == REPO
+    assert TOKEN not in json.dumps(tasks)
+    looked_at = [path for path in standalone.directory.rglob("*") if path.is_file()]
+    assert {"airflow.db", "standalone.log", "attempt=1.log", "manifest.json"} <= {path.name for path in looked_at}
+    assert [path for path in looked_at if TOKEN.encode() in path.read_bytes()] == []
+
+
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
@@ -98,10 +113,11 @@ def test_export_needs_a_destination(standalone):
     assert (status, "destination" in answer["detail"]) == (400, True)
 
 
-@pytest.fixture
-def larger(tmp_path):
-    """60 MB that zstd cannot make smaller: with the memory budget of the fixture's Airflow, several groups."""
-    return write_checkpoint(tmp_path / "larger", LARGER, incompressible_tensors(llama_tensors(LARGER)))
+@pytest.fixture(scope="module")
+def larger(tmp_path_factory):
+    """180 MB that zstd cannot make smaller: with the memory budget of the fixture's Airflow, seconds of many groups."""
+    path = tmp_path_factory.mktemp("model") / "larger"
+    return write_checkpoint(path, LARGER, incompressible_tensors(llama_tensors(LARGER)))
 
 
 def test_killed_conversion_resumes(standalone, larger):
@@ -109,8 +125,7 @@ def test_killed_conversion_resumes(standalone, larger):
     conf = {"repo": str(larger), "destination": str(standalone.directory / "never"), "keep_files": "remove"}
     run_id = standalone.trigger(DAG, conf, dag_run_id="killed")
     work = standalone.directory / "work" / "local"
-    command, journal = standalone.wait_until(lambda: _converting(work), 900, "journal of the conversion")
-    os.kill(command, signal.SIGSTOP)  # it gets no further while we look
+    command, journal = stopped(standalone, work)
     groups = journal.read_text().count("\n")
     task_process = _parent(command)
     os.kill(task_process, signal.SIGKILL)
@@ -127,13 +142,36 @@ def test_killed_conversion_resumes(standalone, larger):
     assert f"Resumed: {manifest['pieces_skipped']} of " in second
 
 
+def test_task_that_is_marked_failed_ends_its_command(standalone, larger):
+    """By a person, in the middle: the command is told to end, keeps its journal, and is not tried again."""
+    conf = {"repo": str(larger), "destination": str(standalone.directory / "never"), "scan_layers": False}
+    run_id = standalone.trigger(DAG, conf, dag_run_id="marked")
+    work = standalone.directory / "work" / "local"
+    command, journal = stopped(standalone, work)
+    standalone.api("PATCH", f"/dags/{DAG}/dagRuns/{run_id}/taskInstances/convert/0", {"new_state": "failed"})
+    standalone.wait_until(lambda: _is_pending(command, signal.SIGTERM), 60, "SIGTERM", every=0.05)
+    os.kill(command, signal.SIGCONT)
+    standalone.wait_until(lambda: not _alive(command), 60, "end of the command")
+    assert standalone.wait_for_run(DAG, run_id) == "failed"
+    convert = standalone.tasks(DAG, run_id)["convert[0]"]
+    assert (convert["state"], convert["try_number"]) == ("failed", 1)
+    assert journal.stat().st_size > 0
+
+
 def _second_try(standalone, run_id):
     task = standalone.tasks(DAG, run_id).get("convert[0]") or {"state": None}
     assert task["state"] != "failed", standalone.task_log(DAG, run_id, "convert", try_number=2)
     return task if task["state"] == "success" else None
 
 
-def _converting(work):
+def stopped(standalone, work):
+    """Process number and journal of a conversion, stopped in the middle: it gets no further while we look."""
+    found = standalone.wait_until(lambda: converting(work), 900, "journal of the conversion", every=0.05)
+    os.kill(found[0], signal.SIGSTOP)
+    return found
+
+
+def converting(work):
     """Process number and journal of a conversion below `work` that has journaled something."""
     for journal in work.glob("*/*/.ferry/journal-*.jsonl"):
         if journal.stat().st_size == 0:
@@ -150,6 +188,12 @@ def _converting(work):
 
 def _parent(pid):
     return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+
+
+def _is_pending(pid, number):
+    """Whether a stopped process has been sent a signal."""
+    lines = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return bool(int(lines["ShdPnd"], 16) >> number - 1 & 1)
 
 
 def _alive(pid):
