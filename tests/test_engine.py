@@ -49,16 +49,21 @@ def of_layers(tmp_path_factory) -> Callable[[int], Path]:
     return make
 
 
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory, of_layers) -> Callable[[int, int], dict[str, Any]]:
+    """What the conversion of so many layers under a budget reports; each runs once."""
+    return cache(lambda layers, budget: measured(of_layers(layers), tmp_path_factory.mktemp("out") / "out", budget))
+
+
 @pytest.mark.parametrize("budget", [64 * MIB, 512 * MIB, 2048 * MIB])
-def test_memory_keeps_to_the_budget(tmp_path, of_layers, budget):
+def test_memory_keeps_to_the_budget(converted, budget):
     """1.2 GB: many times the smallest budget; under the largest, all of it could be held at once, but once only."""
-    assert measured(of_layers(32), tmp_path / "out", budget)["peak_bytes"] <= budget + SLACK
+    assert converted(32, budget)["peak_bytes"] <= budget + SLACK
 
 
-def test_memory_does_not_grow_with_the_model(tmp_path, of_layers):
+def test_memory_does_not_grow_with_the_model(converted):
     """Four times the layers, each of which has more bytes than half of the budget."""
-    few = measured(of_layers(8), tmp_path / "few", 64 * MIB)
-    many = measured(of_layers(32), tmp_path / "many", 64 * MIB)
+    few, many = converted(8, 64 * MIB), converted(32, 64 * MIB)
     assert many["bytes_out"] > 3.5 * few["bytes_out"]
     timing = 16 * MIB  # what two threads hold at once differs from run to run
     assert many["peak_bytes"] <= 1.1 * few["peak_bytes"] + timing
