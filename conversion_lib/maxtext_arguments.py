@@ -17,7 +17,6 @@ from typing import Any
 import yaml
 
 from conversion_lib.catalog import Model
-from conversion_lib.cloud.place import SCHEME
 from conversion_lib.command import Outcome, run_command
 from conversion_lib.errors import BadInput
 from conversion_lib.maxtext_names import model_of, setting_names
@@ -219,13 +218,13 @@ def _use_token(arguments: Arguments, reporter: Reporter) -> None:
         os.environ.setdefault("HF_TOKEN", os.environ["HF_AUTH_TOKEN"])
 
 
-def output(arguments: Arguments, *, bucket: bool) -> Path | str:
-    """Where to write: a directory, or with `bucket` also gs://bucket/prefix, as text. Raises BadInput for others."""
+def output(arguments: Arguments, *schemes: str) -> Path | str:
+    """Where to write: a directory, or what begins with one of `schemes`, as text. Raises BadInput for others."""
     given = arguments.text("base_output_directory", DEFAULT_OUTPUT)
-    if bucket and given.startswith(SCHEME):
+    if given.startswith(schemes):
         return given
     if "://" in given:
-        places = f"a directory or {SCHEME}bucket/prefix" if bucket else "a directory, and upload what is written there"
+        places = " or ".join(["a directory", *(f"{scheme}..." for scheme in schemes)])
         raise BadInput(f"base_output_directory={given}: give {places}")
     return Path(given).expanduser()
 

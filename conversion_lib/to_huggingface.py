@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+from conversion_lib.cloud.place import SCHEME
 from conversion_lib.command import Outcome
 from conversion_lib.commands.options import done_line, known_directory
 from conversion_lib.config import CONFIG_NAME
@@ -20,6 +21,7 @@ from conversion_lib.maxtext_arguments import Arguments, Command, begin, output, 
 from conversion_lib.progress import Reporter
 from conversion_lib.record import HF_DIR_NAME, checkpoint_root
 from conversion_lib.run_options import Options
+from conversion_lib.upload import HUB_SCHEME, upload
 
 COMMAND = Command(
     flags=("override_model_architecture", "nooverride_model_architecture"),
@@ -41,21 +43,35 @@ def run(words: Sequence[str], reporter: Reporter) -> Outcome:
     if "://" not in given:
         given = str(Path(given).expanduser())
     dtype = arguments.choice("weight_dtype", DTYPES, "float32")
-    destination = Path(output(arguments, bucket=False))
+    destination = output(arguments, SCHEME, HUB_SCHEME)
     options = Options(overwrite=arguments.flag("overwrite", False))
-    with opened_maxtext(given) as checkpoint:
+    with opened_maxtext(given) as checkpoint, _written_here(destination) as directory:
         _refuse_other_layout(checkpoint, given, arguments)
         with _config_directory(arguments.text("hf_model_path"), checkpoint, model.repo, reporter) as hf_config:
             result = export(
                 checkpoint,
-                destination,
+                directory,
                 hf_config=hf_config,
                 dtype=dtype,
                 model=model.name,
                 options=options,
                 reporter=reporter,
             )
+        if isinstance(destination, str):
+            message = f"Export of {model.name} from MaxText"
+            upload(directory, destination, private=True, message=message, reporter=reporter)
+            result = result.model_copy(update={"path": destination})
     return Outcome(result, [done_line(result)])
+
+
+@contextmanager
+def _written_here(destination: Path | str) -> Iterator[Path]:
+    """The directory to export to: one that is removed again where the export is meant for a bucket or the Hub."""
+    if isinstance(destination, Path):
+        yield destination
+        return
+    with tempfile.TemporaryDirectory(prefix="ferry-export-") as name:
+        yield Path(name) / "hf"
 
 
 def _refuse_other_layout(checkpoint: Path, given: str, arguments: Arguments) -> None:

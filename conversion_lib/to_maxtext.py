@@ -49,7 +49,7 @@ def run(words: Sequence[str], reporter: Reporter) -> Outcome:
     arguments, model = begin(words, COMMAND, reporter)
     target = target_of(arguments)
     loader = arguments.choice("eager_load_method", ("safetensors", "transformers"), "safetensors")
-    destination = output(arguments, bucket=True)
+    destination = output(arguments, SCHEME)
     source = arguments.text("hf_model_path", model.repo)
     options = Options(overwrite=arguments.flag("overwrite", False), among_others=True)
     with opened(

@@ -19,6 +19,8 @@ from conversion_lib.record import Target
 from conversion_lib.sources.safetensors import SafetensorsSource
 from conversion_lib.to_huggingface import run
 from tests.checkpoints import QWEN3, ferry_here, random_tensors, write_checkpoint
+from tests.fakes.cloud_storage import FakeCloudStorage
+from tests.fakes.hub_uploads import UploadHub
 from tests.sparse_checkpoints import llama_tensors
 
 GUIDE = """
@@ -118,6 +120,34 @@ def test_a_file_says_nothing_against_the_checkpoint(checkpoint: Path, tmp_path: 
     assert {info.dtype for info in SafetensorsSource(tmp_path / "out").tensors.values()} == {"bfloat16"}
 
 
+def test_to_a_bucket(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same files as in a directory, and none of them is left here."""
+    from google.cloud import storage
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "here"))
+    (tmp_path / "here").mkdir()
+    call(*words(checkpoint, tmp_path / "out"))
+    with FakeCloudStorage(["bucket"]) as cloud:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", cloud.endpoint)
+        call(*words(checkpoint, "gs://bucket/exports/x"))
+        sent = {blob.name: blob.download_as_bytes() for blob in storage.Client().list_blobs("bucket")}
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        assert sent[f"exports/x/{name}"] == (tmp_path / "out" / name).read_bytes()
+    assert not list((tmp_path / "here").iterdir())
+
+
+def test_to_the_hub(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A private repository, as MaxText makes it, and one commit."""
+    with UploadHub("hf_mayWrite") as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        monkeypatch.setenv("HF_TOKEN", "hf_mayWrite")
+        call(*words(checkpoint, "hf://acme/back"))
+        repo = hub.repos["acme/back"]
+    assert repo["private"]
+    (commit,) = repo["commits"]
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(commit["files"])
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
@@ -125,7 +155,7 @@ def test_a_file_says_nothing_against_the_checkpoint(checkpoint: Path, tmp_path: 
         (("weight_dtype=float8_e4m3fn",), "weight_dtype=float8_e4m3fn: ferry takes float32 and bfloat16 and float16"),
         (("load_parameters_path=/no/where",), "/no/where holds no Orbax checkpoint"),
         (("load_parameters_path=",), "load_parameters_path is missing"),
-        (("base_output_directory=hf://me/mine",), "base_output_directory=hf://me/mine: give a directory"),
+        (("base_output_directory=s3://me/x",), "s3://me/x: give a directory or gs://... or hf://..."),
         (("lora.lora_restore_path=x",), "lora.lora_restore_path=x: ferry converts no LoRA adapters"),
         (("--hf_model_path=tests",), "hf_model_path=tests has no config.json"),
         (("load_full_state_path=x",), "load_full_state_path=x: give load_parameters_path"),

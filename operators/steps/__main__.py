@@ -58,7 +58,7 @@ def upload(
     message: Annotated[str, typer.Option("--message", help="Of the commit on the Hub.")] = "Export from MaxText",
 ) -> Outcome:
     """Brings an exported checkpoint to Cloud Storage or the Hub."""
-    from operators.steps.upload import upload as upload_checkpoint
+    from conversion_lib.upload import upload as upload_checkpoint
 
     return Outcome(upload_checkpoint(source, destination, private=private, message=message, reporter=reporter))
 

@@ -1,10 +1,11 @@
-"""The step `upload`: an exported checkpoint, a Hugging Face directory, to Cloud Storage or the Hub."""
+"""Brings an exported checkpoint, a Hugging Face directory, to Cloud Storage or the Hub."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+from conversion_lib.cloud.place import SCHEME
 from conversion_lib.config import CONFIG_NAME
 from conversion_lib.errors import BadInput, OutsideFailure
 from conversion_lib.hub import hub_endpoint
@@ -13,7 +14,7 @@ from conversion_lib.manifest import list_files
 from conversion_lib.progress import Reporter, format_bytes
 from conversion_lib.retry import Backoff
 
-HUB_SCHEME, CLOUD_SCHEME = "hf://", "gs://"
+HUB_SCHEME = "hf://"
 THREADS = 8
 
 
@@ -34,7 +35,7 @@ def upload(source: Path, destination: str, *, private: bool, message: str, repor
     if destination.startswith(HUB_SCHEME):
         repo = destination.removeprefix(HUB_SCHEME)
         commit = Backoff().run(lambda: _to_hub(source, list(sizes), repo, private, message), reporter=reporter)
-    elif destination.startswith(CLOUD_SCHEME):
+    elif destination.startswith(SCHEME):
         commit = None
         _to_cloud(source, list(sizes), destination)
     else:
@@ -63,7 +64,7 @@ def _to_cloud(source: Path, names: list[str], destination: str) -> None:
     from google.cloud import storage
     from google.cloud.storage import transfer_manager
 
-    bucket, _, prefix = destination.removeprefix(CLOUD_SCHEME).rstrip("/").partition("/")
+    bucket, _, prefix = destination.removeprefix(SCHEME).rstrip("/").partition("/")
     root = f"{prefix}/" if prefix else ""
     try:
         place = storage.Client().bucket(bucket)

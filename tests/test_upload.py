@@ -1,14 +1,14 @@
-"""The step `upload`: the real clients of the Hub and of Cloud Storage, against local servers."""
+"""Uploading an export: the real clients of the Hub and of Cloud Storage, against local servers."""
 
 import json
 
 import pytest
 
+from conversion_lib import upload as uploading
 from conversion_lib.errors import BadInput, OutsideFailure
 from conversion_lib.progress import SILENT
 from conversion_lib.retry import Backoff
-from operators.steps import upload as uploading
-from operators.steps.upload import upload
+from conversion_lib.upload import upload
 from tests.fakes.cloud_storage import FakeCloudStorage
 from tests.fakes.hub_uploads import UploadHub
 
