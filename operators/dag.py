@@ -5,7 +5,9 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk import DAG, AsyncCallback, DeadlineAlert, DeadlineReference
+from airflow.sdk import DAG
+from airflow.sdk.definitions.callback import AsyncCallback
+from airflow.sdk.definitions.deadline import DeadlineAlert, DeadlineReference
 
 from operators.callbacks import on_deadline
 from operators.settings import number
@@ -27,7 +29,8 @@ class StagesDag(DAG):
     def test(self, *args: Any, **kwargs: Any) -> DagRun:
         self.deadline = self.on_success_callback = self.on_failure_callback = None
         self.has_on_success_callback = self.has_on_failure_callback = False
-        return super().test(*args, **kwargs)
+        run: DagRun = super().test(*args, **kwargs)
+        return run
 
 
 def deadline() -> DeadlineAlert | None:

@@ -126,7 +126,7 @@ def _places(run: Run, check: Mapping[str, Any]) -> list[tuple[str, str]]:
     if url := published_url(run):
         return [("Published at", url)]
     left = [stage.manifest for stage in run.stages if stage.manifest]
-    last = next((one for one in reversed(left) if one.get("url") or one.get("path")), {})
+    last: Mapping[str, Any] = next((one for one in reversed(left) if one.get("url") or one.get("path")), {})
     return [("Files", str(last.get("url") or last.get("path") or "")), ("Report", str(check.get("report") or ""))]
 
 
