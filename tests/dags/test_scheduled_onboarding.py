@@ -72,7 +72,8 @@ def test_next_run_finds_it_published_and_an_outage_skips_a_model(standalone, sta
     """A Hub that is away: the pinned model needs none and goes on, the other is skipped, with the reason."""
     standalone_hub.faults.planned.append(Fault("unavailable", "api", times=3))
     commit = standalone_hub.repos[REPO].commit
-    catalog = f"models: [{{repo: {REPO}, revision: {{commit: '{commit}'}}}}, {{repo: {OTHER_REPO}}}]\n"
+    catalog = "schedule: null\nat_most: 1\n"
+    catalog += f"models: [{{repo: {REPO}, revision: {{commit: '{commit}'}}}}, {{repo: {OTHER_REPO}}}]\n"
     run_id = run_scheduled(standalone, catalog)
     assert states(standalone, run_id, "look") == {REPO: "success", OTHER_REPO: "skipped"}
     assert states(standalone, run_id, "onboard") in ({}, {-1: "skipped"})
