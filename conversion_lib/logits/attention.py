@@ -15,6 +15,7 @@ import numpy as np
 from conversion_lib.logits.config import GroupedQuery, Indexer, Latent, RopeConfig
 from conversion_lib.logits.rope import rotate, rotation_tables
 from conversion_lib.logits.weights import Leaves
+from conversion_lib.sources.base import Array
 
 KeysAndValues = tuple[jax.Array, jax.Array]
 """Of one layer, ready for the product: float32 (tokens, kv heads, dim) each."""
@@ -113,11 +114,19 @@ def _head_norm(x: jax.Array, leaves: Leaves, path: str, config: GroupedQuery, ep
     return normed
 
 
-def latent_attention(x: jax.Array, leaves: Leaves, path: str, config: Latent, prompts: Prompts) -> jax.Array:
+def latent_attention(
+    x: jax.Array,
+    leaves: Leaves,
+    path: str,
+    config: Latent,
+    prompts: Prompts,
+    original: Array | None = None,
+    tie: float = 0.0,
+) -> jax.Array:
     """Multi-head latent attention (DeepSeek-V2 report, section 2.1.2 and 2.1.3; V3 report, section 2.1.1).
 
     x and the result float32 (tokens, hidden). Only `rope.dim` dimensions of a head turn, and their key is
-    shared by all heads.
+    shared by all heads. original, tie: as `chosen_tokens` has them.
     """
     low_rank, query = _latent_query(x, leaves, path, config)
     latent = leaves.contract(x, f"{path}/wkv_a/kernel")
@@ -134,7 +143,8 @@ def latent_attention(x: jax.Array, leaves: Leaves, path: str, config: Latent, pr
 
     visible = prompts.visible()
     if config.indexer is not None:
-        visible = chosen_tokens(x, low_rank, leaves, f"{path}/indexer", config.indexer, config.rope, prompts)
+        indexer = f"{path}/indexer"
+        visible = chosen_tokens(x, low_rank, leaves, indexer, config.indexer, config.rope, prompts, original, tie)
     mixed = _attend(query, key, value, visible, config.scale, None, None, prompts.score_bytes)
     return leaves.contract(mixed, f"{path}/out/kernel", axes=2)
 
@@ -156,6 +166,8 @@ def chosen_tokens(
     indexer: Indexer,
     rope: RopeConfig,
     prompts: Prompts,
+    original: Array | None = None,
+    tie: float = 0.0,
 ) -> jax.Array:
     """DeepSeek sparse attention (DeepSeek-V3.2 report, section 2.1): the `top_k` tokens that each token looks at.
 
@@ -163,6 +175,10 @@ def chosen_tokens(
     result is bool (tokens, tokens). The indexer rotates the first `rope.dim` dimensions, in halves, unlike the
     attention that it serves. Its fp8 and Hadamard transform are a matter of speed: the transform keeps products.
     Among equal scores the earlier token is taken, which torch leaves open.
+
+    original: the places that the original chose, (tokens, top_k), where they are known: taken where they are as good
+    a choice but for a share of `tie` of a token's largest score. Of two scores that float32 cannot tell apart, one is
+    looked at and the other is not.
     """
     query = leaves.contract(low_rank, f"{path}/wq_b/kernel")
     key = leaves.contract(x, f"{path}/wk/kernel")
@@ -171,25 +187,42 @@ def chosen_tokens(
     query = rotate(query, prompts.tables(rope), pairs=False)
     key = rotate(key[:, None, :], prompts.tables(rope), pairs=False)[:, 0]
     visible, count = prompts.visible(), min(indexer.top_k, len(x))
-    blocks = [  # one after the other: jax would begin them all, and hold the scores of all
-        jax.block_until_ready(
-            _choose(query[rows], key, head_weights[rows], visible[rows], count, indexer.head_dim**-0.5)
-        )
-        for rows in _row_blocks(len(x), indexer.heads * len(x) * 4, prompts.score_bytes)
-    ]
-    return jnp.concatenate(blocks)
+    chosen = []
+    for rows in _row_blocks(len(x), indexer.heads * len(x) * 4, prompts.score_bytes):
+        scores = _index_scores(query[rows], key, head_weights[rows], visible[rows], indexer.head_dim**-0.5)
+        theirs = None if original is None else jnp.asarray(original[rows].astype(np.int32))
+        # one after the other: jax would begin them all, and hold the scores of all
+        chosen.append(jax.block_until_ready(_choose(scores, visible[rows], count, theirs, tie)))
+    return jnp.concatenate(chosen)
 
 
-@partial(jax.jit, static_argnames=("count", "scale"))
-def _choose(
-    query: jax.Array, key: jax.Array, head_weights: jax.Array, visible: jax.Array, count: int, scale: float
+@partial(jax.jit, static_argnames="scale")
+def _index_scores(
+    query: jax.Array, key: jax.Array, head_weights: jax.Array, visible: jax.Array, scale: float
 ) -> jax.Array:
-    """query (rows, heads, dim), key (tokens, dim), head_weights (rows, heads), visible (rows, tokens)."""
+    """Float32 (rows, tokens), of query (rows, heads, dim), key (tokens, dim), head_weights (rows, heads), visible
+    (rows, tokens)."""
     scores = jax.nn.relu(jnp.einsum("nhd,td->nht", query, key) * scale)
-    scores = jnp.where(visible, jnp.einsum("nh,nht->nt", head_weights, scores), -jnp.inf)
-    _, best = jax.lax.top_k(scores, count)
-    chosen = jnp.zeros(visible.shape, bool).at[jnp.arange(len(visible))[:, None], best].set(True)
-    return chosen & visible
+    return jnp.where(visible, jnp.einsum("nh,nht->nt", head_weights, scores), -jnp.inf)
+
+
+@partial(jax.jit, static_argnames=("count", "tie"))
+def _choose(scores: jax.Array, visible: jax.Array, count: int, theirs: jax.Array | None, tie: float) -> jax.Array:
+    """The `count` best of each row, bool (rows, tokens); `theirs`, places (rows, count), where they are as good."""
+    chosen = _at(jax.lax.top_k(scores, count)[1], visible)
+    if theirs is None:
+        return chosen
+    taken = _at(theirs, visible)
+    worst = jnp.min(jnp.where(taken, scores, jnp.inf), axis=1, keepdims=True)
+    left = jnp.max(jnp.where(visible & ~taken, scores, -jnp.inf), axis=1, keepdims=True)
+    scale = jnp.max(jnp.where(visible, jnp.abs(scores), 0), axis=1, keepdims=True)
+    as_many = taken.sum(1, keepdims=True) == chosen.sum(1, keepdims=True)
+    return jnp.where(as_many & (worst >= left - tie * scale), taken, chosen)
+
+
+def _at(places: jax.Array, visible: jax.Array) -> jax.Array:
+    """The visible ones of the tokens at `places`, (rows, count), as bool (rows, tokens)."""
+    return jnp.zeros(visible.shape, bool).at[jnp.arange(len(visible))[:, None], places].set(True) & visible
 
 
 def _attend(

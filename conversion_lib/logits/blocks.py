@@ -12,6 +12,9 @@ EMBEDDING_LAYER = -1
 EMBEDDING = "embedding"
 NORM_BEFORE_ATTENTION = "norm before attention"
 ATTENTION = "attention"
+INDEXER = "indexer"
+"""Not compared itself, as what it chooses shows in attention: the places of the tokens that each token looks at,
+(all prompts' tokens, how many)."""
 NORM_AFTER_ATTENTION = "norm after attention"
 NORM_BEFORE_MLP = "norm before the MLP"
 ROUTER = "router"

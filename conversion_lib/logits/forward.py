@@ -49,7 +49,7 @@ class ForwardPass:
     bias_order: the layout of a scanned DeepSeek-V3 gate bias where it is known. dithered: as `Weights` has it.
     tie: as `rounding.Limits` has it, by default that of the same bits. `idle_experts` counts the (layer, expert) pairs
     that no token went to. `original`: to be set, before each layer, to what the original's blocks put out in it, where
-    that is known: equal experts are then chosen as it does.
+    that is known: equal experts, and tokens that an indexer finds equal, are then chosen as it does.
 
     Raises BadInput where a leaf is missing, left over, or disagrees with `config`.
     """
@@ -132,7 +132,7 @@ class ForwardPass:
                 return normed
 
             x = norm(stream, norms.before_attention, blocks.NORM_BEFORE_ATTENTION)
-            states[blocks.ATTENTION] = x = self._attention(x, leaves, number, layer, kept)
+            states[blocks.ATTENTION] = x = self._attention(x, leaves, number, layer, kept, original)
             stream = stream + norm(x, norms.after_attention, blocks.NORM_AFTER_ATTENTION)
             if middle is not None:
                 stream = middle
@@ -151,12 +151,19 @@ class ForwardPass:
         return _Computed(stream, {name: np.asarray(array) for name, array in states.items()}, half.idle)
 
     def _attention(
-        self, x: jax.Array, leaves: Leaves, number: int, layer: Layer, kept: dict[int, KeysAndValues]
+        self,
+        x: jax.Array,
+        leaves: Leaves,
+        number: int,
+        layer: Layer,
+        kept: dict[int, KeysAndValues],
+        original: blocks.States | None,
     ) -> jax.Array:
         """What attention adds to the stream: x is the normed stream, float32 (tokens, hidden), as is the result."""
         config, path, eps = layer.attention, layer.attention_path, self._config.eps
         if isinstance(config, Latent):
-            return latent_attention(x, leaves, path, config, self._sequence)
+            chosen = None if original is None else original.get(blocks.INDEXER)
+            return latent_attention(x, leaves, path, config, self._sequence, chosen, self._tie)
         if not isinstance(config, GroupedQuery):
             return delta_net(x, leaves, path, config, eps, self._sequence)
         earlier = None

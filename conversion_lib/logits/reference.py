@@ -31,6 +31,7 @@ for them."""
 BLOCKS = {
     "input_layernorm": blocks.NORM_BEFORE_ATTENTION,
     "self_attn": blocks.ATTENTION,
+    "self_attn.indexer": blocks.INDEXER,
     "linear_attn": blocks.ATTENTION,
     "pre_feedforward_layernorm": blocks.NORM_BEFORE_MLP,
     "mlp.shared_experts": blocks.SHARED_EXPERT,
