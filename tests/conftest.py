@@ -6,6 +6,8 @@ LONGEST_FIRST = ("standalone", "tests/dags/", "tests/logits/", "tests/test_kills
 """Groups that take minutes; begun last, one of them would run alone at the end."""
 
 
+# before xdist, which reads the groups
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     for item in items:
         item.add_marker(pytest.mark.xdist_group(_group(item)))
