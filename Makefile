@@ -18,7 +18,7 @@ demo: venv
 	$(BIN)/ferry demo
 
 test: venv lint
-	$(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/pytest -n 2 --no-loadscope-reorder
 
 lint: venv
 	$(BIN)/ruff check .

@@ -1,23 +1,35 @@
 """How the tests are shared out among processes (pytest-xdist): a file stays together, and so does one Airflow."""
 
-import pytest
+from xdist.scheduler import LoadFileScheduling
 
-LONGEST_FIRST = ("standalone", "tests/dags/", "tests/logits/", "tests/test_kills.py")
-"""Groups that take minutes; begun last, one of them would run alone at the end."""
+OF_ONE_SERVER = tuple(
+    f"tests/dags/test_{name}.py"
+    for name in ("browser_onboarding", "in_airflow", "in_pods", "plugin_pages", "scheduled_onboarding")
+)
+"""These use the `standalone` of tests/dags/standalone.py, which is there once a process."""
+
+LONGEST_FIRST = (*OF_ONE_SERVER, "tests/dags/", "tests/logits/", "tests/test_kills.py")
+"""Files that take minutes; begun last, one of them would run alone at the end."""
 
 
-# before xdist, which reads the groups
-@pytest.hookimpl(tryfirst=True)
+class FilesAndServers(LoadFileScheduling):
+    """Gives out files as wholes, and those of one server as one. (xdist's own groups do nothing under pytest 9.2.)"""
+
+    def _split_scope(self, nodeid):
+        file = super()._split_scope(nodeid)
+        return "standalone" if file in OF_ONE_SERVER else file
+
+
+def pytest_xdist_make_scheduler(config, log):
+    return FilesAndServers(config, log)
+
+
 def pytest_collection_modifyitems(items):
     for item in items:
-        item.add_marker(pytest.mark.xdist_group(_group(item)))
-    items.sort(key=lambda item: _rank(_group(item)))
+        file = item.nodeid.partition("::")[0]
+        assert "standalone" not in item.fixturenames or file in OF_ONE_SERVER, f"{file} belongs in OF_ONE_SERVER"
+    items.sort(key=lambda item: _rank(item.nodeid))
 
 
-def _group(item):
-    """A file makes its models once for all of its tests; the tests of the standalone Airflow share one server."""
-    return "standalone" if "standalone" in item.fixturenames else item.nodeid.partition("::")[0]
-
-
-def _rank(group):
-    return next((place for place, start in enumerate(LONGEST_FIRST) if group.startswith(start)), len(LONGEST_FIRST))
+def _rank(nodeid):
+    return next((place for place, start in enumerate(LONGEST_FIRST) if nodeid.startswith(start)), len(LONGEST_FIRST))
