@@ -11,7 +11,7 @@ from typer.exceptions import TyperException
 
 from conversion_lib.command import VERSION_OPTION, Outcome, command, refuse_usage
 from conversion_lib.commands import checking, converting, looking, moving
-from conversion_lib.process import collect_rarely, reuse_freed_memory
+from conversion_lib.process import collect_rarely, leave, reuse_freed_memory
 from conversion_lib.progress import Reporter
 
 app = typer.Typer(
@@ -54,4 +54,4 @@ def main() -> None:
         code = app(prog_name="ferry", standalone_mode=False)
     except TyperException as error:
         raise SystemExit(refuse_usage(error, "--json" in sys.argv)) from None
-    raise SystemExit(code if isinstance(code, int) else 0)
+    leave(code if isinstance(code, int) else 0)

@@ -20,7 +20,7 @@ from conversion_lib.catalog import Model
 from conversion_lib.command import Outcome, run_command
 from conversion_lib.errors import BadInput
 from conversion_lib.maxtext_names import model_of, setting_names
-from conversion_lib.process import collect_rarely, reuse_freed_memory
+from conversion_lib.process import collect_rarely, leave, reuse_freed_memory
 from conversion_lib.progress import Reporter
 
 TRUE, FALSE = ("true", "t", "yes", "y", "on", "1"), ("false", "f", "no", "n", "off", "0")
@@ -240,7 +240,7 @@ def run_as_command(run: Callable[[Sequence[str], Reporter], Outcome], command: C
             f"{usage}\n\nWith a meaning here: {meant}.\nMaxText's other settings are named in a warning, and ignored."
         )
         raise SystemExit(0 if words else 2)
-    raise SystemExit(run_command(lambda reporter: run(words, reporter)))
+    leave(run_command(lambda reporter: run(words, reporter)))
 
 
 def _nearest(name: str, names: list[str]) -> str:
