@@ -117,7 +117,9 @@ def test_task_that_is_marked_failed_has_its_pod_deleted(standalone, pods, evicte
     """While it is deferred, with no process of its own: Airflow's triggerer does it."""
     run_id = standalone.trigger(DAG, conf(standalone, scan_layers=False), dag_run_id="marked-in-pods")
     name = stopped_pod(standalone, pods)
+    process = pods.kubelet.processes[name]
     standalone.api("PATCH", f"/dags/{DAG}/dagRuns/{run_id}/taskInstances/convert/0", {"new_state": "failed"})
     standalone.wait_until(lambda: name not in pods.cluster.pods, 60, "end of the pod")
     pods.kubelet.signal(name, signal.SIGCONT)
+    assert process.wait(60) == 143  # ferry heard SIGTERM and kept its journal
     assert standalone.wait_for_run(DAG, run_id) == "failed"
