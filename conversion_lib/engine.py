@@ -3,8 +3,8 @@
 Worker threads each make one piece at a time, band by band: read a slice of a source, apply the ops, copy into the
 piece's buffer. The main thread hands finished pieces to the sink in groups; several groups are on their way to the
 disk at once, so that one is compressed while another is synced, and each is journaled when all of its writes are
-durable. Bytes held in buffers never pass three eighths of the budget; as much again is for what the codec makes of
-them, and the rest is for bands and for the sink.
+durable. Bytes held in buffers never pass three eighths of the budget, nor what keeps codec and disk busy; as much
+again is for what the codec makes of them, and the rest is for bands and for the sink.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from conversion_lib.boxes import box_shape, relative_to, size, slices
@@ -28,6 +28,7 @@ from conversion_lib.journal import Ledger
 from conversion_lib.ops import forward_chain
 from conversion_lib.pieces import Piece, bands, cut, source_order
 from conversion_lib.plan import Plan
+from conversion_lib.process import HeapLimit
 from conversion_lib.progress import SILENT, Reporter, Task
 from conversion_lib.run_options import DEFAULT_BUDGET
 from conversion_lib.sinks.base import Sink, Write
@@ -35,8 +36,18 @@ from conversion_lib.sources.base import Array, Source
 
 SMALLEST_BUDGET = 64 << 20
 SMALLEST_BAND, LARGEST_BAND = 1 << 20, 8 << 20
+IN_FLIGHT = 128 << 20
+"""Bytes of buffers for each thread, or two pieces for each that makes them where those are larger: with three times as
+much, nothing was faster, and each fresh page costs a fault."""
+
 GROUP_SECONDS = 10.0
 """A group is committed after so long even when small, so that little is lost by a kill."""
+
+BANDS_HELD = 16
+"""Bands in memory at once, about: as read, as cast, and as each op leaves them, for a few makers."""
+
+HOLES = 64 << 20
+"""Of the heap, free but kept: a heap held tighter is given back and taken again all the time, a fault for each page."""
 
 GRACE_SECONDS = 3.0
 """How long a run that is ended waits for what it has begun to write."""
@@ -59,6 +70,16 @@ class Limits:
         _require_enough(budget)
         buffers = budget * 3 // 8
         return Limits(buffers, buffers // (2 * makers(threads)), buffers // 8, band_bytes(budget))
+
+    def for_pieces(self, largest: int, threads: int) -> Limits:
+        """With no more buffers than are of use for pieces of `largest` bytes at most."""
+        buffers = min(self.buffers, max(threads * IN_FLIGHT, 2 * makers(threads) * largest))
+        return replace(self, buffers=buffers, group=buffers // 8)
+
+    @property
+    def resident(self) -> int:
+        """Memory that a run takes: its buffers, what the codec makes of them, and what makers hold of some bands."""
+        return 2 * self.buffers + BANDS_HELD * self.band + HOLES
 
 
 def band_bytes(budget: int) -> int:
@@ -142,6 +163,7 @@ def run(
     threads = threads or default_threads()
     limits = Limits.of(budget, threads)
     pieces = cut(plan, share, limits.piece)
+    limits = limits.for_pieces(max((_nbytes(plan, piece) for piece in pieces), default=0), threads)
     todo = [piece for piece in pieces if not journal.has(piece)]
     totals = Totals(pieces=len(todo), pieces_skipped=len(pieces) - len(todo))
     todo = pace.order(plan, todo) if pace else sorted(todo, key=source_order(plan, source.tensors))
@@ -238,7 +260,7 @@ def _write_groups(
     plan: Plan, sink: Sink, journal: Ledger, made: _Workers, limits: Limits, totals: Totals, task: Task
 ) -> None:
     """Writes pieces as they are made, one group gathering while those before it are committed."""
-    groups = _Groups(journal, made.room, task, limits.group)
+    groups = _Groups(journal, made.room, task, limits)
     try:
         for _ in range(made.count):
             result = _next(made, groups)
@@ -273,8 +295,9 @@ def _next(made: _Workers, groups: _Groups) -> _Made:
 class _Groups:
     """Groups of pieces on their way to the disk: one gathers, those before it are being written, oldest first."""
 
-    def __init__(self, journal: Ledger, room: Room, task: Task, limit: int) -> None:
-        self._journal, self._room, self._task, self._limit = journal, room, task, limit
+    def __init__(self, journal: Ledger, room: Room, task: Task, limits: Limits) -> None:
+        self._journal, self._room, self._task, self._limit = journal, room, task, limits.group
+        self._heap = HeapLimit(limits.resident)
         self._gathering = _Group()
         self._started: deque[_Group] = deque()
 
@@ -325,6 +348,7 @@ class _Groups:
         self._journal.add(group.pieces)
         for buffer in group.buffers:
             self._room.give(buffer)
+        self._heap.keep()
         self._task.advance(group.nbytes)
 
 

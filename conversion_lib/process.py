@@ -49,6 +49,32 @@ def reuse_freed_memory() -> None:
         mallopt(_M_ARENA_MAX, ARENAS)
 
 
+class HeapLimit:
+    """Gives free pages of the heap back to the system where the process has come to hold more than it should.
+
+    `reuse_freed_memory` keeps all that is freed, and blocks of a few sizes that many threads take and free leave holes
+    that none of the next ones fits: over a long conversion the heap grew to twice what was ever in use.
+    """
+
+    def __init__(self, nbytes: int) -> None:
+        """nbytes: what may be resident beside what is now."""
+        self._most = _resident_bytes() + nbytes
+        self._trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+
+    def keep(self) -> None:
+        """To be called where much has just been freed."""
+        if self._trim is not None and _resident_bytes() > self._most:
+            self._trim(0)
+
+
+def _resident_bytes() -> int:
+    """What of this process is in memory now; 0 where the system does not tell."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    except OSError:
+        return 0
+
+
 def return_freed_memory() -> None:
     """Undoes `reuse_freed_memory`: what is freed goes back to the system, in all but small blocks.
 

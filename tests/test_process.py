@@ -37,3 +37,25 @@ def test_freed_memory_is_used_again_without_a_page_fault():
 
 def test_the_peak_is_of_what_was_touched():
     assert 256 <= _printed(PEAK) < 300
+
+
+HOLES = """
+from pathlib import Path
+from conversion_lib.process import HeapLimit, reuse_freed_memory
+reuse_freed_memory()
+resident = lambda: int(Path("/proc/self/statm").read_text().split()[1]) * 4096 >> 20
+heap = HeapLimit({allowed} << 20)
+blocks = [bytearray(64 << 10) for _ in range(4096)]
+del blocks[1::2]
+held = resident()
+heap.keep()
+print(held - resident())
+"""
+
+
+def test_a_heap_above_its_limit_gives_back_the_holes_in_it():
+    assert 100 <= _printed(HOLES.format(allowed=150)) <= 130
+
+
+def test_a_heap_below_its_limit_keeps_them():
+    assert _printed(HOLES.format(allowed=300)) <= 1
