@@ -5,9 +5,11 @@ Results go to standard output; progress, messages and errors to standard error.
 
 from __future__ import annotations
 
+import _thread
 import functools
 import inspect
 import json
+import os
 import signal
 import sys
 import time
@@ -26,6 +28,10 @@ from conversion_lib.errors import BadInput, FerryError, Terminated
 from conversion_lib.files import disk_error
 from conversion_lib.process import peak_bytes
 from conversion_lib.progress import Reporter
+
+LEAVE_SECONDS = 4.5
+"""From SIGTERM to the end, at the latest: Airflow kills after five."""
+ENDED = "ended by SIGTERM; what was finished is kept, and the same command goes on from there"
 
 
 @dataclass
@@ -116,7 +122,8 @@ def run_command(
     version: bool = False,
 ) -> int:
     """Runs a command and returns its exit code."""
-    signal.signal(signal.SIGTERM, _terminate)
+    termination = _Termination(json_output)
+    signal.signal(signal.SIGTERM, termination)
     reporter = Reporter("quiet" if quiet else "auto", log_format)
     started = time.monotonic()
     try:
@@ -129,11 +136,12 @@ def run_command(
     except OSError as error:
         return _fail(disk_error(error, "a file could not be read or written"), json_output)
     except Exception:
-        if not _ended:
+        if termination.error is None:
             raise
         # what the signal interrupted made an error of its own of it: an import that failed, for one
-        return _fail(_ended[0], json_output)
+        return _fail(termination.error, json_output)
     finally:
+        termination.over = True
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if json_output:
         measured = {"seconds": round(time.monotonic() - started, 3), "peak_bytes": peak_bytes()}
@@ -151,12 +159,18 @@ def run_command(
 
 
 def _fail(error: FerryError, json_output: bool) -> int:
-    """One line on standard error; with --json also an object that says the same."""
-    message = " ".join(str(error).split())
+    """Says what failed; returns the exit code."""
+    answer, line = _said(error)
     if json_output:
-        print(json.dumps({"error": message, "exit_code": error.exit_code}))
-    print(f"ferry: {message}", file=sys.stderr)
+        print(answer)
+    print(line, file=sys.stderr)
     return error.exit_code
+
+
+def _said(error: FerryError) -> tuple[str, str]:
+    """An error as the object that --json prints, and as one line for standard error."""
+    message = " ".join(str(error).split())
+    return json.dumps({"error": message, "exit_code": error.exit_code}), f"ferry: {message}"
 
 
 def refuse_usage(error: TyperException, json_output: bool) -> int:
@@ -166,12 +180,34 @@ def refuse_usage(error: TyperException, json_output: bool) -> int:
     return _fail(BadInput(f"{message.rstrip('.')}; see `{where} --help`"), json_output)
 
 
-_ended: list[Terminated] = []
+class _Termination:
+    """What SIGTERM does: raises Terminated wherever the main thread is, and sees to it that the process ends.
 
+    An exception that comes out of nowhere can be lost, in a callback, or come just as a lock was taken, for which
+    another thread then waits for ever. What is finished is journaled at any time, so that leaving is as good.
+    """
 
-def _terminate(number: int, frame: object) -> None:
-    _ended.append(Terminated("ended by SIGTERM; what was finished is kept, and the same command goes on from there"))
-    raise _ended[0]
+    def __init__(self, json_output: bool) -> None:
+        self._json_output = json_output
+        self.error: Terminated | None = None
+        self.over = False
+
+    def __call__(self, number: int, frame: object) -> None:
+        if self.error is None:
+            self.error = Terminated(ENDED)
+            # threading's own takes a lock that the main thread may hold
+            _thread.start_new_thread(self._leave_in_time, (self.error,))
+        raise self.error
+
+    def _leave_in_time(self, error: Terminated) -> None:
+        time.sleep(LEAVE_SECONDS)
+        if self.over:
+            return
+        answer, line = _said(error)
+        if self._json_output:
+            os.write(1, f"{answer}\n".encode())
+        os.write(2, f"{line}\n".encode())
+        os._exit(error.exit_code)
 
 
 def _console() -> Console:

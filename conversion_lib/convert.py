@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import conversion_lib
-from conversion_lib import catalog, engine
+from conversion_lib import catalog
 from conversion_lib.carry import carry_files, seal
 from conversion_lib.cloud.place import SCHEME, CloudPlace
 from conversion_lib.cloud.workspace import CloudLayout
@@ -17,6 +17,7 @@ from conversion_lib.errors import BadInput
 from conversion_lib.families import FAMILIES, family_of
 from conversion_lib.files import write_atomically
 from conversion_lib.identity import HF_RECORD_NAME, origin_of, source_content
+from conversion_lib.limits import default_threads, largest_chunk
 from conversion_lib.mapping import plan_to_maxtext
 from conversion_lib.maxtext_input import open_maxtext
 from conversion_lib.other_layout import CACHE_SHARE, prepare_other_layout
@@ -107,7 +108,7 @@ def prepare(
     """
     if loader not in LOADERS:
         raise BadInput(f"--loader {loader}: expected one of {', '.join(LOADERS)}")
-    largest = min(target.chunk_bytes, engine.largest_chunk(memory_budget))
+    largest = min(target.chunk_bytes, largest_chunk(memory_budget))
     if loader != DEFAULT_LOADER and (remote or is_orbax(directory)):
         raise BadInput(f"--loader {loader} reads a Hugging Face checkpoint in a directory here, and nothing else")
     if is_orbax(directory):
@@ -178,7 +179,7 @@ def convert(
         )
 
     def sink(job: Job) -> OrbaxSink:
-        threads = options.threads or engine.default_threads()
+        threads = options.threads or default_threads()
         return OrbaxSink(layout.step, job.plan, target, part=(options.part or WHOLE).index, threads=threads)
 
     def begin(job: Job) -> None:
@@ -221,7 +222,7 @@ def dequantize(
         seal(layout.build, job.plan, job.origin)
 
     def prepared(limit: int | None) -> Job:
-        return _prepare_dequantized(directory, remote, limit or engine.largest_chunk(options.memory_budget))
+        return _prepare_dequantized(directory, remote, limit or largest_chunk(options.memory_budget))
 
     return run(Conversion("dequantize", layout, prepared, sink, lambda job: None, finish), options, reporter)
 

@@ -9,14 +9,13 @@ again is for what the codec makes of them, and the rest is for bands and for the
 
 from __future__ import annotations
 
-import os
 import queue
 import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from conversion_lib.boxes import box_shape, relative_to, size, slices
@@ -25,6 +24,7 @@ from conversion_lib.copying import cast, copy_into
 from conversion_lib.dtypes import itemsize, numpy_dtype
 from conversion_lib.errors import BadInput, FerryError, OutsideFailure
 from conversion_lib.journal import Ledger
+from conversion_lib.limits import Limits, default_threads, makers
 from conversion_lib.ops import forward_chain
 from conversion_lib.pieces import Piece, bands, cut, source_order
 from conversion_lib.plan import Plan
@@ -34,85 +34,13 @@ from conversion_lib.run_options import DEFAULT_BUDGET
 from conversion_lib.sinks.base import Sink, Write
 from conversion_lib.sources.base import Array, Source
 
-SMALLEST_BUDGET = 64 << 20
-SMALLEST_BAND, LARGEST_BAND = 1 << 20, 8 << 20
-IN_FLIGHT = 128 << 20
-"""Bytes of buffers for each thread, or two pieces for each that makes them where those are larger: with three times as
-much, nothing was faster, and each fresh page costs a fault."""
-
 GROUP_SECONDS = 10.0
 """A group is committed after so long even when small, so that little is lost by a kill."""
-
-BANDS_HELD = 16
-"""Bands in memory at once, about: as read, as cast, and as each op leaves them, for a few makers."""
-
-HOLES = 64 << 20
-"""Of the heap, free but kept: a heap held tighter is given back and taken again all the time, a fault for each page."""
 
 GRACE_SECONDS = 3.0
 """How long a run that is ended waits for what it has begun to write."""
 
 POLL_SECONDS = 0.02
-
-
-@dataclass(frozen=True)
-class Limits:
-    """How a memory budget is shared out, in bytes."""
-
-    buffers: int
-    piece: int
-    group: int
-    band: int
-
-    @staticmethod
-    def of(budget: int, threads: int) -> Limits:
-        """Raises BadInput for a budget that no piece would fit."""
-        _require_enough(budget)
-        buffers = budget * 3 // 8
-        return Limits(buffers, buffers // (2 * makers(threads)), buffers // 8, band_bytes(budget))
-
-    def for_pieces(self, largest: int, threads: int) -> Limits:
-        """With no more buffers than are of use for pieces of `largest` bytes at most."""
-        buffers = min(self.buffers, max(threads * IN_FLIGHT, 2 * makers(threads) * largest))
-        return replace(self, buffers=buffers, group=buffers // 8)
-
-    @property
-    def resident(self) -> int:
-        """Memory that a run takes: its buffers, what the codec makes of them, and what makers hold of some bands."""
-        return 2 * self.buffers + BANDS_HELD * self.band + HOLES
-
-
-def band_bytes(budget: int) -> int:
-    """Of a band, about. The larger they are, the fewer calls wait for the interpreter's lock, and the longer are the
-    runs that a transposed one is written in: 8 MiB took a tenth to a fifth less time than 2."""
-    return min(LARGEST_BAND, max(SMALLEST_BAND, budget // 256))
-
-
-def largest_chunk(budget: int) -> int:
-    """The most bytes of a chunk under `budget`: an eighth, so that a few are in flight at once.
-
-    Raises BadInput for a budget that is too small to run with.
-    """
-    _require_enough(budget)
-    return budget // 8
-
-
-def _require_enough(budget: int) -> None:
-    if budget < SMALLEST_BUDGET:
-        raise BadInput(f"a memory budget of {budget} bytes is too small: the least is {SMALLEST_BUDGET >> 20}MiB")
-
-
-def default_threads() -> int:
-    return min(os.cpu_count() or 1, 16)
-
-
-def makers(threads: int) -> int:
-    """How many of `threads` make pieces; all of them encode chunks.
-
-    A core makes pieces several times as fast as it compresses them, and the fewer there are the larger each may be:
-    then sources are read in longer runs.
-    """
-    return min(threads, max(2, threads // 4))
 
 
 @dataclass
@@ -161,9 +89,8 @@ def run(
     Raises what a source or the sink raises; what was journaled by then stays.
     """
     threads = threads or default_threads()
-    limits = Limits.of(budget, threads)
+    limits = Limits.for_plan(plan, budget, threads)
     pieces = cut(plan, share, limits.piece)
-    limits = limits.for_pieces(max((_nbytes(plan, piece) for piece in pieces), default=0), threads)
     todo = [piece for piece in pieces if not journal.has(piece)]
     totals = Totals(pieces=len(todo), pieces_skipped=len(pieces) - len(todo))
     todo = pace.order(plan, todo) if pace else sorted(todo, key=source_order(plan, source.tensors))

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from conversion_lib import engine
 from conversion_lib.boxes import Box
 from conversion_lib.carry import carry_files, seal
 from conversion_lib.config import ModelConfig
 from conversion_lib.convert import hf_layout
 from conversion_lib.errors import BadInput
+from conversion_lib.limits import largest_chunk
 from conversion_lib.mapping_back import plan_to_hugging_face
 from conversion_lib.maxtext_input import MaxTextInput, open_maxtext
 from conversion_lib.plan import ArrayPlan
@@ -61,7 +61,7 @@ def export(
         given = open_maxtext(
             checkpoint, model=model, hf_config=hf_config, written_by=written_by, cache_bytes=budget // CACHE_SHARE
         )
-        return _prepare(given, dtype, limit or engine.largest_chunk(budget))
+        return _prepare(given, dtype, limit or largest_chunk(budget))
 
     def sink(job: Job) -> SafetensorsSink:
         return ExportSink(layout.build, job.plan, shards(job.plan.arrays))

@@ -11,7 +11,7 @@ from rich.table import Table
 from conversion_lib.catalog import MODELS
 from conversion_lib.compare import opened_checkpoint
 from conversion_lib.convert import Job, disk_bytes
-from conversion_lib.engine import band_bytes, default_threads, makers
+from conversion_lib.limits import Limits, default_threads
 from conversion_lib.plan import Plan
 from conversion_lib.progress import format_bytes
 from conversion_lib.sources.base import Source
@@ -21,16 +21,13 @@ from conversion_lib.verified import LAYOUTS, LEGEND, load
 PROCESS_BYTES = 150 << 20
 """Resident memory of the interpreter with numpy and TensorStore, before any work."""
 
-WORKER_BANDS = 8
-"""Of one worker: read, dequantized, cast, mixed, and what the allocator keeps of them."""
-
 SHOWN = 40
 
 
 def peak_estimate(plan: Plan, budget: int, threads: int | None) -> int:
     """Bytes of resident memory that a conversion takes at most, by what the engine allows itself."""
-    workers = makers(threads or default_threads())
-    return PROCESS_BYTES + min(budget, 2 * plan.bytes_out) + workers * WORKER_BANDS * band_bytes(budget)
+    limits = Limits.for_plan(plan, budget, threads or default_threads())
+    return PROCESS_BYTES + min(limits.resident, 2 * plan.bytes_out + limits.bands)
 
 
 def plan_summary(job: Job, budget: int, threads: int | None) -> dict[str, Any]:

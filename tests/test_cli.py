@@ -19,7 +19,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from conversion_lib.engine import Limits
+from conversion_lib.limits import Limits
 from tests.checkpoints import (
     DEEPSEEK_V3,
     QWEN3,
@@ -494,6 +494,28 @@ def test_sigterm_while_a_library_is_imported():
     result = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=False)
     assert "Traceback" not in result.stderr
     assert answer(result, code=143)["exit_code"] == 143
+
+
+def test_sigterm_whose_exception_is_lost():
+    """As in a callback; the command goes on, and ends in time all the same."""
+    lines = (
+        "import os, signal, time, typer, weakref",
+        "from conversion_lib.command import command",
+        "app = typer.Typer()",
+        "class Some: pass",
+        "@command(app, 'lose')",
+        "def losing(reporter):",
+        "    some = Some()",
+        "    kept = weakref.ref(some, lambda _: signal.raise_signal(signal.SIGTERM))",
+        "    del some",
+        "    time.sleep(60)",
+        "app(['--json'])",
+    )
+    started = time.monotonic()
+    result = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=False)
+    assert answer(result, code=143)["exit_code"] == 143
+    assert result.stderr.endswith("the same command goes on from there\n")
+    assert time.monotonic() - started < 30
 
 
 def test_one_run_at_a_time_and_clean(tmp_path, large):

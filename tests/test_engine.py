@@ -13,8 +13,6 @@ import numpy as np
 import pytest
 
 from conversion_lib import buffers
-from conversion_lib.engine import Limits, makers
-from conversion_lib.errors import BadInput
 from tests.checkpoints import QWEN3, ferry, incompressible_tensors, write_checkpoint
 from tests.sparse_checkpoints import DEEPSEEK_V3_CONFIG, deepseek_tensors, llama_tensors, write_sparse
 
@@ -84,19 +82,6 @@ def test_memory_keeps_to_the_budget_when_experts_are_dequantized(tmp_path):
     }
     source = write_sparse(tmp_path / "source", config, deepseek_tensors(config), shards=3)
     assert measured(source, tmp_path / "out", 128 * MIB)["peak_bytes"] <= 128 * MIB + SLACK
-
-
-@pytest.mark.parametrize("threads", [1, 2, 16])
-def test_a_budget_is_shared_out_within_itself(threads):
-    limits = Limits.of(2 << 30, threads)
-    assert limits.buffers <= 1 << 30
-    assert makers(threads) * limits.piece <= limits.buffers
-    assert limits.group <= limits.buffers
-
-
-def test_a_budget_that_is_too_small_says_the_least():
-    with pytest.raises(BadInput, match="64MiB"):
-        Limits.of(1 << 20, 2)
 
 
 def test_buffers_are_used_again():

@@ -164,6 +164,7 @@ def _model(config: ModelConfig, source: Source, memory: Memory, task: Task | Non
     from conversion_lib.logits.streaming import stream_weights
 
     settings = _settings(config.raw).get_text_config()
+    _require_a_key_for_each_head(settings)
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(
@@ -179,6 +180,16 @@ def _model(config: ModelConfig, source: Source, memory: Memory, task: Task | Non
         factor = model.base_model.embed_tokens.embed_scale
         factor.copy_(factor.to(getattr(torch, dtype)))
     return model, watch
+
+
+def _require_a_key_for_each_head(settings: Any) -> None:
+    """Raises BadInput where latent attention is said to share keys: transformers then repeats what is there already."""
+    heads, keys = settings.num_attention_heads, getattr(settings, "num_key_value_heads", None)
+    if getattr(settings, "kv_lora_rank", None) and keys != heads:
+        raise BadInput(
+            f"config.json: num_key_value_heads is {keys}, expected {heads}, as num_attention_heads: latent attention "
+            "has a key for each head, and transformers fails with any other number; write it into the config"
+        )
 
 
 class _Packing:

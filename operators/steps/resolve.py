@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from conversion_lib import engine, hub
+from conversion_lib import hub
 from conversion_lib.convert import Job, disk_bytes, prepare
 from conversion_lib.destinations import open_destination
 from conversion_lib.destinations.base import MARKER_NAME
@@ -20,6 +20,7 @@ from conversion_lib.destinations.directory import DirectoryDestination
 from conversion_lib.errors import BadInput
 from conversion_lib.files import existing_parent
 from conversion_lib.hub.headers import headers_of
+from conversion_lib.limits import default_threads
 from conversion_lib.progress import Reporter, format_bytes
 from conversion_lib.publish import Marker
 from conversion_lib.record import Target
@@ -135,7 +136,7 @@ def _plan(request: Request, source: Source, job: Job, *, copy: bool) -> dict[str
     bf16 = bytes_out // (2 if request.target.save_dtype == "float32" else 1) if copy else 0
     there = used_bytes(source.work_dir / DEQUANTIZED) + used_bytes(source.work_dir / request.target.slug)
     passes = 2 + (1 if copy else 0)  # convert and check, and dequantize
-    seconds = source.download_bytes / NETWORK_RATE + passes * bytes_out / (CORE_RATE * engine.default_threads())
+    seconds = source.download_bytes / NETWORK_RATE + passes * bytes_out / (CORE_RATE * default_threads())
     return {
         "family": job.plan.family,
         "bytes_in": job.bytes_in,

@@ -32,7 +32,7 @@ from tests.sparse_checkpoints import (
 )
 
 MADE_NAME = "made"
-VERSION = "1"
+VERSION = "2"
 """Rises when the same sizes would be filled with other values."""
 
 WEIGHT_SCALE = 0.02
@@ -199,7 +199,7 @@ def _draw_for(name: str, dtype: str) -> Callable[[np.random.Generator, int], Arr
     if dtype == "F8_E4M3":
         return _fp8
     if dtype == "BF16":
-        return _bf16
+        return _norms if name.endswith("norm.weight") else _bf16
     return _scales if name.endswith("_scale_inv") else _float32
 
 
@@ -208,6 +208,12 @@ def _bf16(rng: np.random.Generator, count: int) -> Array:
     values = rng.standard_normal(count, np.float32)
     values *= WEIGHT_SCALE
     return np.ascontiguousarray(values.view(np.uint16)[1::2])
+
+
+def _norms(rng: np.random.Generator, count: int) -> Array:
+    """About 1, as trained ones: with norms next to zero all logits would be alike, whatever the rest computes."""
+    values = 1 + WEIGHT_SCALE * rng.standard_normal(count, np.float32)
+    return values.astype(ml_dtypes.bfloat16).view(np.uint16)
 
 
 def _float32(rng: np.random.Generator, count: int) -> Array:

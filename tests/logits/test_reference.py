@@ -147,6 +147,15 @@ def test_a_config_that_transformers_makes_no_model_of(change, model_dir, tmp_pat
         transformers_reference(tmp_path / "hf", PROMPTS)
 
 
+@pytest.mark.parametrize("keys", [1, 8])
+def test_latent_attention_has_a_key_for_each_head(keys, model_dir, tmp_path):
+    shutil.copytree(model_dir("deepseek_v3"), tmp_path / "hf")
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    (tmp_path / "hf" / "config.json").write_text(json.dumps(config | {"num_key_value_heads": keys}))
+    with pytest.raises(BadInput, match=rf"num_key_value_heads is {keys}, expected 4"):
+        transformers_reference(tmp_path / "hf", PROMPTS)
+
+
 @pytest.mark.parametrize("library", ["torch", "transformers"])
 def test_without_the_libraries(library, model_dir, monkeypatch):
     monkeypatch.setitem(sys.modules, library, None)

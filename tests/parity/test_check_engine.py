@@ -25,11 +25,20 @@ def _there() -> None:
         pytest.fail("the MaxText environment is missing: run tests/parity/run.sh")
 
 
-@pytest.mark.parametrize("family", ["llama3.1", "deepseek_v3"])
-def test_a_right_checkpoint(family: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("family", "layers", "scanned"),
+    [
+        ("llama3.1", 2, True),
+        ("deepseek_v3", 2, True),
+        ("qwen3.5", 4, True),
+        ("gemma4_small", None, False),
+        ("olmo3", 4, True),
+    ],
+)
+def test_a_right_checkpoint(family: str, layers: int | None, scanned: bool, tmp_path: Path) -> None:
     """Of all families, the parity tests run MaxText by the same table of settings."""
-    hf = make_tiny(family, tmp_path / "hf", layers=2)
-    convert(hf, tmp_path / "ckpt", Target(save_dtype="float32"))
+    hf = make_tiny(family, tmp_path / "hf", **({"layers": layers} if layers else {}))
+    convert(hf, tmp_path / "ckpt", Target(save_dtype="float32", scan_layers=scanned))
     result = run_check(tmp_path / "ckpt", hf, options=OPTIONS)
     assert (result.verdict, result.engine, result.layers) == ("pass", "maxtext", [])
     assert result.max_kl < 1e-7
