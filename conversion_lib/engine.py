@@ -187,7 +187,7 @@ def _write_groups(
     plan: Plan, sink: Sink, journal: Ledger, made: _Workers, limits: Limits, totals: Totals, task: Task
 ) -> None:
     """Writes pieces as they are made, one group gathering while those before it are committed."""
-    groups = _Groups(journal, made.room, task, limits)
+    groups, heap = _Groups(journal, made.room, task, limits.group), HeapLimit(limits.resident)
     try:
         for _ in range(made.count):
             result = _next(made, groups)
@@ -195,6 +195,7 @@ def _write_groups(
                 raise result.error
             piece, data = result.piece, shaped(plan, result.piece, result.buffer)
             groups.add(piece, sink.write(piece.array, piece.box, data), result.buffer)
+            heap.keep()
             totals.bytes_in += result.bytes_in
             totals.bytes_out += data.nbytes
         groups.finish()
@@ -222,9 +223,8 @@ def _next(made: _Workers, groups: _Groups) -> _Made:
 class _Groups:
     """Groups of pieces on their way to the disk: one gathers, those before it are being written, oldest first."""
 
-    def __init__(self, journal: Ledger, room: Room, task: Task, limits: Limits) -> None:
-        self._journal, self._room, self._task, self._limit = journal, room, task, limits.group
-        self._heap = HeapLimit(limits.resident)
+    def __init__(self, journal: Ledger, room: Room, task: Task, limit: int) -> None:
+        self._journal, self._room, self._task, self._limit = journal, room, task, limit
         self._gathering = _Group()
         self._started: deque[_Group] = deque()
 
@@ -275,7 +275,6 @@ class _Groups:
         self._journal.add(group.pieces)
         for buffer in group.buffers:
             self._room.give(buffer)
-        self._heap.keep()
         self._task.advance(group.nbytes)
 
 

@@ -17,11 +17,8 @@ IN_FLIGHT = 128 << 20
 """Bytes of buffers for each thread, or two pieces for each that makes them where those are larger: with three times as
 much, nothing was faster, and each fresh page costs a fault."""
 
-MAKER_BANDS = 8
-"""Bands that a maker holds: as read, dequantized, cast, mixed, and what the allocator keeps of them."""
-
-HOLES = 1 / 8
-"""Of what is in buffers, free but kept in the heap: held tighter, it is given back and taken again all the time."""
+MAKER_BANDS = 4
+"""Bands that a maker holds: as read, dequantized, cast, mixed."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +50,8 @@ class Limits:
 
     @property
     def resident(self) -> int:
-        """Memory that a run takes: its buffers, as much again for what the codec makes of them, holes, and bands."""
-        return int((2 + HOLES) * self.buffers) + self.bands
+        """Memory that a run needs: its buffers, as much again for what the codec makes of them, and bands."""
+        return 2 * self.buffers + self.bands
 
 
 def band_bytes(budget: int) -> int:
