@@ -26,22 +26,22 @@ def _there() -> None:
 
 
 @pytest.mark.parametrize(
-    ("family", "layers", "scanned"),
+    ("family", "layers", "scanned", "largest"),
     [
-        ("llama3.1", 2, True),
-        ("deepseek_v3", 2, True),
-        ("qwen3.5", 4, True),
-        ("gemma4_small", None, False),
-        ("olmo3", 4, True),
+        ("llama3.1", 2, True, 1e-7),
+        ("deepseek_v3", 2, True, 1e-7),
+        ("qwen3.5", 4, True, 1e-6),  # the norms of delta nets magnify what float32 loses
+        ("gemma4_small", None, False, 1e-7),
+        ("olmo3", 4, True, 1e-7),
     ],
 )
-def test_a_right_checkpoint(family: str, layers: int | None, scanned: bool, tmp_path: Path) -> None:
+def test_a_right_checkpoint(family: str, layers: int | None, scanned: bool, largest: float, tmp_path: Path) -> None:
     """Of all families, the parity tests run MaxText by the same table of settings."""
     hf = make_tiny(family, tmp_path / "hf", **({"layers": layers} if layers else {}))
     convert(hf, tmp_path / "ckpt", Target(save_dtype="float32", scan_layers=scanned))
     result = run_check(tmp_path / "ckpt", hf, options=OPTIONS)
     assert (result.verdict, result.engine, result.layers) == ("pass", "maxtext", [])
-    assert result.max_kl < 1e-7
+    assert result.max_kl < largest
 
 
 def test_every_family_that_maxtext_runs_has_settings() -> None:
