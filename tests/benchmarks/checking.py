@@ -35,7 +35,7 @@ def check_figures(work: Path, rounds: int, *, tiny: bool, cold: bool) -> dict[st
     runs: list[Measured] = []
     for _ in range(rounds):
         shutil.rmtree(converted / "report", ignore_errors=True)
-        settle(work, [path for path in source.iterdir() if path.is_file()], cold=cold)
+        settle(source, cold=cold)
         command = [FERRY, "check", converted, "--reference", source, "--tokens", 512, "--json", "--quiet"]
         runs.append(measure(command))
         print(f"  check: {runs[-1].seconds:.1f} s", file=sys.stderr, flush=True)

@@ -58,7 +58,7 @@ class Contest:
 
     def _measure(self, command: list[object], output: Path) -> Measured:
         shutil.rmtree(output, ignore_errors=True)
-        settle(self.work, sorted(self.source.iterdir()), cold=self.cold)
+        settle(self.source, cold=self.cold)
         return measure(command)
 
     def ferry(self, *options: str) -> Measured:

@@ -56,28 +56,27 @@ def _content(file: Any) -> str:
     return file.read().decode(errors="replace")
 
 
-def settle(work: Path, source: list[Path], *, cold: bool) -> None:
+def settle(kept: Path, *, cold: bool) -> None:
     """Leaves the machine as every measured process should find it: nothing to write back, the source cached or not,
     free memory at hand.
 
-    work: of the files below it only `source` stays in the page cache.
+    kept: of what lies in the directory that it is in, it alone stays in the page cache.
     """
     os.sync()
     if cold:
         Path("/proc/sys/vm/drop_caches").write_text("3")
     else:
-        _cache_only(work, source)
+        _cache_only(kept)
     _touch_free_memory()
 
 
-def _cache_only(work: Path, source: list[Path]) -> None:
-    kept = {path.absolute() for path in source}
-    for path in work.rglob("*"):
-        if path.is_file() and path.absolute() not in kept:
+def _cache_only(kept: Path) -> None:
+    for path in kept.parent.rglob("*"):
+        if path.is_file() and not path.is_relative_to(kept):
             with path.open("rb", buffering=0) as file:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     buffer = bytearray(8 << 20)
-    for path in source:
+    for path in sorted(path for path in kept.rglob("*") if path.is_file()):
         with path.open("rb", buffering=0) as file:
             while file.readinto(buffer):
                 pass

@@ -41,7 +41,7 @@ def _figures(checkpoint: Path, rounds: int, cold: bool) -> list[Figure]:
     runs: dict[str, list[Measured]] = {name: [] for name in commands}
     for _ in range(rounds):
         for name, command in commands.items():
-            settle(checkpoint.parent, [path for path in checkpoint.rglob("*") if path.is_file()], cold=cold)
+            settle(checkpoint, cold=cold)
             with in_own_process("bucket") as endpoint:
                 runs[name].append(measure(command, {"STORAGE_EMULATOR_HOST": endpoint}))
             print(f"  publish, {name}: {runs[name][-1].seconds:.2f} s", file=sys.stderr, flush=True)

@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 
 from tests.benchmarks.contest import HERE, Contest, ratio
 from tests.benchmarks.processes import measure, settle
 from tests.benchmarks.results import Figure
-
-
-def _files(checkpoint: Path) -> list[Path]:
-    return [path for path in checkpoint.rglob("*") if path.is_file()]
 
 
 def restore_figures(contest: Contest) -> list[Figure]:
@@ -25,7 +20,7 @@ def restore_figures(contest: Contest) -> list[Figure]:
         cpu: dict[str, list[float]] = {"ferry": [], "maxtext": []}
         for _ in range(contest.rounds):
             for name, checkpoint in (("ferry", contest.ours), ("maxtext", contest.theirs)):
-                settle(contest.work, _files(checkpoint), cold=contest.cold)
+                settle(checkpoint, cold=contest.cold)
                 found = json.loads(measure([sys.executable, HERE / "restore.py", checkpoint, axis]).output)
                 assert found["bytes"] == contest.wanted.nbytes, "not the whole model was restored"
                 seconds[name].append(found["seconds"])

@@ -37,7 +37,7 @@ def _there() -> None:
 )
 def test_a_right_checkpoint(family: str, layers: int | None, scanned: bool, largest: float, tmp_path: Path) -> None:
     """Of all families, the parity tests run MaxText by the same table of settings."""
-    hf = make_tiny(family, tmp_path / "hf", **({"layers": layers} if layers else {}))
+    hf = make_tiny(family, tmp_path / "hf", layers=layers)
     convert(hf, tmp_path / "ckpt", Target(save_dtype="float32", scan_layers=scanned))
     result = run_check(tmp_path / "ckpt", hf, options=OPTIONS)
     assert (result.verdict, result.engine, result.layers) == ("pass", "maxtext", [])
