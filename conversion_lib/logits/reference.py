@@ -183,9 +183,14 @@ def _model(config: ModelConfig, source: Source, memory: Memory, task: Task | Non
 
 
 def _require_a_key_for_each_head(settings: Any) -> None:
-    """Raises BadInput where latent attention is said to share keys: transformers then repeats what is there already."""
-    heads, keys = settings.num_attention_heads, getattr(settings, "num_key_value_heads", None)
-    if getattr(settings, "kv_lora_rank", None) and keys != heads:
+    """Raises BadInput where latent attention is said to share keys: transformers then repeats what is there already.
+
+    Settings of other families are not asked: Gemma 4's refuse to name one number of keys for all layers.
+    """
+    if not getattr(settings, "kv_lora_rank", None):
+        return
+    heads, keys = settings.num_attention_heads, settings.num_key_value_heads
+    if keys != heads:
         raise BadInput(
             f"config.json: num_key_value_heads is {keys}, expected {heads}, as num_attention_heads: latent attention "
             "has a key for each head, and transformers fails with any other number; write it into the config"
