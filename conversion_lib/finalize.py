@@ -18,8 +18,9 @@ from conversion_lib.parts import Part
 from conversion_lib.plan import Plan
 from conversion_lib.progress import SILENT, Reporter
 from conversion_lib.record import Target
+from conversion_lib.runs import Run
 from conversion_lib.sinks.orbax import OrbaxSink
-from conversion_lib.workspace import Layout, Run
+from conversion_lib.workspace import Layout
 
 
 class FinalizeResult(BaseModel):

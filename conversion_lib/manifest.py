@@ -16,7 +16,6 @@ from typing import IO
 import google_crc32c
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from conversion_lib.cloud.place import CloudPlace, stored_at
 from conversion_lib.errors import BadInput, OutsideFailure
 from conversion_lib.files import in_parallel, write_atomically
 from conversion_lib.progress import SILENT, Reporter
@@ -152,20 +151,6 @@ def _remember(sums: Path, entries: Iterable[FileEntry], stats: Mapping[str, os.s
         if content:
             sums.parent.mkdir(exist_ok=True)
             write_atomically(sums, _SUMS.dump_json(content))
-
-
-def checkpoint_digest(path: Path, *, reporter: Reporter = SILENT) -> str:
-    """`sha256:<hex>` over path, size and CRC32C of every file of the checkpoint at DST, DST/0 or DST/0/items.
-
-    What a verdict and a published copy are bound to. In a bucket the service's own CRC32C are taken. Raises BadInput
-    for a missing or uncommitted checkpoint.
-    """
-    place = stored_at(checkpoint_root(path))
-    if isinstance(place, CloudPlace):
-        from conversion_lib.staged import StagedPrefix  # which has its entries from here
-
-        return digest_of(StagedPrefix(str(place)).step(reporter))
-    return digest_of(checkpoint_manifest(path, reporter=reporter))
 
 
 def digest_of(entries: Iterable[FileEntry]) -> str:

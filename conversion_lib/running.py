@@ -22,9 +22,10 @@ from conversion_lib.progress import Reporter, format_bytes
 from conversion_lib.record import Origin
 from conversion_lib.run_options import DEFAULT_OPTIONS as DEFAULT_OPTIONS
 from conversion_lib.run_options import Options as Options
+from conversion_lib.runs import Run
 from conversion_lib.sinks.base import Sink
 from conversion_lib.sources.base import Source
-from conversion_lib.workspace import Layout, Run, Workspace
+from conversion_lib.workspace import Layout, Workspace
 
 DISK_MARGIN = 1.05
 """On disk, at most so many bytes for each byte of payload."""

@@ -1,15 +1,15 @@
-"""What is published from: a checkpoint in a directory, or one that was converted straight to Cloud Storage."""
+"""A converted checkpoint as it is published, and its digest: in a directory, or converted straight to Cloud Storage."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any, Protocol
 
-from conversion_lib.cloud.place import SCHEME, CloudPlace
+from conversion_lib.cloud.place import SCHEME, CloudPlace, stored_at
 from conversion_lib.destinations.base import Item
 from conversion_lib.errors import BadInput
-from conversion_lib.manifest import FileEntry, build_manifest, checkpoint_manifest
-from conversion_lib.progress import Reporter
+from conversion_lib.manifest import FileEntry, build_manifest, checkpoint_manifest, digest_of
+from conversion_lib.progress import SILENT, Reporter
 from conversion_lib.record import COMMIT_NAME, checkpoint_root
 
 
@@ -40,6 +40,16 @@ def open_staged(checkpoint: str | Path) -> Staged:
     if isinstance(checkpoint, str) and checkpoint.startswith(SCHEME):
         return StagedPrefix(checkpoint)
     return StagedDirectory(Path(checkpoint))
+
+
+def checkpoint_digest(path: Path, *, reporter: Reporter = SILENT) -> str:
+    """`sha256:<hex>` over path, size and CRC32C of every file of the checkpoint at DST, DST/0 or DST/0/items.
+
+    What a verdict and a published copy are bound to. In a bucket the service's own CRC32C are taken. Raises BadInput
+    for a missing or uncommitted checkpoint.
+    """
+    place = stored_at(checkpoint_root(path))
+    return digest_of(open_staged(str(place) if isinstance(place, CloudPlace) else path).step(reporter))
 
 
 class StagedDirectory:

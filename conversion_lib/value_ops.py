@@ -6,7 +6,7 @@ All but Resize compute in float32 and round once, to the array's own dtype, as M
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 from pydantic.dataclasses import dataclass
@@ -15,9 +15,6 @@ from conversion_lib.boxes import Box, Shape, box_shape
 from conversion_lib.copying import cast
 from conversion_lib.errors import BadInput
 from conversion_lib.sources.base import Array
-
-if TYPE_CHECKING:
-    from conversion_lib.ops import Op
 
 
 @dataclass(frozen=True)
@@ -43,7 +40,7 @@ class Scale:
         factor = np.float32(root if self.reverse else 1 / root)
         return cast(cast(block, "float32") * factor, block.dtype.name)
 
-    def inverse(self) -> Op:
+    def inverse(self) -> Scale:
         return Scale(self.root, not self.reverse)
 
     def exact(self, dtype: str) -> bool:
@@ -74,7 +71,7 @@ class ScaleEmbedding:
         values = cast(block, "float32")
         return cast(values / factor if self.reverse else values * factor, block.dtype.name)
 
-    def inverse(self) -> Op:
+    def inverse(self) -> ScaleEmbedding:
         return ScaleEmbedding(self.hidden, self.factor_dtype, not self.reverse)
 
     def exact(self, dtype: str) -> bool:
@@ -97,7 +94,7 @@ class Shift:
     def forward(self, block: Array, box: Box, shape: Shape) -> Array:
         return cast(cast(block, "float32") + np.float32(self.by), block.dtype.name)
 
-    def inverse(self) -> Op:
+    def inverse(self) -> Shift:
         return Shift(-1 if self.by == 1 else 1)
 
     def exact(self, dtype: str) -> bool:
@@ -136,7 +133,7 @@ class Resize:
             result[(slice(None),) * self.axis + (slice(0, self.before - start),)] = block
         return result
 
-    def inverse(self) -> Op:
+    def inverse(self) -> Resize:
         return Resize(self.axis, self.after, self.before)
 
     def exact(self, dtype: str) -> bool:

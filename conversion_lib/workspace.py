@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from conversion_lib.difference import identity_in, refuse_difference
 from conversion_lib.disk import bytes_below, check_disk
@@ -26,11 +26,11 @@ from conversion_lib.parts import WHOLE, Part
 from conversion_lib.places import LocalPlace, Place
 from conversion_lib.plan import Plan
 from conversion_lib.record import CheckpointRecord, read_record
+from conversion_lib.runs import RUN_NAME, Run, joined
 
 if TYPE_CHECKING:
     from conversion_lib.cloud.workspace import CloudLayout
 
-RUN_NAME = "run.json"
 REPLACED_NAME = "replaced"
 
 
@@ -116,38 +116,6 @@ class Layout:
             return False
         shutil.rmtree(self.work, ignore_errors=True)
         return True
-
-
-class Run(BaseModel):
-    """`run.json`: what an unfinished run writes and how it is shared out. All of its parts keep to it."""
-
-    model_config = ConfigDict(frozen=True)
-
-    identity: dict[str, str]
-    chunk_limit: int
-    """Bytes of a chunk at most. It depends on the memory of whoever began; the others must cut chunks alike."""
-    chunks: tuple[int, ...]
-    """How many chunks each part has to write: as many numbers as there are parts."""
-
-    def __str__(self) -> str:
-        return "of the whole" if len(self.chunks) == 1 else f"in {len(self.chunks)} parts"
-
-
-def joined(held: Run | None, run: Run, where: str, *, part: Part | None, overwrite: bool) -> Run | None:
-    """The unfinished run `held` where `run`, or its part, is to go on with it; None where one begins anew.
-
-    Raises BadInput where it is another run, and may not be overwritten.
-    """
-    if held is None or (overwrite and part is None):
-        return None
-    same = held.identity == run.identity and len(held.chunks) == len(run.chunks)
-    if same or overwrite:
-        return held if same else None
-    refuse_difference(held.identity, run.identity, f"{where} holds an unfinished run")
-    raise BadInput(
-        f"{where} holds an unfinished run {held}, and this one is {run}: give the same --part I/N, or --overwrite to"
-        " start anew"
-    )
 
 
 def read_run(layout: Layout) -> Run | None:

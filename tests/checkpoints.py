@@ -158,3 +158,24 @@ def ferry_here(*arguments: object) -> Result:
         except SystemExit as end:
             return Result(words, int(end.code or 0), out.getvalue(), err.getvalue())
     raise AssertionError("a command ends with SystemExit")
+
+
+def answer(result: Result, code: int = 0) -> Any:
+    """The one JSON object that a command with --json puts on standard output."""
+    assert result.returncode == code, result.stderr
+    assert len(result.stdout.splitlines()) == 1, result.stdout
+    return json.loads(result.stdout)
+
+
+def refused(result: Result, *words: str, code: int = 2) -> str:
+    """Asserts the exit code and the one line, that it has all of `words`; returns it."""
+    errors = [line for line in result.stderr.splitlines() if line.startswith("ferry: ")]
+    assert result.returncode == code, result.stderr
+    assert "Traceback" not in result.stderr
+    assert len(errors) == 1, result.stderr
+    assert result.stderr.splitlines()[-1] == errors[0]
+    for word in words:
+        assert word in errors[0]
+    if result.stdout:
+        assert json.loads(result.stdout) == {"error": errors[0].removeprefix("ferry: "), "exit_code": code}
+    return errors[0]

@@ -14,15 +14,25 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.checkpoints import BF16, QWEN3, Result, Tensors, command, ferry_here, random_tensors, write_checkpoint
+from tests.bad_sources import edit_json
+from tests.checkpoints import (
+    BF16,
+    QWEN3,
+    Result,
+    Tensors,
+    answer,
+    command,
+    ferry_here,
+    random_tensors,
+    refused,
+    write_checkpoint,
+)
 from tests.faults import Fault, Run, build_shim
 from tests.sparse_checkpoints import llama_tensors
-from tests.test_bad_input import edit_json, refused
 
 CONFIG = QWEN3 | {"hidden_size": 1024, "intermediate_size": 2048, "vocab_size": 12_007}
 SHARDS = [f"model-{number:05d}-of-00003.safetensors" for number in (1, 2, 3)]
@@ -65,11 +75,6 @@ def convert(source: Path, destination: Path, *options: object) -> list[str]:
 
 def run(arguments: list[str], shim: Path, fault: Fault | None = None) -> Result:
     return Run(arguments, shim, fault).end()
-
-
-def answer(result: Result) -> dict[str, Any]:
-    assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout)
 
 
 def killed_midway(arguments: list[str], shim: Path) -> None:

@@ -16,7 +16,8 @@ import pytest
 from conversion_lib import workspace as module
 from conversion_lib.errors import BadInput, OutsideFailure
 from conversion_lib.parts import Part
-from conversion_lib.workspace import Layout, Run, Workspace, alone, check_disk, clean, commit
+from conversion_lib.runs import Run
+from conversion_lib.workspace import Layout, Workspace, alone, check_disk, clean, commit
 
 IDENTITY = {"source": "a", "target": "t", "format": "1"}
 OTHER = IDENTITY | {"source": "b"}

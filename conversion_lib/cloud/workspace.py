@@ -29,7 +29,7 @@ from conversion_lib.places import Place
 from conversion_lib.plan import Plan
 from conversion_lib.progress import SILENT, Reporter
 from conversion_lib.record import COMMIT_NAME, HF_DIR_NAME, RECORD_NAME, REPORT_DIR_NAME, CheckpointRecord
-from conversion_lib.workspace import RUN_NAME, Run, joined
+from conversion_lib.runs import RUN_NAME, Run, joined
 
 if TYPE_CHECKING:
     from conversion_lib.cloud.locks import RunClaim

@@ -30,7 +30,6 @@ from conversion_lib.logits.report import ReportData, render
 from conversion_lib.logits.result import CheckResult, Engine, earlier_result, notes, reason
 from conversion_lib.logits.rounding import rounded_leaves
 from conversion_lib.logits.weights import BiasOrder
-from conversion_lib.manifest import checkpoint_digest
 from conversion_lib.process import peak_bytes
 from conversion_lib.progress import SILENT, Reporter, format_bytes
 from conversion_lib.record import (
@@ -44,6 +43,7 @@ from conversion_lib.record import (
 )
 from conversion_lib.sources.orbax import OrbaxSource, open_orbax
 from conversion_lib.sources.safetensors import SafetensorsSource
+from conversion_lib.staged import checkpoint_digest
 
 DEFAULT_BUDGET = 6 << 30
 

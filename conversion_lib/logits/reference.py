@@ -106,7 +106,12 @@ def transformers_reference(
     import torch
     import transformers
 
-    from conversion_lib.logits.streaming import attention_in_blocks, indexers_in_blocks, one_prompt_at_a_time
+    from conversion_lib.logits.streaming import (
+        attention_in_blocks,
+        indexers_in_blocks,
+        one_prompt_at_a_time,
+        token_by_token,
+    )
 
     config, source, memory = load_config(directory), open_reference(directory), memory or Memory()
     with quiet(), torch.no_grad():
@@ -116,7 +121,7 @@ def transformers_reference(
         indexers_in_blocks(model, memory.score_bytes)
         if observe is not None:
             watch.start(model, packing, observe)
-        with attention_in_blocks(model, memory.score_bytes):
+        with attention_in_blocks(model, memory.score_bytes), token_by_token(model):
             logits = model(**packing.inputs(), use_cache=False).logits
     origin = {
         "reference": str(directory),

@@ -54,6 +54,22 @@ def one_prompt_at_a_time(model: Any, lengths: Sequence[int]) -> None:
             _split(module, list(lengths))
 
 
+@contextmanager
+def token_by_token(model: Any) -> Iterator[None]:
+    """Within it the model's delta nets run transformers' own recurrence, which it has for decoding, instead of its form
+    in chunks, which loses more of float32: in 48 tiny layers the largest KL was 4.9e-5 with chunks, 1.1e-5 without."""
+    if not any(name.endswith(".linear_attn") for name, _ in model.named_modules()):
+        yield
+        return
+    code: Any = sys.modules[type(model).__module__]
+    in_chunks = code.torch_chunk_gated_delta_rule
+    code.torch_chunk_gated_delta_rule = code.torch_recurrent_gated_delta_rule
+    try:
+        yield
+    finally:
+        code.torch_chunk_gated_delta_rule = in_chunks
+
+
 def _split(module: Any, lengths: list[int]) -> None:
     whole = module.forward
 

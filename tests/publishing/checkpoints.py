@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from conversion_lib.destinations import open_destination
-from conversion_lib.manifest import checkpoint_digest
 from conversion_lib.progress import SILENT
 from conversion_lib.record import CheckpointRecord, Origin, Target
+from conversion_lib.staged import checkpoint_digest
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 TARGET = "scanned-bf16-ocdbt-zarr3-maxtext0.2.5"

@@ -12,9 +12,9 @@ import pytest
 
 from conversion_lib.destinations import base, directory, open_destination
 from conversion_lib.errors import BadInput, OutsideFailure
-from conversion_lib.manifest import checkpoint_digest
 from conversion_lib.progress import Reporter
 from conversion_lib.publish import publish
+from conversion_lib.staged import checkpoint_digest
 from conversion_lib.verify import verify
 from tests.publishing.checkpoints import (
     COMMIT,
