@@ -28,7 +28,7 @@ from conversion_lib.logits.prompts import choose_prompts
 from conversion_lib.logits.reference import Reference, require_libraries
 from conversion_lib.logits.report import ReportData, render
 from conversion_lib.logits.result import CheckResult, Engine, earlier_result, notes, reason
-from conversion_lib.logits.rounding import rounded_leaves
+from conversion_lib.logits.rounding import BFLOAT16_BITS, dither_of
 from conversion_lib.logits.weights import BiasOrder
 from conversion_lib.process import peak_bytes
 from conversion_lib.progress import SILENT, Reporter, format_bytes
@@ -215,9 +215,9 @@ def _run(
 def _maxtext(
     subject: run.Subject, checkpoint: Path, wanted: Reference, options: Options, reporter: Reporter
 ) -> run.Findings:
-    """MaxText's own logits; Ferry's forward pass runs beside it only where the rounding has to be measured."""
-    rounded = rounded_leaves(subject.config, subject.checkpoint.tensors, wanted.dtype)
-    measured = run.alone(subject, wanted.prompts, wanted.dtype, reporter) if rounded else run.exact(subject)
+    """MaxText's own logits; Ferry's forward pass runs beside it only where what is allowed has to be measured."""
+    dither = dither_of(subject.config, subject.checkpoint.tensors, wanted.dtype)
+    measured = run.alone(subject, wanted.prompts, wanted.dtype, reporter) if dither else run.Findings()
     assert options.maxtext_python is not None  # require_maxtext
     logits = maxtext_logits(options.maxtext_python, checkpoint, wanted, reporter)
     measured.logits = [prompt[:, : subject.config.tokens] for prompt in logits]  # rows of padding stand for no token
@@ -231,8 +231,10 @@ GIVEN = "--max-kl"
 def _rests_on(options: Options, found: run.Findings) -> str:
     if options.max_kl is not None:
         return GIVEN
-    if found.rounded:
-        return f"what rounding the values of {found.rounded} leaves does to this model, measured"
+    if found.dither is not None and found.dither.bits == BFLOAT16_BITS:
+        return f"what rounding the values of {len(found.dither.leaves)} leaves does to this model, measured"
+    if found.dither is not None:
+        return "what float32 loses in this model's delta nets, measured: the checkpoint holds the original's values"
     return "the order of float32 sums: the checkpoint holds the original's values"
 
 

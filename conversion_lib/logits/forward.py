@@ -7,7 +7,7 @@ come from `layout.py`, so that a mistake there is not made twice.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -28,7 +28,7 @@ from conversion_lib.logits.layout import EMBEDDING, FINAL_NORM, LAYER_SCALAR, OU
 from conversion_lib.logits.memory import Memory
 from conversion_lib.logits.moe import feed_forward
 from conversion_lib.logits.per_layer_input import add_per_layer_input, per_layer_inputs
-from conversion_lib.logits.rounding import exact_limits
+from conversion_lib.logits.rounding import Dither, tie_share
 from conversion_lib.logits.weights import BiasOrder, Checkpoint, Leaves, Weights, embed
 from conversion_lib.progress import Task
 from conversion_lib.sources.base import Array
@@ -46,10 +46,10 @@ class _Computed:
 class ForwardPass:
     """One run of `prompts` (integers, (tokens,) each) through the weights of `checkpoint`: `layers`, then `logits`.
 
-    bias_order: the layout of a scanned DeepSeek-V3 gate bias where it is known. dithered: as `Weights` has it.
-    tie: as `rounding.Limits` has it, by default that of the same bits. `idle_experts` counts the (layer, expert) pairs
-    that no token went to. `original`: to be set, before each layer, to what the original's blocks put out in it, where
-    that is known: equal experts, and tokens that an indexer finds equal, are then chosen as it does.
+    bias_order: the layout of a scanned DeepSeek-V3 gate bias where it is known. dither: as `Weights` has it.
+    tie: as `rounding.tie_share` has it, by default that of the same bits. `idle_experts` counts the (layer, expert)
+    pairs that no token went to. `original`: to be set, before each layer, to what the original's blocks put out in it,
+    where that is known: equal experts, and tokens that an indexer finds equal, are then chosen as it does.
 
     Raises BadInput where a leaf is missing, left over, or disagrees with `config`.
     """
@@ -62,13 +62,13 @@ class ForwardPass:
         *,
         bias_order: BiasOrder | None = None,
         memory: Memory | None = None,
-        dithered: Collection[str] = (),
+        dither: Dither | None = None,
         tie: float | None = None,
         task: Task | None = None,
     ) -> None:
         self._config, self._prompts = config, prompts
-        self._tie = exact_limits(config).tie if tie is None else tie
-        self._weights = Weights(checkpoint, config, bias_order=bias_order, memory=memory, dithered=dithered, task=task)
+        self._tie = tie_share(config) if tie is None else tie
+        self._weights = Weights(checkpoint, config, bias_order=bias_order, memory=memory, dither=dither, task=task)
         self._sequence = Prompts([len(prompt) for prompt in prompts], self._weights.memory.score_bytes)
         self._stream: jax.Array | None = None
         self._own_inputs: jax.Array | None = None

@@ -34,7 +34,7 @@ class CheckResult(BaseModel):
     threshold: float
     """On max_kl."""
     mean_threshold: float | None
-    """On mean_kl, where the conversion rounds or float32 loses much; None where the largest says enough."""
+    """On mean_kl, where what is allowed was measured; None where the largest says enough."""
     threshold_rests_on: str
     layers: list[LayerDifference]
     """Empty where only one side's layers were seen: golden logits have none, and MaxText shows none."""

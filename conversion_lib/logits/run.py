@@ -21,7 +21,7 @@ from conversion_lib.logits.config import ForwardConfig
 from conversion_lib.logits.forward import ForwardPass
 from conversion_lib.logits.memory import Memory
 from conversion_lib.logits.reference import Reference, dtype_of, open_reference, transformers_reference
-from conversion_lib.logits.rounding import EXACT_KL, Allowance, exact_limits, rounded_leaves, tie
+from conversion_lib.logits.rounding import EXACT_KL, Allowance, Dither, dither_of, tie_share
 from conversion_lib.logits.weights import BiasOrder, Checkpoint
 from conversion_lib.progress import Reporter, Task
 from conversion_lib.sources.base import Array, Source
@@ -41,7 +41,7 @@ class Subject:
 class Findings:
     """What a run found. `layers` and `output`, the final norm and the projection to logits: empty where only one side's
     layers were seen. lost: where the checkpoint's values were no longer finite. allowed, allowed_mean: the largest and
-    the mean KL that rounding explains. rounded: of how many leaves."""
+    the mean KL that a loss of accuracy explains. dither: how that was measured, None where it was not."""
 
     logits: list[Array] = field(default_factory=list)
     layers: list[LayerDifference] = field(default_factory=list)
@@ -50,21 +50,15 @@ class Findings:
     idle_experts: int = 0
     allowed: float = EXACT_KL
     allowed_mean: float | None = None
-    rounded: int = 0
-
-
-def exact(subject: Subject) -> Findings:
-    """What is allowed where nothing is rounded, and nothing else yet."""
-    limits = exact_limits(subject.config)
-    return Findings(allowed=limits.max_kl, allowed_mean=limits.mean_kl)
+    dither: Dither | None = None
 
 
 class Candidate:
-    """The checkpoint's forward pass, a layer at a time, with a dithered one beside it where the plan rounds: `step` for
-    the embedding and each layer, then `finish`. source_dtype: as `rounded_leaves` has it."""
+    """The checkpoint's forward pass, a layer at a time, with a dithered one beside it where what is allowed has to be
+    measured: `step` for the embedding and each layer, then `finish`. source_dtype: as `dither_of` has it."""
 
     def __init__(self, subject: Subject, prompts: Sequence[Array], source_dtype: str, task: Task | None = None) -> None:
-        leaves = rounded_leaves(subject.config, subject.checkpoint.tensors, source_dtype)
+        dither = dither_of(subject.config, subject.checkpoint.tensors, source_dtype)
         forward = partial(
             ForwardPass,
             subject.checkpoint,
@@ -72,17 +66,17 @@ class Candidate:
             prompts,
             bias_order=subject.bias_order,
             memory=subject.memory,
-            tie=tie(subject.config, leaves),
+            tie=tie_share(subject.config, dither),
             task=task,
         )
         self._pass = forward()
-        self._dithered = forward(dithered=leaves) if leaves else None
+        self._dithered = forward(dither=dither) if dither else None
         self._runs = [self._pass, *([self._dithered] if self._dithered else [])]
         self._steps = self._pass.layers()
         self._dithered_steps = self._dithered.layers() if self._dithered else None
-        self._allowance, self._tokens = Allowance(subject.config), subject.config.tokens
+        self._allowance, self._tokens = Allowance(), subject.config.tokens
         self._before: Array | None = None
-        self.findings = Findings(rounded=len(leaves))
+        self.findings = Findings(dither=dither)
 
     def step(self, wanted: blocks.States | None = None) -> None:
         """The next layer, compared with what the reference's `wanted` has of it."""
@@ -167,7 +161,7 @@ def original(directory: Path, prompts: Sequence[Array], memory: Memory, reporter
 
 
 def _passes(subject: Subject, source_dtype: str) -> int:
-    return 2 if rounded_leaves(subject.config, subject.checkpoint.tensors, source_dtype) else 1
+    return 2 if dither_of(subject.config, subject.checkpoint.tensors, source_dtype) else 1
 
 
 def _nbytes(source: Source) -> int:

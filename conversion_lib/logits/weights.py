@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from typing import Literal, Protocol
 
 import jax
@@ -16,6 +16,7 @@ from conversion_lib.errors import BadInput
 from conversion_lib.logits.config import ForwardConfig, Layer, Moe
 from conversion_lib.logits.layout import gate_bias, layer_leaves, top_leaves
 from conversion_lib.logits.memory import Memory
+from conversion_lib.logits.rounding import Dither
 from conversion_lib.progress import Task
 from conversion_lib.sources.base import Array, Source
 
@@ -104,8 +105,7 @@ class Weights:
     """All weights of a checkpoint.
 
     bias_order: how a scanned DeepSeek-V3 gate bias is laid out, where something tells; None lets its shape
-    decide. dithered: leaves whose values are moved by as much as rounding may have moved them, to measure what that
-    does.
+    decide. dither: how values are moved, to measure what that does.
     Raises BadInput naming the leaf where one is missing, has another shape than `config` says, is not of a float
     dtype, or is of no use to this architecture (a weight that nothing reads is not checked).
     """
@@ -117,11 +117,11 @@ class Weights:
         *,
         bias_order: BiasOrder | None = None,
         memory: Memory | None = None,
-        dithered: Collection[str] = (),
+        dither: Dither | None = None,
         task: Task | None = None,
     ) -> None:
         self._source, self._config, self._order, self._task = source, config, bias_order, task
-        self._dithered, self._random = frozenset(dithered), np.random.default_rng(0)
+        self._dither, self._random = dither, np.random.default_rng(0)
         self.memory = memory or Memory()
         self._scanned = self._is_scanned()
         self.top = Leaves(self, "", top_leaves(config))
@@ -163,13 +163,15 @@ class Weights:
         if self._task is not None:
             self._task.advance(array.nbytes)
         values = jnp.asarray(array).astype(jnp.float32)
-        return values + jnp.asarray(self._dither(array)) if name in self._dithered else values
+        if self._dither is None or name not in self._dither.leaves:
+            return values
+        return values + jnp.asarray(self._noise(array, self._dither.bits))
 
-    def _dither(self, array: Array) -> Array:
-        """Half a unit in the last place of bfloat16, the most that rounding to it moves a value, up or down at random.
-        A zero, which nothing was rounded to, stays one."""
+    def _noise(self, array: Array, bits: int) -> Array:
+        """Half a unit in the last place of so many significant bits, the most that rounding to them moves a value, up
+        or down at random. A zero, which nothing was rounded to, stays one."""
         powers = np.ascontiguousarray(array, np.float32).view(np.uint32) & np.uint32(0x7F800000)
-        half_units = powers.view(np.float32) * np.float32(2**-8)
+        half_units = powers.view(np.float32) * np.float32(2.0**-bits)
         signs = self._random.integers(0, 2, array.shape, np.uint32) << np.uint32(31)
         noise: Array = (half_units.view(np.uint32) | signs).view(np.float32)
         return noise

@@ -15,6 +15,7 @@ from conversion_lib.logits.forward import ForwardPass
 from conversion_lib.logits.memory import Memory
 from conversion_lib.logits.prompts import fixed_prompts
 from conversion_lib.logits.reference import transformers_reference
+from conversion_lib.logits.rounding import BFLOAT16_BITS, SUM_BITS, Dither
 from conversion_lib.logits.weights import Weights
 from tests.logits.memory_checkpoint import MemoryCheckpoint
 from tests.logits.models import CONFIGS, build_model
@@ -85,18 +86,19 @@ def test_experts_without_a_token_are_counted(model_dir, reference_of):
     assert run.idle_experts == 18
 
 
-def test_dither_is_half_a_unit_in_the_last_place(model_dir, reference_of):
+@pytest.mark.parametrize("bits", [BFLOAT16_BITS, SUM_BITS])
+def test_dither_is_half_a_unit_in_the_last_place(bits, model_dir, reference_of):
     reference = reference_of("llama_tied").reference
     leaves = {name: array.astype(BF16) for name, array in maxtext_leaves(model_dir("llama_tied"), scanned=True).items()}
     leaves["decoder/layers/mlp/wo/kernel"][:3] = 0
     checkpoint = MemoryCheckpoint(leaves, True)
     name = "params/params/decoder/layers/mlp/wo/kernel"
     plain = Weights(checkpoint, parse_config(reference.config))
-    dithered = Weights(checkpoint, parse_config(reference.config), dithered={name})
+    dithered = Weights(checkpoint, parse_config(reference.config), dither=Dither(frozenset({name}), bits))
     box = tuple((0, size) for size in checkpoint.tensors[name].shape)
     a, b = (np.asarray(weights.read(name, box)) for weights in (plain, dithered))
     assert (b[a == 0] == 0).all()
-    half_units = np.exp2(np.frexp(a)[1] - 9.0)
+    half_units = np.exp2(np.frexp(a)[1] - (bits + 1.0))
     np.testing.assert_array_equal(np.abs(b - a)[a != 0], half_units[a != 0])
     assert 0.45 < (b > a)[a != 0].mean() < 0.55
     other = "params/params/decoder/decoder_norm/scale"
