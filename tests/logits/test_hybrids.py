@@ -85,8 +85,7 @@ def test_delta_nets_as_deep_as_real_ones(tmp_path):
     convert(hf, tmp_path / "ckpt", Target(scan_layers=False, save_dtype="float32"))
     result = run_check(tmp_path / "ckpt", hf)
     assert result.verdict == "pass"
-    assert result.max_kl > EXACT_KL, "or this shows nothing"
-    assert result.threshold > EXACT_KL
+    assert result.threshold > 10 * EXACT_KL, "or this shows nothing; how far they move is the processor's too"
     assert "float32" in result.threshold_rests_on
 
     weights = {path.name: load_file(path) for path in hf.glob("*.safetensors")}
