@@ -15,17 +15,9 @@ import pytest
 
 from conversion_lib.convert import maxtext_layout
 from conversion_lib.workspace import read_run
-from tests.checkpoints import (
-    QWEN3,
-    answer,
-    command,
-    ferry_here,
-    random_tensors,
-    refused,
-    write_checkpoint,
-)
+from tests.checkpoints import QWEN3, answer, command, ferry_here, random_tensors, write_checkpoint
 from tests.sparse_checkpoints import llama_tensors
-from tests.test_parts_together import deepseek, same
+from tests.test_parts_together import deepseek, refused, same
 
 
 def qwen(directory: Path) -> Path:

@@ -23,12 +23,13 @@ from conversion_lib.sinks.orbax import OrbaxSink
 from conversion_lib.workspace import Workspace, read_run
 from tests.checkpoints import (
     DEEPSEEK_V3,
+    Result,
     answer,
     ferry_here,
     random_tensors,
-    refused,
     write_checkpoint,
 )
+from tests.checkpoints import refused as refused_whatever_else_is_said
 from tests.orbax_reader import restore
 from tests.sparse_checkpoints import deepseek_tensors
 
@@ -50,6 +51,13 @@ def convert_part(source: Path, out: Path, part: str, target: Target = Target(), 
 
 def same(a: Path, b: Path) -> bool:
     return answer(ferry_here("compare", a, b, "--json"))["same"]
+
+
+def refused(result: Result, *words: str, code: int = 2) -> str:
+    """As in other tests, and nothing else is said."""
+    line = refused_whatever_else_is_said(result, *words, code=code)
+    assert result.stderr == f"{line}\n"
+    return line
 
 
 @pytest.mark.parametrize("scan_layers", [True, False])

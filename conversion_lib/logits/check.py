@@ -28,7 +28,7 @@ from conversion_lib.logits.prompts import choose_prompts
 from conversion_lib.logits.reference import Reference, require_libraries
 from conversion_lib.logits.report import ReportData, render
 from conversion_lib.logits.result import CheckResult, Engine, earlier_result, notes, reason
-from conversion_lib.logits.rounding import BFLOAT16_BITS, dither_of
+from conversion_lib.logits.rounding import dither_of
 from conversion_lib.logits.weights import BiasOrder
 from conversion_lib.process import peak_bytes
 from conversion_lib.progress import SILENT, Reporter, format_bytes
@@ -231,11 +231,11 @@ GIVEN = "--max-kl"
 def _rests_on(options: Options, found: run.Findings) -> str:
     if options.max_kl is not None:
         return GIVEN
-    if found.dither is not None and found.dither.bits == BFLOAT16_BITS:
+    if found.dither is None:
+        return "the order of float32 sums: the checkpoint holds the original's values"
+    if found.dither.is_rounding:
         return f"what rounding the values of {len(found.dither.leaves)} leaves does to this model, measured"
-    if found.dither is not None:
-        return "what float32 loses in this model's delta nets, measured: the checkpoint holds the original's values"
-    return "the order of float32 sums: the checkpoint holds the original's values"
+    return "what float32 loses in this model's delta nets, measured: the checkpoint holds the original's values"
 
 
 def _reference_identity(path: Path) -> str:

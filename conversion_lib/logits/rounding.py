@@ -57,10 +57,15 @@ class Dither:
     leaves: frozenset[str]
     bits: int
 
+    @property
+    def is_rounding(self) -> bool:
+        """Whether the values are roundings of the source's, rather than all that float32 may lose in sums."""
+        return self.bits == BFLOAT16_BITS
+
 
 def tie_share(config: ForwardConfig, dither: Dither | None = None) -> float:
     """By what share scores may differ and count as equal."""
-    rounded = ROUNDED_TIE if dither is not None and dither.bits == BFLOAT16_BITS else 0
+    rounded = ROUNDED_TIE if dither is not None and dither.is_rounding else 0
     return max(DELTA_NETS_TIE if _has_delta_nets(config) else EXACT_TIE, rounded)
 
 
