@@ -24,6 +24,7 @@ lint: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 # The real MaxText, in a Python 3.12 environment of its own.
 parity: venv
@@ -41,7 +42,7 @@ bench-full: venv
 lock:
 	rm -rf build/lock && $(PYTHON) -m venv build/lock
 	build/lock/bin/pip install -q torch==2.13.0 setuptools '.[check,airflow,kubernetes,dev]'
-	build/lock/bin/pip freeze --all --exclude pip --exclude ferry | sed 's/^torch==.*/torch==2.13.0/' > deploy/requirements.lock
+	build/lock/bin/pip freeze --all --exclude pip --exclude ferry-checkpoints | sed 's/^torch==.*/torch==2.13.0/' > deploy/requirements.lock
 	rm -rf build/lock
 
 clean:

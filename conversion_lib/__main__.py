@@ -1,6 +1,6 @@
 """`python -m conversion_lib` is `ferry`."""
 
-from conversion_lib.cli import main
+from conversion_lib.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -16,19 +16,19 @@ from conversion_lib.errors import BadInput as BadInput
 from conversion_lib.errors import FerryError as FerryError
 from conversion_lib.errors import OutsideFailure as OutsideFailure
 from conversion_lib.on_the_fly import ensure_checkpoint as ensure_checkpoint
-from conversion_lib.parts import Part as Part
+from conversion_lib.plan.parts import Part as Part
 from conversion_lib.progress import SILENT, Reporter
 from conversion_lib.record import Target
-from conversion_lib.run_options import DEFAULT_BUDGET, Options
+from conversion_lib.runs.options import DEFAULT_BUDGET, Options
 
 if TYPE_CHECKING:
-    from conversion_lib.finalize import FinalizeResult
+    from conversion_lib.conversions.finalize import FinalizeResult
+    from conversion_lib.conversions.runner import ConvertResult
     from conversion_lib.hub import DownloadResult
-    from conversion_lib.logits.result import CheckResult
-    from conversion_lib.plan import Plan
-    from conversion_lib.publish import PublishResult
-    from conversion_lib.running import ConvertResult
-    from conversion_lib.verify import VerifyResult
+    from conversion_lib.logits.verdict.result import CheckResult
+    from conversion_lib.plan.plan import Plan
+    from conversion_lib.publish.publish import PublishResult
+    from conversion_lib.publish.verify import VerifyResult
 
 CHECK_BUDGET = 6 << 30
 """Bytes."""
@@ -71,8 +71,8 @@ def plan(
     Raises BadInput for whatever headers and config tell is wrong: an unknown architecture, tensors that are missing,
     of another shape than config.json says, or that no rule takes, each by name and file.
     """
-    from conversion_lib.commands.opening import headers
-    from conversion_lib.convert import prepare
+    from conversion_lib.conversions.convert import prepare
+    from conversion_lib.conversions.opening import headers
 
     with headers(str(source), revision, reporter) as directory:
         job = prepare(directory, target or Target(), model=model, loader=loader, memory_budget=memory_budget)
@@ -87,8 +87,8 @@ def dequantize(
     The values are those that `convert` makes of the quantized source itself. Resumes and finishes as that does. Raises
     BadInput where the source is not quantized, or in a way that is not known.
     """
-    from conversion_lib.commands.opening import opened
-    from conversion_lib.convert import dequantize as dequantize_checkpoint
+    from conversion_lib.conversions.dequantize import dequantize as dequantize_checkpoint
+    from conversion_lib.conversions.opening import opened
 
     options = options or Options()
     budget = options.memory_budget
@@ -124,8 +124,8 @@ def convert(
     Raises BadInput as `plan` does, where the destination holds something else, is too small, or a value can be none
     (a scale that is NaN): nothing is committed then. OutsideFailure where writing failed, or another run is at work.
     """
-    from conversion_lib.commands.opening import opened
-    from conversion_lib.convert import convert as convert_checkpoint
+    from conversion_lib.conversions.convert import convert as convert_checkpoint
+    from conversion_lib.conversions.opening import opened
 
     options = options or Options()
     budget = options.memory_budget
@@ -152,7 +152,7 @@ def finalize(destination: str | Path, *, reporter: Reporter = SILENT) -> Finaliz
     Raises BadInput where there is no such conversion, or a part is not done, naming which; OutsideFailure where one is
     at work.
     """
-    from conversion_lib.finalize import finalize as finalize_parts
+    from conversion_lib.conversions.finalize import finalize as finalize_parts
 
     return finalize_parts(destination, reporter=reporter)
 
@@ -176,7 +176,7 @@ def check(
     A check that fails is a result, with `verdict` "fail": `max_kl` is the largest KL(original || checkpoint) of a
     token in nats, `layers` the differences block by block. Raises BadInput where the two cannot be compared.
     """
-    from conversion_lib.commands.opening import opened_maxtext
+    from conversion_lib.conversions.opening import opened_maxtext
     from conversion_lib.logits.check import Options as CheckOptions
     from conversion_lib.logits.check import run_check
 
@@ -204,8 +204,8 @@ def export(
 
     Raises BadInput where the checkpoint or the destination is not as it must be; OutsideFailure where writing failed.
     """
-    from conversion_lib.commands.opening import opened_maxtext
-    from conversion_lib.export import export as export_checkpoint
+    from conversion_lib.conversions.export import export as export_checkpoint
+    from conversion_lib.conversions.opening import opened_maxtext
 
     with opened_maxtext(str(checkpoint)) as directory:
         return export_checkpoint(
@@ -226,13 +226,13 @@ def publish(checkpoint: str | Path, url: str, *, unchecked: bool = False, report
     unchecked: without a passing verdict, which the manifest then says. The result's `url` is the full location. Raises
     BadInput for a checkpoint that has no verdict, or one that is not of these very bytes.
     """
-    from conversion_lib.publish import publish as publish_checkpoint
+    from conversion_lib.publish.publish import publish as publish_checkpoint
 
     return publish_checkpoint(checkpoint, url, unchecked=unchecked, reporter=reporter)
 
 
 def verify(url: str, *, reporter: Reporter = SILENT) -> VerifyResult:
     """Holds a published checkpoint against its manifest; `problems` of the result is empty where it is whole."""
-    from conversion_lib.verify import verify as verify_published
+    from conversion_lib.publish.verify import verify as verify_published
 
     return verify_published(url, reporter=reporter)

@@ -13,12 +13,12 @@ Layout of a converted checkpoint at `DST`::
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from conversion_lib.chunking import SHARDS
 from conversion_lib.errors import BadInput
 
 RECORD_NAME = "ferry.json"
@@ -29,6 +29,11 @@ REPORT_PAGE_NAME = "report.html"
 PROVENANCE_NAME = "provenance.json"
 COMMIT_NAME = "commit_success.txt"
 """Orbax's mark of a whole checkpoint; the names above it are Ferry's own."""
+HF_RECORD_NAME = "ferry.json"
+"""In a Hugging Face directory that Ferry wrote: the fingerprint of the run that did."""
+
+SHARDS = 16
+"""Of axis 0 by default, as MaxText's converter simulates so many devices."""
 
 
 class Target(BaseModel):
@@ -45,6 +50,20 @@ class Target(BaseModel):
     chunk_bytes: Annotated[int, Field(ge=1 << 10)] = 64 << 20
     shards: Annotated[int, Field(ge=1, exclude_if=lambda shards: shards == SHARDS)] = SHARDS
     """How many shards of axis 0 the chunks fit; left out of the JSON where it is the default, as in older records."""
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any], name: Callable[[str], str] = lambda field: field) -> Target:
+        """The Target with these fields. `name` says what a field is called. Raises BadInput for a wrong value."""
+        dtype = values.get("save_dtype")
+        if isinstance(dtype, str) and dtype.startswith(("float8", "fp8", "int8")):
+            raise BadInput(
+                f"{name('save_dtype')} {dtype}: MaxText can save it, ferry does not; write bfloat16 or float32"
+            )
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise BadInput(f"{name(str(first['loc'][0]))} {first['input']}: {first['msg'].lower()}") from None
 
     @property
     def slug(self) -> str:

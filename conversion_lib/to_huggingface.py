@@ -12,16 +12,16 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from conversion_lib.cloud.place import SCHEME
-from conversion_lib.command import Outcome
-from conversion_lib.commands.options import done_line, known_directory
-from conversion_lib.config import CONFIG_NAME
+from conversion_lib.conversions.opening import known_directory
 from conversion_lib.errors import BadInput
-from conversion_lib.maxtext_arguments import Arguments, Command, begin, output, run_as_command
+from conversion_lib.maxtext.arguments import Arguments, Command, begin, output, run_as_command
+from conversion_lib.models.hf_config import CONFIG_NAME
+from conversion_lib.program import Outcome
 from conversion_lib.progress import Reporter
+from conversion_lib.publish.upload import HUB_SCHEME, upload
 from conversion_lib.record import HF_DIR_NAME, checkpoint_root
-from conversion_lib.run_options import Options
-from conversion_lib.upload import HUB_SCHEME, upload
+from conversion_lib.runs.options import Options
+from conversion_lib.storage.gcs import SCHEME
 
 COMMAND = Command(
     flags=("override_model_architecture", "nooverride_model_architecture"),
@@ -33,8 +33,8 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 def run(words: Sequence[str], reporter: Reporter) -> Outcome:
     """Exports as the words say. Raises BadInput and OutsideFailure as `export` does."""
-    from conversion_lib.commands.opening import opened_maxtext
-    from conversion_lib.export import export
+    from conversion_lib.conversions.export import export
+    from conversion_lib.conversions.opening import opened_maxtext
 
     arguments, model = begin(words, COMMAND, reporter)
     given = arguments.text("load_parameters_path")
@@ -61,7 +61,7 @@ def run(words: Sequence[str], reporter: Reporter) -> Outcome:
             message = f"Export of {model.name} from MaxText"
             upload(directory, destination, private=True, message=message, reporter=reporter)
             result = result.model_copy(update={"path": destination})
-    return Outcome(result, [done_line(result)])
+    return Outcome(result, [str(result)])
 
 
 @contextmanager
@@ -104,8 +104,8 @@ def _config_directory(path: str, checkpoint: Path, repo: str, reporter: Reporter
 def _fetch_all_but_weights(repo: str, directory: Path, reporter: Reporter) -> None:
     """Raises what `resolve` does."""
     from conversion_lib import hub
+    from conversion_lib.core.retry import Backoff
     from conversion_lib.hub.files import Fetcher
-    from conversion_lib.retry import Backoff
 
     resolved = hub.resolve(repo, reporter=reporter)
     fetcher = Fetcher(resolved.repo, resolved.commit, hub.hub_endpoint(), directory / hub.WORK_NAME, directory)

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from conversion_lib.cloud.place import SCHEME
-from conversion_lib.command import Outcome
-from conversion_lib.commands.options import build_target, done_line, known_directory
-from conversion_lib.config import CONFIG_NAME, load_config
-from conversion_lib.maxtext_arguments import Arguments, Command, begin, output, run_as_command
-from conversion_lib.maxtext_names import size_differences
+from conversion_lib.conversions.opening import known_directory
+from conversion_lib.maxtext.arguments import Arguments, Command, begin, output, run_as_command
+from conversion_lib.maxtext.names import size_differences
+from conversion_lib.models.hf_config import CONFIG_NAME, load_config
+from conversion_lib.program import Outcome
 from conversion_lib.progress import Reporter
-from conversion_lib.record import Target
-from conversion_lib.run_options import Options
+from conversion_lib.record import SHARDS, Target
+from conversion_lib.runs.options import Options
+from conversion_lib.storage.gcs import SCHEME
 
 COMMAND = Command(
     flags=("lazy_load_tensors", "eager_load_method", "revision", "save_dtype", "simulated_cpu_devices_count"),
@@ -32,19 +32,20 @@ COMMAND = Command(
 
 def target_of(arguments: Arguments) -> Target:
     """What the arguments ask to be written, with MaxText's defaults. Raises BadInput for what Ferry does not write."""
-    target = build_target(
-        scan_layers=arguments.flag("scan_layers", True),
-        save_dtype=arguments.text("save_dtype", "bfloat16"),
-        ocdbt=arguments.flag("checkpoint_storage_use_ocdbt", True),
-        zarr3=arguments.flag("checkpoint_storage_use_zarr3", True),
-    )
-    return target.model_copy(update={"shards": arguments.count("simulated_cpu_devices_count", target.shards)})
+    values = {
+        "scan_layers": arguments.flag("scan_layers", True),
+        "save_dtype": arguments.text("save_dtype", "bfloat16"),
+        "ocdbt": arguments.flag("checkpoint_storage_use_ocdbt", True),
+        "zarr3": arguments.flag("checkpoint_storage_use_zarr3", True),
+        "shards": arguments.count("simulated_cpu_devices_count", SHARDS),
+    }
+    return Target.parse(values, lambda field: "--" + field.replace("_", "-"))
 
 
 def run(words: Sequence[str], reporter: Reporter) -> Outcome:
     """Converts as the words say. Raises BadInput and OutsideFailure as `convert` and `cached_download` do."""
-    from conversion_lib.commands.opening import opened
-    from conversion_lib.convert import convert
+    from conversion_lib.conversions.convert import convert
+    from conversion_lib.conversions.opening import opened
 
     arguments, model = begin(words, COMMAND, reporter)
     target = target_of(arguments)
@@ -74,7 +75,7 @@ def run(words: Sequence[str], reporter: Reporter) -> Outcome:
             remote=remote,
             reporter=reporter,
         )
-    return Outcome(result, [done_line(result), f"MaxText's load_parameters_path: {result.path}/0/items"])
+    return Outcome(result, [str(result), f"MaxText's load_parameters_path: {result.path}/0/items"])
 
 
 def _revision(source: str, arguments: Arguments, reporter: Reporter) -> str | None:

@@ -11,11 +11,11 @@ import os
 
 from airflow.sdk import Param
 
-from operators.callbacks import on_failure, on_success
-from operators.dag import StagesDag
-from operators.export import ExportOperator
-from operators.retries import stage_defaults
-from operators.upload import UploadOperator
+from ferry_airflow.callbacks import on_failure, on_success
+from ferry_airflow.dag import StagesDag
+from ferry_airflow.export import ExportOperator
+from ferry_airflow.retries import stage_defaults
+from ferry_airflow.upload import UploadOperator
 
 SOURCE, RESULT = "Source", "Where to"
 

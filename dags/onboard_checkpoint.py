@@ -30,24 +30,24 @@ from typing import Any
 from airflow.sdk import AssetAlias, Param, TriggerRule
 from airflow.sdk import task as stage
 
-from conversion_lib.catalog import MODELS
-from operators.approval import OptionalApprovalOperator
-from operators.callbacks import on_failure, on_success
-from operators.check import CheckOperator
-from operators.clean_up import POLICIES, CleanUpOperator
-from operators.convert import ConvertOperator
-from operators.dag import StagesDag, deadline
-from operators.dequantize import DequantizeOperator
-from operators.download import DownloadOperator
-from operators.finalize import FinalizeOperator
-from operators.publish import PublishOperator
-from operators.resolve import ResolveOperator
-from operators.retries import stage_defaults
-from operators.target import TARGET_FIELDS
+from conversion_lib.models.catalog import MODELS
+from ferry_airflow.approval import OptionalApprovalOperator
+from ferry_airflow.callbacks import on_failure, on_success
+from ferry_airflow.check import CheckOperator
+from ferry_airflow.clean_up import POLICIES, CleanUpOperator
+from ferry_airflow.convert import ConvertOperator
+from ferry_airflow.dag import StagesDag, deadline
+from ferry_airflow.dequantize import DequantizeOperator
+from ferry_airflow.download import DownloadOperator
+from ferry_airflow.finalize import FinalizeOperator
+from ferry_airflow.publish import PublishOperator
+from ferry_airflow.resolve import ResolveOperator
+from ferry_airflow.retries import stage_defaults
+from ferry_airflow.target import TARGET_FIELDS
 
 PUBLISHED = AssetAlias("ferry_published")
 DOWNLOAD_POOL, MEMORY_POOL = "hub_download", "high_memory"
-"""Made when the scheduler starts, or by `python -m operators.setup`."""
+"""Made when the scheduler starts, or by `python -m ferry_airflow.setup.pools`."""
 
 SOURCE, LAYOUT, RUN = "Source", "What to write", "How to get there"
 

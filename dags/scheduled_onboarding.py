@@ -3,9 +3,10 @@
 Reads the catalogue, **looks** at the Hub for new commits and at the destinations for what is published, triggers an
 `onboard_checkpoint` for each commit and target that is new, at most `at_most` at once, and writes a summary.
 
-The catalogue is `catalog.yaml` beside this DAG, or the file that `FERRY_CATALOG` names; `operators/catalog.py` says
-what it may hold. A wrong entry is reported with its line and does not stop the others; where the Hub does not answer,
-a model is skipped until the next look. A commit whose onboarding failed is not tried again by itself: clear its run.
+The catalogue is `catalog.yaml` beside this DAG, or the file that `FERRY_CATALOG` names; what it may hold stands in
+`ferry_airflow.scheduling.catalog`. A wrong entry is reported with its line and does not stop the others; where the
+Hub does not answer, a model is skipped until the next look. A commit whose onboarding failed is not tried again by
+itself: clear its run.
 
 | setting of the workers (environment) | meaning |
 | --- | --- |
@@ -26,8 +27,8 @@ from typing import Any
 from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
 from airflow.sdk import DAG, get_current_context, task
 
-from operators.callbacks import on_failure
-from operators.catalog import catalog_path, load_catalog
+from ferry_airflow.callbacks import on_failure
+from ferry_airflow.scheduling.catalog import catalog_path, load_catalog
 
 PATH = catalog_path(Path(__file__).with_name("catalog.yaml"))
 WAIT_SECONDS = 10
@@ -52,26 +53,26 @@ with DAG(
 
     @task
     def read_catalog() -> list[dict[str, Any]]:
-        from operators import scheduling_tasks
+        from ferry_airflow.scheduling import tasks as scheduling_tasks
 
         return scheduling_tasks.read_catalog(PATH, log)
 
     @task(map_index_template="{{ repo }}")
     def look(entry: dict[str, Any]) -> list[dict[str, Any]]:
-        from operators import scheduling_tasks
+        from ferry_airflow.scheduling import tasks as scheduling_tasks
 
         get_current_context()["repo"] = entry["repo"]
         return scheduling_tasks.look_at(entry, hf_conn_id, log)
 
     @task(trigger_rule="all_done")
     def choose(found: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
-        from operators import scheduling_tasks
+        from ferry_airflow.scheduling import tasks as scheduling_tasks
 
         return scheduling_tasks.choose(found, log)
 
     @task(trigger_rule="all_done", retries=0)
     def summarize(entries: list[dict[str, Any]]) -> str:
-        from operators import scheduling_tasks
+        from ferry_airflow.scheduling import tasks as scheduling_tasks
 
         return scheduling_tasks.summarize(entries, log)
 

@@ -2,13 +2,25 @@
 
 from xdist.scheduler import LoadFileScheduling
 
-OF_ONE_SERVER = tuple(
-    f"tests/dags/test_{name}.py"
-    for name in ("browser_onboarding", "in_airflow", "in_pods", "plugin_pages", "scheduled_onboarding")
+pytest_plugins = (
+    "tests.support.airflow.environment",
+    "tests.support.airflow.standalone",
+    "tests.support.airflow.scheduled",
 )
-"""These use the `standalone` of tests/dags/standalone.py, which is there once a process."""
+"""Fixtures of the session: one definition, so that there is one Airflow a process."""
 
-LONGEST_FIRST = (*OF_ONE_SERVER, "tests/dags/", "tests/logits/", "tests/test_kills.py")
+OF_ONE_SERVER = (
+    *(f"tests/dags/test_{name}.py" for name in ("browser_onboarding", "in_airflow", "in_pods", "scheduled_onboarding")),
+    "tests/ferry_airflow/plugin/test_pages.py",
+)
+"""These use the `standalone` of tests/support/airflow/standalone.py, which is there once a process."""
+
+LONGEST_FIRST = (
+    *OF_ONE_SERVER,
+    "tests/dags/",
+    "tests/conversion_lib/logits/",
+    "tests/conversion_lib/conversions/test_kills.py",
+)
 """Files that take minutes; begun last, one of them would run alone at the end."""
 
 

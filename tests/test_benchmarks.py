@@ -17,8 +17,7 @@ from tests.benchmarks.fetched import Fetched, maxtext_chunk
 from tests.benchmarks.full import Watched, figures
 from tests.benchmarks.inputs import MADE_NAME, WEIGHT_SCALE, bf16_input, fp8_input, make
 from tests.benchmarks.results import Figure
-
-ROOT = Path(__file__).parents[1]
+from tests.support.paths import ROOT
 
 
 def run_benchmark(module: str, tmp_path: Path, *options: str) -> dict[str, Any]:

@@ -115,7 +115,7 @@ def _cells(stage: StageFigures) -> tuple[str, str, str, str]:
 def _require_extras() -> None:
     missing = [name for name in ("airflow", "torch", "transformers") if find_spec(name) is None]
     if missing:
-        raise BadInput(f"the demo needs {', '.join(missing)}: pip install 'ferry[airflow,check]'")
+        raise BadInput(f"the demo needs {', '.join(missing)}: pip install 'ferry-checkpoints[airflow,check]'")
 
 
 def _fresh(directory: Path) -> Path:
@@ -182,11 +182,11 @@ class _Airflow:
 
 
 def _dags_folder() -> Path:
-    spec = find_spec("dags")
-    for location in (spec.submodule_search_locations or []) if spec else []:
-        if (Path(location) / f"{DAG_ID}.py").exists():
-            return Path(location)
-    raise BadInput("the DAGs of ferry are not installed beside it: pip install 'ferry[airflow,check]'")
+    """The DAGs of `ferry_airflow`, which is looked for and not imported: the library knows nothing of Airflow."""
+    spec = find_spec("ferry_airflow")
+    if spec is None or spec.origin is None:
+        raise BadInput("the DAGs of ferry are not installed beside it: pip install 'ferry-checkpoints[airflow,check]'")
+    return Path(spec.origin).parent / "dags"
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 
-from conversion_lib.config import ModelConfig
 from conversion_lib.errors import BadInput
 from conversion_lib.families import (
     deepseek_v2,
@@ -24,7 +23,8 @@ from conversion_lib.families import (
     qwen3_moe,
     qwen3_next,
 )
-from conversion_lib.rules import Family
+from conversion_lib.mapping.rules import Family
+from conversion_lib.models.hf_config import ModelConfig
 
 MODULES = (
     llama3,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from conversion_lib.config import ModelConfig
 from conversion_lib.errors import BadInput
-from conversion_lib.ops import Op, Permute, Pick, Split, Transpose
-from conversion_lib.rules import Block, Dims, Drop, Mark, OpsOf, Rule
-from conversion_lib.value_ops import Scale
+from conversion_lib.mapping.rules import Block, Drop, Mark, OpsOf, Rule
+from conversion_lib.models.hf_config import ModelConfig
+from conversion_lib.plan.ops import Op, Permute, Pick, Split, Transpose
+from conversion_lib.plan.value_ops import Scale
+from conversion_lib.sources.joined import Dims
 
 
 def linear(dims: Dims) -> tuple[Op, ...]:

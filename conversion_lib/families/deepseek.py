@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from conversion_lib.config import ModelConfig
 from conversion_lib.families.common import MLP, NORMS, base_dims, expert_dims, experts, from_heads, linear, to_heads
-from conversion_lib.rules import Block, Dims, Drop, Rule
+from conversion_lib.mapping.rules import Block, Drop, Rule
+from conversion_lib.models.hf_config import ModelConfig
+from conversion_lib.sources.joined import Dims
 
 
 def dims(config: ModelConfig) -> Dims:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from conversion_lib.families.common import DROPS, TOP, experts_mark
 from conversion_lib.families.deepseek import ATTENTION, CORRECTION_BIAS, EXPERTS, MTP, dims, scanned, unscanned
-from conversion_lib.rules import Family
+from conversion_lib.mapping.rules import Family
 
 FAMILY = Family(
     name="deepseek_v3",

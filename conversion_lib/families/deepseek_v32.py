@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from conversion_lib.config import ModelConfig
 from conversion_lib.families import deepseek
 from conversion_lib.families.common import DROPS, TOP, experts_mark, linear, to_heads
 from conversion_lib.families.deepseek import ATTENTION, CORRECTION_BIAS, EXPERTS, MTP, scanned, unscanned
-from conversion_lib.rules import Dims, Family, Rule
+from conversion_lib.mapping.rules import Family, Rule
+from conversion_lib.models.hf_config import ModelConfig
+from conversion_lib.sources.joined import Dims
 
 
 def dims(config: ModelConfig) -> Dims:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from conversion_lib.families.common import linear
-from conversion_lib.ops import Op
-from conversion_lib.rules import Dims, OpsOf, Rule
-from conversion_lib.value_ops import Resize, ScaleEmbedding, Shift
+from conversion_lib.mapping.rules import OpsOf, Rule
+from conversion_lib.plan.ops import Op
+from conversion_lib.plan.value_ops import Resize, ScaleEmbedding, Shift
+from conversion_lib.sources.joined import Dims
 
 
 def plus_one(dims: Dims) -> tuple[Op, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from conversion_lib.config import ModelConfig
 from conversion_lib.families.common import (
     DROPS,
     from_heads,
@@ -13,7 +12,9 @@ from conversion_lib.families.common import (
     whole_cycles,
 )
 from conversion_lib.families.gemma import embedding, mlp, norm, norms
-from conversion_lib.rules import Block, Dims, Family, Rule
+from conversion_lib.mapping.rules import Block, Family, Rule
+from conversion_lib.models.hf_config import ModelConfig
+from conversion_lib.sources.joined import Dims
 
 CYCLE = ("sliding_attention", "full_attention")
 MAXTEXT_VOCABULARY = {256000: 256128}

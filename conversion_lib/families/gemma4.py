@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from conversion_lib.config import ModelConfig
 from conversion_lib.families.common import (
     DROPS,
     GATE_UP,
@@ -17,7 +16,9 @@ from conversion_lib.families.common import (
     whole_cycles,
 )
 from conversion_lib.families.gemma import embedding, mlp, norms
-from conversion_lib.rules import Block, Dims, Drop, Family, Rule
+from conversion_lib.mapping.rules import Block, Drop, Family, Rule
+from conversion_lib.models.hf_config import ModelConfig
+from conversion_lib.sources.joined import Dims
 
 CYCLE = (*["sliding_attention"] * 5, "full_attention")
 LAST = len(CYCLE) - 1

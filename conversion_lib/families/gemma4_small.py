@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from conversion_lib.config import ModelConfig
 from conversion_lib.errors import BadInput
 from conversion_lib.families import gemma4
 from conversion_lib.families.common import DROPS, from_heads, linear, require_layer_types, to_heads
 from conversion_lib.families.gemma import mlp, norms
-from conversion_lib.rules import Block, Dims, Family, Rule
+from conversion_lib.mapping.rules import Block, Family, Rule
+from conversion_lib.models.hf_config import ModelConfig
+from conversion_lib.sources.joined import Dims
 
 CYCLES = (5, 6)
 """Of E2B and E4B; each ends with a layer of global attention."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from conversion_lib.config import ModelConfig
 from conversion_lib.families.common import (
     DROPS,
     NORMS,
@@ -17,8 +16,10 @@ from conversion_lib.families.common import (
     to_heads,
     whole_cycles,
 )
-from conversion_lib.ops import Op, Pick, Split
-from conversion_lib.rules import Dims, Family, OpsOf, Rule
+from conversion_lib.mapping.rules import Family, OpsOf, Rule
+from conversion_lib.models.hf_config import ModelConfig
+from conversion_lib.plan.ops import Op, Pick, Split
+from conversion_lib.sources.joined import Dims
 
 CYCLE = ("sliding_attention", "full_attention")
 

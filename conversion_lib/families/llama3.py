@@ -16,9 +16,10 @@ from conversion_lib.families.common import (
     one_by_one,
     one_scan,
 )
-from conversion_lib.ops import Interleave, Op, Split, Transpose
-from conversion_lib.rules import Dims, Family, Rule
-from conversion_lib.value_ops import Scale
+from conversion_lib.mapping.rules import Family, Rule
+from conversion_lib.plan.ops import Interleave, Op, Split, Transpose
+from conversion_lib.plan.value_ops import Scale
+from conversion_lib.sources.joined import Dims
 
 
 def query(dims: Dims) -> tuple[Op, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from conversion_lib.config import ModelConfig
 from conversion_lib.families.common import (
     DROPS,
     MLP,
@@ -15,7 +14,9 @@ from conversion_lib.families.common import (
     to_heads,
     whole_cycles,
 )
-from conversion_lib.rules import Dims, Family, Rule
+from conversion_lib.mapping.rules import Family, Rule
+from conversion_lib.models.hf_config import ModelConfig
+from conversion_lib.sources.joined import Dims
 
 CYCLE = (*["sliding_attention"] * 3, "full_attention")
 

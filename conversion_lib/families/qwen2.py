@@ -15,7 +15,7 @@ from conversion_lib.families.common import (
     one_by_one,
     one_scan,
 )
-from conversion_lib.rules import Family, Rule
+from conversion_lib.mapping.rules import Family, Rule
 
 LAYER = (
     *NORMS,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from conversion_lib.config import ModelConfig
 from conversion_lib.families import qwen3_next
 from conversion_lib.families.common import DROPS, TOP, experts_mark, linear
 from conversion_lib.families.qwen3_next import CYCLE, DELTA_NET, FULL, LAST, MTP, SHARED
-from conversion_lib.rules import Block, Dims, Drop, Family, Join, Rule
+from conversion_lib.mapping.rules import Block, Drop, Family, Rule
+from conversion_lib.models.hf_config import ModelConfig
+from conversion_lib.sources.joined import Dims, Join
 
 
 def dims(config: ModelConfig) -> Dims:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from conversion_lib.config import ModelConfig
 from conversion_lib.families import qwen3
 from conversion_lib.families.common import (
     DROPS,
@@ -15,7 +14,9 @@ from conversion_lib.families.common import (
     one_scan,
     require_no_dense_layers,
 )
-from conversion_lib.rules import Dims, Family, Rule
+from conversion_lib.mapping.rules import Family, Rule
+from conversion_lib.models.hf_config import ModelConfig
+from conversion_lib.sources.joined import Dims
 
 
 def dims(config: ModelConfig) -> Dims:

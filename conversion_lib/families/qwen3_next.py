@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from conversion_lib.config import ModelConfig
 from conversion_lib.errors import BadInput
 from conversion_lib.families.common import (
     DROPS,
@@ -17,8 +16,10 @@ from conversion_lib.families.common import (
     to_heads,
     whole_cycles,
 )
-from conversion_lib.ops import Op, Permute
-from conversion_lib.rules import Block, Dims, Drop, Family, Rule
+from conversion_lib.mapping.rules import Block, Drop, Family, Rule
+from conversion_lib.models.hf_config import ModelConfig
+from conversion_lib.plan.ops import Op, Permute
+from conversion_lib.sources.joined import Dims
 
 CYCLE = (*["linear_attention"] * 3, "full_attention")
 

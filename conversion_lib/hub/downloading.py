@@ -21,19 +21,14 @@ from huggingface_hub import constants
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from conversion_lib import __version__
-from conversion_lib.disk import check_disk
+from conversion_lib.core.retry import Backoff
 from conversion_lib.errors import BadInput, OutsideFailure
-from conversion_lib.files import (
-    disk_error,
-    in_parallel,
-    one_at_a_time,
-    write_atomically,
-)
 from conversion_lib.hub.errors import explain, shown_endpoint
 from conversion_lib.hub.files import Fetcher, Mismatch, RemoteFile, mismatch
 from conversion_lib.progress import SILENT, Reporter, format_bytes
 from conversion_lib.record import PROVENANCE_NAME
-from conversion_lib.retry import Backoff
+from conversion_lib.storage.disk import check_disk
+from conversion_lib.storage.files import disk_error, in_parallel, one_at_a_time, write_atomically
 
 WORK_NAME = ".ferry"
 """Work in progress inside the destination; gone when the download is whole."""

@@ -17,9 +17,9 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from conversion_lib.core.retry import Passing
 from conversion_lib.errors import BadInput, FerryError, OutsideFailure
-from conversion_lib.files import disk_error
-from conversion_lib.retry import Passing
+from conversion_lib.storage.files import disk_error
 
 
 def explain(error: Exception, what: str, repo: str, endpoint: str) -> FerryError:

@@ -11,9 +11,9 @@ from typing import Any
 import huggingface_hub
 from pydantic import BaseModel, ConfigDict
 
-from conversion_lib.files import sync_directory, sync_file
+from conversion_lib.core.retry import Passing
 from conversion_lib.hub.errors import explain, shown_endpoint
-from conversion_lib.retry import Passing
+from conversion_lib.storage.files import sync_directory, sync_file
 
 
 class RemoteFile(BaseModel):

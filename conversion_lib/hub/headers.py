@@ -17,17 +17,16 @@ from huggingface_hub import constants, get_session, hf_hub_url, hf_raise_for_sta
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # public, but exported lazily
 
 from conversion_lib import hub
-from conversion_lib.config import CONFIG_NAME
+from conversion_lib.core.retry import Backoff, Passing
 from conversion_lib.errors import BadInput
-from conversion_lib.files import disk_error, in_parallel
 from conversion_lib.hub.errors import explain, shown_endpoint
 from conversion_lib.hub.files import Fetcher, RemoteFile
-from conversion_lib.identity import HF_RECORD_NAME
+from conversion_lib.models.hf_config import CONFIG_NAME
 from conversion_lib.progress import SILENT, Reporter
-from conversion_lib.record import PROVENANCE_NAME
-from conversion_lib.retry import Backoff, Passing
+from conversion_lib.record import HF_RECORD_NAME, PROVENANCE_NAME
 from conversion_lib.sources.remote import write_header
 from conversion_lib.sources.safetensors import INDEX_NAME, shard_files
+from conversion_lib.storage.files import disk_error, in_parallel
 
 FETCHED_WHOLE = (CONFIG_NAME, INDEX_NAME, HF_RECORD_NAME)
 """What planning reads besides the weights' headers."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from conversion_lib.errors import FerryError, OutsideFailure
-from conversion_lib.files import write_atomically
+from conversion_lib.storage.files import write_atomically
 
 Range = tuple[int, int]
 """The first byte and the one after the last."""

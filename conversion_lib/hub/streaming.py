@@ -19,19 +19,19 @@ from functools import partial
 from pathlib import Path
 
 from conversion_lib import hub
-from conversion_lib.boxes import Box, size
-from conversion_lib.dtypes import itemsize
+from conversion_lib.core.boxes import Box, size
+from conversion_lib.core.dtypes import itemsize
+from conversion_lib.core.retry import Backoff
+from conversion_lib.core.tensors import Source
 from conversion_lib.errors import BadInput, OutsideFailure
-from conversion_lib.files import existing_parent
 from conversion_lib.hub.files import Fetcher, RemoteFile
 from conversion_lib.hub.headers import fill_headers
 from conversion_lib.hub.shelf import Demand, Range, Shelf, most_bytes
-from conversion_lib.pieces import Piece, source_order
-from conversion_lib.plan import Plan
+from conversion_lib.plan.pieces import Piece, source_order
+from conversion_lib.plan.plan import Plan
 from conversion_lib.progress import SILENT, Reporter, format_bytes
-from conversion_lib.retry import Backoff
-from conversion_lib.sources.base import Source
 from conversion_lib.sources.safetensors import Handles, ReadRun, SafetensorsSource
+from conversion_lib.storage.files import existing_parent
 
 SHARDS_AT_ONCE = 3
 """On disk: one that is being converted and two that are on their way; fewer where the disk has no room for three."""

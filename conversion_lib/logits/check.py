@@ -11,27 +11,25 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from conversion_lib.cloud.place import stored_at
-from conversion_lib.config import CONFIG_NAME, load_config
+from conversion_lib.core.process import peak_bytes
 from conversion_lib.errors import BadInput
-from conversion_lib.files import write_atomically
-from conversion_lib.identity import source_identity
 from conversion_lib.logits import run
-from conversion_lib.logits.architectures import parse_config
-from conversion_lib.logits.compare import Comparison, compare_logits, first_departing
-from conversion_lib.logits.config import ForwardConfig, differences
-from conversion_lib.logits.golden import load_golden, require_golden_name, save_golden
-from conversion_lib.logits.maxtext import maxtext_logits, require_maxtext
-from conversion_lib.logits.memory import divide
-from conversion_lib.logits.plots import require_plotting
-from conversion_lib.logits.prompts import choose_prompts
-from conversion_lib.logits.reference import Reference, require_libraries
-from conversion_lib.logits.report import ReportData, render
-from conversion_lib.logits.result import CheckResult, Engine, earlier_result, notes, reason
-from conversion_lib.logits.rounding import dither_of
-from conversion_lib.logits.weights import BiasOrder
-from conversion_lib.process import peak_bytes
+from conversion_lib.logits.by_maxtext.engine import maxtext_logits, require_maxtext
+from conversion_lib.logits.forward.architectures import parse_config
+from conversion_lib.logits.forward.config import ForwardConfig, differences
+from conversion_lib.logits.forward.memory import divide
+from conversion_lib.logits.forward.weights import BiasOrder
+from conversion_lib.logits.reference.golden import load_golden, require_golden_name, save_golden
+from conversion_lib.logits.reference.prompts import choose_prompts
+from conversion_lib.logits.reference.reference import Reference, require_libraries
+from conversion_lib.logits.verdict.compare import Comparison, compare_logits, first_departing
+from conversion_lib.logits.verdict.plots import require_plotting
+from conversion_lib.logits.verdict.report import ReportData, render
+from conversion_lib.logits.verdict.result import CheckResult, Engine, earlier_result, notes, reason
+from conversion_lib.logits.verdict.rounding import dither_of
+from conversion_lib.models.hf_config import CONFIG_NAME, load_config
 from conversion_lib.progress import SILENT, Reporter, format_bytes
+from conversion_lib.publish.staged import checkpoint_digest
 from conversion_lib.record import (
     CHECK_NAME,
     HF_DIR_NAME,
@@ -41,9 +39,11 @@ from conversion_lib.record import (
     checkpoint_root,
     read_record,
 )
+from conversion_lib.sources.fingerprint import source_identity
 from conversion_lib.sources.orbax import OrbaxSource, open_orbax
 from conversion_lib.sources.safetensors import SafetensorsSource
-from conversion_lib.staged import checkpoint_digest
+from conversion_lib.storage.files import write_atomically
+from conversion_lib.storage.gcs import stored_at
 
 DEFAULT_BUDGET = 6 << 30
 

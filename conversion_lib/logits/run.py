@@ -7,8 +7,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from conversion_lib.logits import blocks
-from conversion_lib.logits.compare import (
+from conversion_lib.core.tensors import Array, Source
+from conversion_lib.logits.forward.config import ForwardConfig
+from conversion_lib.logits.forward.forward import ForwardPass
+from conversion_lib.logits.forward.memory import Memory
+from conversion_lib.logits.forward.weights import BiasOrder, Checkpoint
+from conversion_lib.logits.reference.reference import Reference, dtype_of, open_reference, transformers_reference
+from conversion_lib.logits.verdict import blocks
+from conversion_lib.logits.verdict.compare import (
     BlockDifference,
     LayerDifference,
     Spot,
@@ -17,14 +23,8 @@ from conversion_lib.logits.compare import (
     not_finite,
     relative_difference,
 )
-from conversion_lib.logits.config import ForwardConfig
-from conversion_lib.logits.forward import ForwardPass
-from conversion_lib.logits.memory import Memory
-from conversion_lib.logits.reference import Reference, dtype_of, open_reference, transformers_reference
-from conversion_lib.logits.rounding import EXACT_KL, Allowance, Dither, dither_of, tie_share
-from conversion_lib.logits.weights import BiasOrder, Checkpoint
+from conversion_lib.logits.verdict.rounding import EXACT_KL, Allowance, Dither, dither_of, tie_share
 from conversion_lib.progress import Reporter, Task
-from conversion_lib.sources.base import Array, Source
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from conversion_lib.command import Outcome, run_command
-from conversion_lib.commands.options import done_line, known_directory
-from conversion_lib.process import collect_rarely, reuse_freed_memory
+from conversion_lib.conversions.opening import known_directory
+from conversion_lib.core.process import collect_rarely, reuse_freed_memory
+from conversion_lib.program import Outcome, run_command
 from conversion_lib.progress import Reporter
 from conversion_lib.record import Target
 
@@ -41,19 +41,21 @@ class Job(BaseModel):
 def run(job: Job, reporter: Reporter) -> Outcome:
     """Downloads where that is needed, and converts."""
     from conversion_lib import hub
-    from conversion_lib.convert import Options, convert
+    from conversion_lib.conversions.convert import convert
+    from conversion_lib.runs.options import Options
 
     directory = known_directory(job.source)
     if directory is None:
         directory = hub.cached_download(job.source, revision=job.revision, reporter=reporter)
     options = Options(memory_budget=job.memory_budget, overwrite=_must_overwrite(job, directory), among_others=True)
     result = convert(directory, job.destination, job.target, model=job.model, options=options, reporter=reporter)
-    return Outcome(result, [done_line(result)])
+    return Outcome(result, [str(result)])
 
 
 def _must_overwrite(job: Job, directory: Path) -> bool:
     """Whether something else is in the way; an unfinished run of this very job is gone on with."""
-    from conversion_lib.convert import layout_at, prepare
+    from conversion_lib.conversions.convert import prepare
+    from conversion_lib.runs.layouts import layout_at
 
     layout = layout_at(job.destination)
     if not job.overwrite or layout.finished() is not None:

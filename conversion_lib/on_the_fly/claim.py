@@ -19,7 +19,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
-from conversion_lib.files import disk_error
+from conversion_lib.storage.files import disk_error
 
 BEAT_SECONDS = 5.0
 STALE_SECONDS = 60.0

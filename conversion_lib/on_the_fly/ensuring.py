@@ -23,7 +23,7 @@ from conversion_lib.on_the_fly.claim import Note
 from conversion_lib.on_the_fly.outputs import BucketOutput, DirectoryOutput, Foreign, RightToConvert, output_at
 from conversion_lib.on_the_fly.wanted import Wanted, target_of, wanted
 from conversion_lib.progress import Reporter
-from conversion_lib.run_options import DEFAULT_BUDGET
+from conversion_lib.runs.options import DEFAULT_BUDGET
 
 WAIT_SECONDS = 6 * 3600.0
 POLL_SECONDS = 2.0

@@ -12,15 +12,15 @@ from typing import Any, Protocol
 
 from pydantic import ValidationError
 
-from conversion_lib.cloud.place import SCHEME, CloudPlace
-from conversion_lib.cloud.workspace import BESIDE_CLAIM, CloudLayout
-from conversion_lib.convert import layout_at
 from conversion_lib.errors import BadInput, FerryError
-from conversion_lib.locks import LOCK_NAME
 from conversion_lib.on_the_fly.claim import STALE_SECONDS, Claim, Note
 from conversion_lib.record import COMMIT_NAME, CheckpointRecord, read_record
+from conversion_lib.runs.bucket_workspace import BESIDE_CLAIM, CloudLayout
+from conversion_lib.runs.layouts import layout_at
+from conversion_lib.runs.locks import LOCK_NAME
+from conversion_lib.runs.workspace import REPLACED_NAME
 from conversion_lib.sources.orbax import METADATA, STEP_METADATA, open_orbax
-from conversion_lib.workspace import REPLACED_NAME
+from conversion_lib.storage.gcs import SCHEME, CloudPlace
 
 WORK_NAME = ".ferry"
 """The work directory of a conversion; names in it that begin as its locks do are left alone."""
@@ -123,8 +123,8 @@ class BucketClaim:
 
     def take(self) -> bool:
         """Takes the claim where nobody holds it, or its holder has stood still, and says whether."""
-        from conversion_lib.cloud.client import RETRY, explained
-        from conversion_lib.cloud.locks import RunClaim
+        from conversion_lib.runs.bucket_locks import RunClaim
+        from conversion_lib.storage.gcs_client import RETRY, explained
 
         blob: Any = self._place.blob
         with explained(str(self._place), "claim the place"):

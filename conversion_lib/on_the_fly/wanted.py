@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import ValidationError
 
-from conversion_lib.commands.options import known_directory
+from conversion_lib.conversions.opening import known_directory
 from conversion_lib.errors import BadInput
-from conversion_lib.maxtext_names import is_model_name, model_of
+from conversion_lib.maxtext.names import is_model_name, model_of
 from conversion_lib.on_the_fly.outputs import Foreign
 from conversion_lib.record import CheckpointRecord, Target
 
@@ -34,12 +33,7 @@ def target_of(dtype: Any, **settings: Any) -> Target:
 
     Raises BadInput for what Ferry does not write, naming the setting.
     """
-    try:
-        return Target(save_dtype=_dtype_name(dtype), **settings)
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = str(first["loc"][0])
-        raise BadInput(f"{ARGUMENTS.get(field, field)}={first['input']}: {first['msg'].lower()}") from None
+    return Target.parse({**settings, "save_dtype": _dtype_name(dtype)}, lambda field: ARGUMENTS.get(field, field))
 
 
 def _dtype_name(dtype: Any) -> Any:
@@ -127,7 +121,7 @@ def wanted(model: str, revision: str, target: Target, token: str | None) -> Want
 
 def _content(directory: Path) -> str | None:
     """What is known of a directory's weights without reading them, as a record keeps it; None where they are gone."""
-    from conversion_lib.identity import source_content
+    from conversion_lib.sources.fingerprint import source_content
     from conversion_lib.sources.safetensors import SafetensorsSource
 
     try:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from conversion_lib.boxes import Box
-from conversion_lib.sources.base import Array
+from conversion_lib.core.boxes import Box
+from conversion_lib.core.tensors import Array
 
 
 class Write(Protocol):

@@ -13,7 +13,7 @@ from urllib.parse import unquote
 
 import tensorstore as ts
 
-from conversion_lib.places import Place
+from conversion_lib.storage.locations import Place
 
 MANIFEST = "manifest.ocdbt"
 CONFIG = {"max_inline_value_bytes": 1024}

@@ -18,16 +18,16 @@ from typing import Any
 import numpy as np
 import tensorstore as ts
 
-from conversion_lib.boxes import Box, slices, whole
-from conversion_lib.cloud import place as cloud_place
-from conversion_lib.cloud.place import CloudPlace
+from conversion_lib.core.boxes import Box, slices, whole
+from conversion_lib.core.tensors import Array
 from conversion_lib.errors import BadInput, OutsideFailure, tensorstore_reason
-from conversion_lib.places import LocalPlace, Place
-from conversion_lib.plan import ArrayPlan, Plan
+from conversion_lib.plan.plan import ArrayPlan, Plan
 from conversion_lib.record import COMMIT_NAME, Target
 from conversion_lib.sinks import ocdbt
-from conversion_lib.sources.base import Array
 from conversion_lib.sources.orbax import METADATA, STEP_METADATA
+from conversion_lib.storage import gcs as cloud_place
+from conversion_lib.storage.gcs import CloudPlace
+from conversion_lib.storage.locations import LocalPlace, Place
 
 STEP_LEAF = "step"
 ZSTD_LEVEL = {True: 3, False: 1}

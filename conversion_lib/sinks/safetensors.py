@@ -19,12 +19,13 @@ from typing import Any
 
 import numpy as np
 
-from conversion_lib.boxes import Box, Shape, box_shape
-from conversion_lib.dtypes import SAFETENSORS_NAMES
-from conversion_lib.files import disk_error, sync_directory, write_atomically
-from conversion_lib.plan import Plan
-from conversion_lib.sources.base import Array
+from conversion_lib.core.boxes import Box, Shape, box_shape
+from conversion_lib.core.dtypes import SAFETENSORS_NAMES
+from conversion_lib.core.tensors import Array
+from conversion_lib.plan.chunking import run_axis
+from conversion_lib.plan.plan import Plan
 from conversion_lib.sources.safetensors import INDEX_NAME
+from conversion_lib.storage.files import disk_error, sync_directory, write_atomically
 
 
 @dataclass(frozen=True)
@@ -108,35 +109,10 @@ class SliceWrite:
             raise disk_error(error, f"{self._what}: writing failed") from error
 
 
-def run_shape(shape: Shape, width: int, limit: int) -> Shape:
-    """The largest box of `limit` bytes at most, or one element, whose elements lie in one run of a safetensors file."""
-    for axis, extent in enumerate(shape):
-        inner = math.prod(shape[axis + 1 :]) * width
-        if extent * inner > limit:
-            step = limit // max(inner, 1)
-            if step or axis == len(shape) - 1:
-                return (*(1,) * axis, max(step, 1), *shape[axis + 1 :])
-    # an empty tensor has no chunks, of whatever shape
-    return tuple(max(1, extent) for extent in shape)
-
-
-def run_length(shape: Shape, wanted: Shape) -> int:
-    """How many elements of a box of the shape `wanted` lie in one run of a tensor of `shape`."""
-    return math.prod(wanted[_run_axis(shape, wanted) :])
-
-
-def _run_axis(shape: Shape, wanted: Shape) -> int:
-    """The first of the axes that a run spans: one that is taken whole belongs to the run of the one before it."""
-    axis = len(shape)
-    while axis and wanted[axis - 1] == shape[axis - 1]:
-        axis -= 1
-    return max(axis - 1, 0)
-
-
 def _runs(shape: Shape, box: Box, start: int, width: int) -> Iterator[int]:
     """The offsets of the runs that a box of a tensor lies in, all as long; the tensor's first byte is at `start`."""
     wanted = box_shape(box)
-    axis = _run_axis(shape, wanted)
+    axis = run_axis(shape, wanted)
     strides = [math.prod(shape[place + 1 :]) * width for place in range(len(shape))]
     first = start + sum(low * stride for (low, _), stride in zip(box, strides, strict=True))
     for index in itertools.product(*(range(extent) for extent in wanted[:axis])):

@@ -19,15 +19,15 @@ from typing import Any
 
 import tensorstore as ts
 
-from conversion_lib.cloud import place as cloud_place
-from conversion_lib.cloud.mirror import items_in, mirrored
-from conversion_lib.cloud.place import CloudPlace
-from conversion_lib.engine import Pace
+from conversion_lib.core.tensors import Source
 from conversion_lib.errors import BadInput, OutsideFailure, tensorstore_reason
-from conversion_lib.files import in_parallel
-from conversion_lib.sources.base import Source
+from conversion_lib.plan.pace import Pace
+from conversion_lib.sources.mirror import items_in, mirrored
 from conversion_lib.sources.remote import write_header
 from conversion_lib.sources.safetensors import ReadRun, SafetensorsSource
+from conversion_lib.storage import gcs as cloud_place
+from conversion_lib.storage.files import in_parallel
+from conversion_lib.storage.gcs import CloudPlace
 
 BLOCK_BYTES = 4 << 20
 CACHE_SHARE = 16

@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
 import numpy as np
 
-from conversion_lib.boxes import Box, whole
+from conversion_lib.core.boxes import Box, whole
+from conversion_lib.core.tensors import Array, Source, TensorInfo
 from conversion_lib.errors import BadInput
-from conversion_lib.rules import Dims, Join
-from conversion_lib.sources.base import Array, Source, TensorInfo
+
+Dims = Mapping[str, int]
+"""The sizes and switches of one model, by the names that its family's rules use."""
+
+
+@dataclass(frozen=True)
+class Join:
+    """Tensors of a layer whose rows MaxText has in one array: rules take them under one name.
+
+    name, parts: what follows `model.layers.<i>.`.
+    rows: from top to bottom, for given dims: the number of the part, its first row, the row after its last.
+    """
+
+    name: str
+    parts: tuple[str, ...]
+    rows: Callable[[Dims], Sequence[tuple[int, int, int]]]
 
 
 def joined(source: Source, joins: Sequence[Join], dims: Dims) -> Source:

@@ -16,9 +16,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from conversion_lib.boxes import Box
+from conversion_lib.core.boxes import Box
+from conversion_lib.core.tensors import Array, TensorInfo
 from conversion_lib.errors import BadInput
-from conversion_lib.sources.base import Array, TensorInfo
 from conversion_lib.sources.orbax import Keys, OrbaxSource
 
 ROOT = "params/params"

@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import tensorstore as ts
 
-from conversion_lib.boxes import Box, size, slices
-from conversion_lib.cloud import place as cloud_place
-from conversion_lib.cloud.place import CloudPlace, stored_at
-from conversion_lib.dtypes import itemsize
+from conversion_lib.core.boxes import Box, size, slices
+from conversion_lib.core.dtypes import itemsize
+from conversion_lib.core.tensors import Array, TensorInfo
 from conversion_lib.errors import BadInput, FerryError, OutsideFailure, tensorstore_reason
-from conversion_lib.places import Place
-from conversion_lib.sources.base import Array, TensorInfo
+from conversion_lib.storage import gcs as cloud_place
+from conversion_lib.storage.gcs import CloudPlace, stored_at
+from conversion_lib.storage.locations import Place
 
 METADATA = "_METADATA"
 STEP_METADATA = "_CHECKPOINT_METADATA"

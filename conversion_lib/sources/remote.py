@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from conversion_lib.engine import Pace
-from conversion_lib.sources.base import Source
+from conversion_lib.core.tensors import Source
+from conversion_lib.plan.pace import Pace
 from conversion_lib.sources.safetensors import MAX_HEADER, SafetensorsSource
 
 FIRST_BYTES = 128 << 10

@@ -20,10 +20,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from conversion_lib.boxes import Box, box_shape, size, whole
-from conversion_lib.dtypes import SAFETENSORS_DTYPES, itemsize, numpy_dtype
+from conversion_lib.core.boxes import Box, box_shape, size, whole
+from conversion_lib.core.dtypes import SAFETENSORS_DTYPES, itemsize, numpy_dtype
+from conversion_lib.core.tensors import Array, TensorInfo
 from conversion_lib.errors import BadInput, OutsideFailure
-from conversion_lib.sources.base import Array, TensorInfo
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"

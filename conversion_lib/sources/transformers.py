@@ -16,13 +16,13 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from conversion_lib.boxes import Box, slices, whole
-from conversion_lib.config import ModelConfig
-from conversion_lib.dtypes import FLOATS
+from conversion_lib.core.boxes import Box, slices, whole
+from conversion_lib.core.dtypes import FLOATS
+from conversion_lib.core.tensors import Array, TensorInfo
 from conversion_lib.errors import BadInput, OutsideFailure
-from conversion_lib.sources.base import Array, TensorInfo
+from conversion_lib.models.hf_config import ModelConfig
+from conversion_lib.models.transformers_library import MODEL_TYPES, quiet, require_libraries
 from conversion_lib.sources.safetensors import SafetensorsSource
-from conversion_lib.transformers_library import MODEL_TYPES, quiet, require_libraries
 
 LIBRARY_BYTES = 500 << 20
 """Resident memory of torch and transformers, before any weights."""

@@ -15,9 +15,9 @@ from tests.benchmarks.final_form import FinalForm
 from tests.benchmarks.inputs import Input, make
 from tests.benchmarks.processes import Measured, measure, settle
 from tests.benchmarks.results import Figure
+from tests.support.paths import ROOT
 
 HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
 FERRY = Path(sys.executable).with_name("ferry")
 MAXTEXT_PYTHON = ROOT / ".parity" / "maxtext" / "bin" / "python"
 

@@ -23,7 +23,7 @@ from rich.table import Table
 from tests.benchmarks.bench import WORK
 from tests.benchmarks.contest import FERRY, HERE, MAXTEXT_PYTHON
 from tests.benchmarks.inputs import full_size_deepseek, make_sparse
-from tests.real_configs import MODELS
+from tests.support.real_configs import MODELS
 
 Shape = tuple[int, ...]
 WRITERS = 16

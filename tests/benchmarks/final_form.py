@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import tensorstore as ts
 
-from conversion_lib.boxes import Box, slices
-from conversion_lib.places import LocalPlace
+from conversion_lib.core.boxes import Box, slices
 from conversion_lib.sinks.ocdbt import CONFIG
 from conversion_lib.sources.orbax import array_spec, open_orbax
+from conversion_lib.storage.locations import LocalPlace
 
 SAMPLES = 4
 """Chunks kept of each array, spread over it: more than a processor's cache holds, so that they come from memory."""

@@ -23,8 +23,8 @@ import tensorstore as ts
 import typer
 from rich.console import Console
 
-from conversion_lib.dtypes import itemsize
-from conversion_lib.places import LocalPlace
+from conversion_lib.core.dtypes import itemsize
+from conversion_lib.storage.locations import LocalPlace
 from tests.benchmarks.bench import WORK
 from tests.benchmarks.contest import DEFAULT_BUDGET, FERRY, MIB, PEAK_ABOVE_BUDGET
 from tests.benchmarks.inputs import TINY_DEEPSEEK_V3, full_size_deepseek, make_sparse

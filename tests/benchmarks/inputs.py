@@ -21,7 +21,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from tests.sparse_checkpoints import (
+from tests.support.sparse_checkpoints import (
     DEEPSEEK_V3_CONFIG,
     DEEPSEEK_V3_SHARDS,
     DTYPE_BYTES,

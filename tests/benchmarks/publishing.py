@@ -11,7 +11,7 @@ from conversion_lib.record import CheckpointRecord, Origin, Target
 from tests.benchmarks.contest import FERRY, HERE, ratio
 from tests.benchmarks.processes import Measured, measure, settle
 from tests.benchmarks.results import Figure
-from tests.fakes.cloud_storage import in_own_process
+from tests.support.fakes.cloud_storage import in_own_process
 
 MEMORY_LIMIT = 1024  # MiB
 

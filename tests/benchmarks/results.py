@@ -16,6 +16,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from tests.support.paths import ROOT
+
 RESULTS = Path(__file__).with_name("results.jsonl")
 PACKAGES = ("ferry", "tensorstore", "numpy", "orbax-checkpoint", "jax")
 
@@ -128,11 +130,10 @@ def _lines(path: str) -> list[str]:
 
 def _commit() -> str:
     """The commit that was measured, with `+changes` where the tree differs from it."""
-    root = Path(__file__).parents[2]
     try:
-        head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=root, capture_output=True, check=True)
+        head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, check=True)
         changes = subprocess.run(
-            ["git", "status", "--porcelain", "--untracked-files=no"], cwd=root, capture_output=True, check=True
+            ["git", "status", "--porcelain", "--untracked-files=no"], cwd=ROOT, capture_output=True, check=True
         )
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

@@ -7,8 +7,8 @@ import re
 
 import pytest
 
-from tests.browser import browser, watched_page  # noqa: F401 - a fixture
-from tests.dags.standalone import ADMIN, OTHER_REPO, PASSWORDS, ROOT, RUN_SECONDS
+from tests.support.airflow.standalone import ADMIN, OTHER_REPO, PASSWORDS, ROOT, RUN_SECONDS
+from tests.support.browser import browser, watched_page  # noqa: F401 - a fixture
 
 pytestmark = pytest.mark.timeout(1200)
 

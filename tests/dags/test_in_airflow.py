@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.checkpoints import QWEN3, incompressible_tensors, write_checkpoint
-from tests.dags.standalone import DONE, REPO, TOKEN
-from tests.sparse_checkpoints import llama_tensors
+from tests.support.airflow.standalone import DONE, REPO, TOKEN
+from tests.support.checkpoints import QWEN3, incompressible_tensors, write_checkpoint
+from tests.support.sparse_checkpoints import llama_tensors
 
 DAG = "onboard_checkpoint"
 LARGER = QWEN3 | {"head_dim": 64, "hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 24}

@@ -8,9 +8,9 @@ import pytest
 import yaml
 
 from conversion_lib.demo.hub_repository import index_repo
-from tests.dags.standalone import TOKEN
 from tests.dags.test_in_airflow import DAG, converting, larger  # noqa: F401 - a fixture
-from tests.fakes.kubernetes import FakeCluster, Kubelet
+from tests.support.airflow.standalone import TOKEN
+from tests.support.fakes.kubernetes import FakeCluster, Kubelet
 
 REPO = "acme/larger"
 

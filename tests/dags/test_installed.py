@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.dags.conftest import airflow_environment
+from tests.support.airflow.environment import airflow_environment
 
 PROGRAM = """
 import importlib.resources, json, operators
@@ -22,10 +22,10 @@ manager = ProvidersManager()
 plugins, errors = _get_plugins()
 files = importlib.resources.files("operators")
 print(json.dumps({
-    "at": operators.__file__,
+    "at": ferry_airflow.__file__,
     "dags": sorted(bag.dags),
     "import errors": bag.import_errors,
-    "provider": manager.providers["ferry"].data["name"],
+    "provider": manager.providers["ferry-checkpoints"].data["name"],
     "provider's plugins": [plugin.plugin_class for plugin in manager.plugins],
     "links": manager.extra_links_class_names,
     "plugins": [plugin.name for plugin in plugins],
@@ -50,8 +50,8 @@ def found(airflow_home, installed, installed_bundle, tmp_path_factory):
 
 def test_provider_is_registered(found):
     assert found["provider"] == "Ferry"
-    assert "operators.setup_plugin.SetupPlugin" in found["provider's plugins"]
-    assert "operators.base.OutputLink" in found["links"]
+    assert "ferry_airflow.setup.plugin.SetupPlugin" in found["provider's plugins"]
+    assert "ferry_airflow.base.OutputLink" in found["links"]
 
 
 def test_plugins_are_registered(found):

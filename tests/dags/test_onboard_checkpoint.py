@@ -6,12 +6,13 @@ A script stands in for ferry; `test_onboarding_for_real.py` runs the real one.
 import json
 import subprocess
 import sys
-from pathlib import Path
 from urllib.parse import quote
 
 import pytest
 
-from tests.dags.conftest import Onboarding, airflow_environment, manifests
+from tests.support.airflow.environment import airflow_environment
+from tests.support.airflow.onboarding import Onboarding, manifests
+from tests.support.paths import ROOT
 
 TASKS = [
     "resolve",
@@ -26,7 +27,7 @@ TASKS = [
     "clean_up",
 ]
 pytestmark = pytest.mark.timeout(900)  # of a machine that has other work
-FAKE = [sys.executable, str(Path(__file__).parent / "fake_ferry.py")]
+FAKE = [sys.executable, str(ROOT / "tests" / "support" / "airflow" / "fake_ferry.py")]
 
 
 def run_python(home, program):
@@ -39,7 +40,7 @@ def run_python(home, program):
 
 def test_bundle_loads_without_errors(airflow_home):
     program = (
-        "from tests.dags.run_onboarding import load_dag\n"
+        "from tests.support.airflow.run_onboarding import load_dag\n"
         "dag = load_dag('onboard_checkpoint')\n"
         "tasks = [task.task_id for task in dag.topological_sort()]\n"
         "callbacks = [one.__name__ for one in (dag.on_success_callback, dag.on_failure_callback)]\n"
@@ -58,7 +59,7 @@ def test_parsing_is_light(airflow_home):
 
 
 def test_library_does_not_know_airflow():
-    sources = (Path(__file__).parents[2] / "conversion_lib").rglob("*.py")
+    sources = (ROOT / "conversion_lib").rglob("*.py")
     importing = [path for path in sources if any(x in path.read_text() for x in ("import airflow", "from airflow"))]
     assert not importing
 

@@ -12,10 +12,10 @@ import pytest
 
 from conversion_lib.demo.local_hub import Faults, LocalHub
 from conversion_lib.demo.tiny_checkpoint import make_tiny_deepseek_v3
-from tests.cloud.common import upload
-from tests.dags.conftest import Onboarding, manifests
-from tests.fakes.cloud_storage import FakeCloudStorage
-from tests.fakes.hub_uploads import UploadHub
+from tests.support.airflow.onboarding import Onboarding, manifests
+from tests.support.buckets import upload
+from tests.support.fakes.cloud_storage import FakeCloudStorage
+from tests.support.fakes.hub_uploads import UploadHub
 
 REPO, OPEN_REPO = "acme/tiny-deepseek-v3", "acme/open"
 TOKEN = "hf_thisMustNotBeSeenAnywhere"

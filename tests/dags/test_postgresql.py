@@ -9,8 +9,8 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.dags.postgresql import programs, running_postgresql
-from tests.dags.standalone import REPO, running_standalone
+from tests.support.airflow.postgresql import programs, running_postgresql
+from tests.support.airflow.standalone import REPO, running_standalone
 
 DAG = "onboard_checkpoint"
 BUNDLES = "AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST"

@@ -8,9 +8,10 @@ from datetime import datetime
 import pytest
 
 from conversion_lib.demo.local_hub import Fault
-from tests.dags.conftest import ROOT, airflow_environment
-from tests.dags.scheduled import DAG, ONBOARDING, run_scheduled
-from tests.dags.standalone import OTHER_REPO, REPO
+from tests.support.airflow.environment import airflow_environment
+from tests.support.airflow.scheduled import DAG, ONBOARDING, run_scheduled
+from tests.support.airflow.standalone import OTHER_REPO, REPO
+from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.timeout(1200)
 
@@ -119,7 +120,7 @@ def test_onboarding_takes_every_conf_that_an_entry_can_make(airflow_home):
     program = (
         "import copy\n"
         "from dags.onboard_checkpoint import PARAMS, dag\n"
-        "from operators.catalog import Entry, Revision, TargetChoice\n"
+        "from ferry_airflow.scheduling.catalog import Entry, Revision, TargetChoice\n"
         "full = Entry(repo='a/b', model_name='qwen3-0.6b', destination='/p', dequantize='fused', parts=2, max_kl=1,\n"
         "             approval=True)\n"
         "for entry in (full, Entry(repo='a/b', destination='/p')):\n"

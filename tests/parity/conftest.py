@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from conversion_lib.verified import Layout, Verified
+from conversion_lib.models.verified import Layout, Verified
 from tests.parity.cases import CANNOT_CONVERT, CASES, MAX_KL, Case
 from tests.parity.harness import MAXTEXT_PYTHON, ROOT, Harness
-from tests.verified_table import SEEN
+from tests.support.verified_table import SEEN
 
 RUN = pytest.StashKey[Harness]()
 LOCK = Path(__file__).with_name("requirements.lock")

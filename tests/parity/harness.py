@@ -17,14 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from conversion_lib.convert import convert
-from conversion_lib.export import export
+from conversion_lib.conversions.convert import convert
+from conversion_lib.conversions.export import export
 from conversion_lib.record import Target
 from tests.parity.cases import BASES, CASES, CONTROL, IMPOSSIBLE, TRAINED, Case, Model
-from tests.there_and_back import differing, tensors
-from tests.tiny_models import make_tiny, prompt, reference_logits
+from tests.support.paths import ROOT
+from tests.support.there_and_back import differing, tensors
+from tests.support.tiny_models import make_tiny, prompt, reference_logits
 
-ROOT = Path(__file__).parents[2]
 MAXTEXT_PYTHON = ROOT / ".parity" / "maxtext" / "bin" / "python"
 
 DEVICES = 16

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from conversion_lib.convert import convert
-from conversion_lib.logits.architectures import READERS
+from conversion_lib.conversions.convert import convert
+from conversion_lib.logits.by_maxtext.settings import MODEL_NAMES, OVERRIDES
 from conversion_lib.logits.check import Options, run_check
-from conversion_lib.logits.maxtext_settings import MODEL_NAMES, OVERRIDES
+from conversion_lib.logits.forward.architectures import READERS
 from conversion_lib.record import Target
-from tests.logits.conftest import write_orbax
-from tests.maxtext_by_hand import maxtext_leaves
+from tests.conversion_lib.logits.conftest import write_orbax
 from tests.parity.harness import MAXTEXT_PYTHON
-from tests.tiny_models import make_tiny
+from tests.support.maxtext_by_hand import maxtext_leaves
+from tests.support.tiny_models import make_tiny
 
 OPTIONS = Options(engine="maxtext", maxtext_python=MAXTEXT_PYTHON)
 

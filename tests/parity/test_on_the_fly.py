@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from conversion_lib.maxtext_names import is_model_name, setting_names
+from conversion_lib.maxtext.names import is_model_name, setting_names
 from conversion_lib.on_the_fly import ensure_checkpoint
 from conversion_lib.progress import SILENT
 from conversion_lib.sources.orbax import open_orbax
 from tests.parity.harness import MAXTEXT_PYTHON
-from tests.tiny_models import make_tiny
+from tests.support.tiny_models import make_tiny
 
 FLAGS = [(True, True), (True, False), (False, True), (False, False)]
 NOT_FORWARDED = (True, True)

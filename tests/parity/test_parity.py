@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from conversion_lib.verified import load
+from conversion_lib.models.verified import load
 from tests.parity.cases import CANNOT_CONVERT, CASES, CONTROL, IMPOSSIBLE, MAX_KL, TRAINED, Case, not_restored
 from tests.parity.conftest import row, verified
 from tests.parity.harness import Harness
@@ -96,7 +96,7 @@ def test_maxtext_still_cannot_convert(harness: Harness, case: Case) -> None:
 
 
 def test_ferry_models_says_what_was_seen(harness: Harness) -> None:
-    """Where it differs for a good reason: `python -m tests.verified_table` takes what this run saw."""
+    """Where it differs for a good reason: `python -m tests.support.verified_table` takes what this run saw."""
     needs_everything(harness)
     assert load().same_as(verified([row(harness, case) for case in CASES]))
 

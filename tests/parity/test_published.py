@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conversion_lib.convert import convert
-from conversion_lib.publish import publish
+from conversion_lib.conversions.convert import convert
+from conversion_lib.publish.publish import publish
 from conversion_lib.record import Target
-from tests.checkpoints import QWEN3, random_tensors, write_checkpoint
-from tests.fakes.cloud_storage import FakeCloudStorage
 from tests.parity.harness import MAXTEXT_PYTHON
-from tests.sparse_checkpoints import llama_tensors
-from tests.tiny_models import prompt
+from tests.support.checkpoints import QWEN3, random_tensors, write_checkpoint
+from tests.support.fakes.cloud_storage import FakeCloudStorage
+from tests.support.sparse_checkpoints import llama_tensors
+from tests.support.tiny_models import prompt
 
 TARGETS = {"default": Target(), "pathways": Target(ocdbt=False, zarr3=False)}
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from conversion_lib.config import ModelConfig
-from conversion_lib.dtypes import FLOATS
+from conversion_lib.core.dtypes import FLOATS
+from conversion_lib.core.tensors import Source, TensorInfo
 from conversion_lib.errors import BadInput
-from conversion_lib.sources.base import Source, TensorInfo
+from conversion_lib.models.hf_config import ModelConfig
 from conversion_lib.sources.quantization import compressed_tensors, fp8, mxfp4, packed
 from conversion_lib.sources.quantization.weights import DequantizedSource, Weight
 

@@ -11,9 +11,9 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from conversion_lib.config import ModelConfig
+from conversion_lib.core.tensors import TensorInfo
 from conversion_lib.errors import BadInput
-from conversion_lib.sources.base import TensorInfo
+from conversion_lib.models.hf_config import ModelConfig
 from conversion_lib.sources.quantization import fp8, packed
 from conversion_lib.sources.quantization.weights import Weight, companion
 

@@ -15,10 +15,10 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from conversion_lib.boxes import Box, box_shape
-from conversion_lib.config import ModelConfig
+from conversion_lib.core.boxes import Box, box_shape
+from conversion_lib.core.tensors import Array, Source, TensorInfo
 from conversion_lib.errors import BadInput
-from conversion_lib.sources.base import Array, Source, TensorInfo
+from conversion_lib.models.hf_config import ModelConfig
 from conversion_lib.sources.quantization.weights import companion
 
 CODES_SUFFIX, SCALE_SUFFIX = "_blocks", "_scales"

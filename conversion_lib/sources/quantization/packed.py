@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import ml_dtypes
 import numpy as np
 
-from conversion_lib.boxes import Box, box_shape, whole
+from conversion_lib.core.boxes import Box, box_shape, whole
+from conversion_lib.core.tensors import Array, Source, TensorInfo
 from conversion_lib.errors import BadInput
-from conversion_lib.sources.base import Array, Source, TensorInfo
 from conversion_lib.sources.quantization.weights import Scales, companion, require_matrix
 
 CODES_SUFFIX = "_packed"

@@ -8,9 +8,9 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from conversion_lib.boxes import Box, Shape, box_shape, whole
+from conversion_lib.core.boxes import Box, Shape, box_shape, whole
+from conversion_lib.core.tensors import Array, Source, TensorInfo
 from conversion_lib.errors import BadInput
-from conversion_lib.sources.base import Array, Source, TensorInfo
 
 SCALE_DTYPES = ("float32", "bfloat16", "float16", "float8_e8m0fnu")
 

@@ -1,0 +1,64 @@
+"""The command that decides whether a checkpoint may be published."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from conversion_lib.cli.command import command, parse_size
+from conversion_lib.cli.options import Ckpt
+from conversion_lib.core.process import return_freed_memory
+from conversion_lib.program import Outcome
+from conversion_lib.progress import Reporter
+
+app = typer.Typer()
+
+
+@command(app, "check")
+def check(
+    reporter: Reporter,
+    ckpt: Ckpt,
+    reference: Annotated[
+        Path,
+        typer.Option("--reference", help="The Hugging Face checkpoint, or golden logits (.npz, .jsonl, .pickle)."),
+    ],
+    report: Annotated[
+        Path | None, typer.Option("--report", help="Where the report goes; default: CKPT's report/.")
+    ] = None,
+    max_kl: Annotated[
+        float | None, typer.Option("--max-kl", help="The largest KL divergence of a token that passes.")
+    ] = None,
+    tokens: Annotated[int, typer.Option("--tokens", min=1, help="Tokens of the longest prompt.")] = 512,
+    memory_budget: Annotated[
+        str, typer.Option("--memory-budget", help="The most memory to use, such as 6GiB.")
+    ] = "6GiB",
+    save_golden: Annotated[
+        Path | None, typer.Option("--save-golden", help="Keep the reference's logits here (.npz).")
+    ] = None,
+    engine: Annotated[
+        Literal["ferry", "maxtext"], typer.Option("--engine", help="What runs the checkpoint: ferry or maxtext.")
+    ] = "ferry",
+    maxtext_python: Annotated[
+        Path | None, typer.Option("--maxtext-python", help="For --engine maxtext: an interpreter that has MaxText.")
+    ] = None,
+) -> Outcome:
+    """Compares the logits of a MaxText checkpoint with the original's."""
+    from conversion_lib.conversions.opening import opened_maxtext
+    from conversion_lib.logits.check import Options, run_check
+    from conversion_lib.logits.verdict.report import summary
+
+    return_freed_memory()
+    options = Options(
+        max_kl=max_kl,
+        tokens=tokens,
+        save_golden=save_golden,
+        memory_budget=parse_size(memory_budget, "--memory-budget"),
+        engine=engine,
+        maxtext_python=maxtext_python,
+    )
+    with opened_maxtext(ckpt) as checkpoint:
+        result = run_check(checkpoint, reference, report_dir=report, options=options, reporter=reporter)
+    failed = result.verdict != "pass"
+    return Outcome(result, list(summary(result)), failed=failed, message=f"check failed: {result.reason}")

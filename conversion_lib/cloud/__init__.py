@@ -1,1 +1,0 @@
-"""Cloud Storage: its client, a place in a bucket, and a run that writes there."""

@@ -1,0 +1,119 @@
+"""Two checkpoints of the same kind, leaf by leaf, bit for bit, in bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel
+
+from conversion_lib.core.boxes import Box, Shape, size, split, whole
+from conversion_lib.core.dtypes import itemsize
+from conversion_lib.core.tensors import Source, TensorInfo
+from conversion_lib.errors import BadInput
+from conversion_lib.progress import SILENT, Reporter
+from conversion_lib.sources.orbax import OrbaxSource, is_orbax
+from conversion_lib.sources.safetensors import INDEX_NAME, SINGLE_NAME, SafetensorsSource
+from conversion_lib.storage.gcs import SCHEME
+
+READ_BYTES = 64 << 20
+BUCKET_BYTES = 16 * READ_BYTES
+"""The memory budget that a checkpoint in a bucket is read within: the blocks that are kept take a share of it."""
+
+
+class Difference(BaseModel):
+    """What is not the same of one leaf: `only in A`, `only in B`, `shape`, `dtype` or `bits`."""
+
+    path: str
+    what: Literal["only in A", "only in B", "shape", "dtype", "bits"]
+    detail: str = ""
+
+
+class Comparison(BaseModel):
+    same: bool
+    leaves: int
+    bytes_compared: int
+    differences: list[Difference]
+
+
+Opened = tuple[Literal["maxtext", "safetensors"], Source]
+
+
+@contextmanager
+def opened_checkpoint(path: Path | str) -> Iterator[Opened]:
+    """A checkpoint of either kind, in a directory or at gs://bucket/prefix. Raises BadInput where it is neither."""
+    if isinstance(path, str) and path.startswith(SCHEME):
+        from conversion_lib.sources.cloud import checkpoint_in_bucket
+
+        with checkpoint_in_bucket(path, BUCKET_BYTES) as (mirror, remote):
+            yield ("safetensors", remote.open()) if remote else ("maxtext", OrbaxSource(mirror))
+        return
+    directory = Path(path)
+    if any((directory / name).is_file() for name in (INDEX_NAME, SINGLE_NAME)):
+        yield "safetensors", SafetensorsSource(directory)
+    elif is_orbax(directory):
+        yield "maxtext", OrbaxSource(directory)
+    else:
+        raise BadInput(f"{path} is neither a Hugging Face checkpoint (safetensors) nor a MaxText one (Orbax)")
+
+
+def compare(a: Path | str, b: Path | str, *, reporter: Reporter = SILENT) -> Comparison:
+    """Compares every leaf of the two, in directories or at gs://bucket/prefix. NaNs are equal where their bits are.
+
+    Raises BadInput where the two are of different kinds, or one is no checkpoint.
+    """
+    with opened_checkpoint(a) as (kind_a, source_a), opened_checkpoint(b) as (kind_b, source_b):
+        if kind_a != kind_b:
+            raise BadInput(f"{a} is a {kind_a} checkpoint and {b} a {kind_b} one: only like can be compared with like")
+        return _compare(source_a, source_b, reporter)
+
+
+def _compare(source_a: Source, source_b: Source, reporter: Reporter) -> Comparison:
+    names_a, names_b = set(source_a.tensors), set(source_b.tensors)
+    differences = [Difference(path=name, what="only in A") for name in sorted(names_a - names_b)]
+    differences += [Difference(path=name, what="only in B") for name in sorted(names_b - names_a)]
+    shared = sorted(names_a & names_b)
+    total = sum(source_a.tensors[name].nbytes for name in shared)
+    with reporter.task("compare", total) as task:
+        for name in shared:
+            found = _compare_leaf(source_a, source_b, source_a.tensors[name], source_b.tensors[name])
+            task.advance(source_a.tensors[name].nbytes)
+            if found is not None:
+                differences.append(found)
+    return Comparison(
+        same=not differences, leaves=len(names_a | names_b), bytes_compared=total, differences=differences
+    )
+
+
+def _compare_leaf(a: Source, b: Source, info: TensorInfo, other: TensorInfo) -> Difference | None:
+    if info.shape != other.shape:
+        detail = f"{list(info.shape)} in A, {list(other.shape)} in B"
+        return Difference(path=info.name, what="shape", detail=detail)
+    if info.dtype != other.dtype:
+        return Difference(path=info.name, what="dtype", detail=f"{info.dtype} in A, {other.dtype} in B")
+    count = 0
+    for box in read_boxes(info.shape, itemsize(info.dtype)):
+        left, right = (np.ascontiguousarray(source.read(info.name, box)) for source in (a, b))
+        width = max(itemsize(info.dtype), 1)
+        unequal = left.reshape(-1).view(np.uint8) != right.reshape(-1).view(np.uint8)
+        count += int(unequal.reshape(-1, width).any(axis=1).sum())
+    if count:
+        return Difference(path=info.name, what="bits", detail=f"{count} of {size(whole(info.shape))} elements")
+    return None
+
+
+def read_boxes(shape: Shape, width: int, limit: int = READ_BYTES) -> Iterator[Box]:
+    """Boxes of at most about `limit` bytes that tile `shape`, cut along its leading axes."""
+    pending = [(whole(shape), 0)]
+    while pending:
+        box, axis = pending.pop()
+        nbytes = size(box) * width
+        if nbytes <= limit or axis == len(shape):
+            yield box
+            continue
+        extent = box[axis][1] - box[axis][0]
+        step = max(1, extent * limit // nbytes)
+        pending.extend((part, axis + 1) for part in split(box, axis, step))

@@ -1,0 +1,191 @@
+"""The conversions: Hugging Face to MaxText, and quantized to bfloat16. Each is a plan, run by the one engine."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import conversion_lib
+from conversion_lib.conversions.opening import open_maxtext
+from conversion_lib.conversions.runner import Conversion, ConvertResult, run
+from conversion_lib.conversions.side_files import carry_files
+from conversion_lib.core.tensors import Source
+from conversion_lib.engine.limits import default_threads, largest_chunk
+from conversion_lib.errors import BadInput
+from conversion_lib.families import FAMILIES, family_of
+from conversion_lib.mapping.relayout import CACHE_SHARE, prepare_other_layout
+from conversion_lib.mapping.to_maxtext import plan_to_maxtext
+from conversion_lib.models import catalog
+from conversion_lib.models.hf_config import load_config
+from conversion_lib.plan.job import Job, bytes_in
+from conversion_lib.plan.parts import WHOLE
+from conversion_lib.plan.plan import Plan
+from conversion_lib.progress import SILENT, Reporter
+from conversion_lib.record import (
+    HF_DIR_NAME,
+    RECORD_NAME,
+    CheckpointRecord,
+    Target,
+)
+from conversion_lib.runs.layouts import layout_at
+from conversion_lib.runs.note import PLAN_NAME
+from conversion_lib.runs.options import DEFAULT_OPTIONS, Options
+from conversion_lib.sinks.orbax import OrbaxSink
+from conversion_lib.sources.fingerprint import files_identity, origin_of
+from conversion_lib.sources.joined import joined
+from conversion_lib.sources.orbax import is_orbax
+from conversion_lib.sources.quantization import dequantized, left_out
+from conversion_lib.sources.remote import Remote
+from conversion_lib.sources.safetensors import SafetensorsSource
+from conversion_lib.sources.transformers import TransformersSource
+from conversion_lib.storage.files import write_atomically
+from conversion_lib.storage.locations import Place
+
+DEFAULT_LOADER = "safetensors"
+LOADERS = (DEFAULT_LOADER, "transformers")
+"""What reads a Hugging Face checkpoint: its files slice by slice, or transformers, which holds the whole model."""
+
+
+def prepare(
+    directory: Path,
+    target: Target,
+    *,
+    model: str | None = None,
+    memory_budget: int,
+    chunk_limit: int | None = None,
+    remote: Remote | None = None,
+    hf_config: Path | None = None,
+    written_by: str | None = None,
+    loader: str = DEFAULT_LOADER,
+) -> Job:
+    """Opens the checkpoint in `directory`, of Hugging Face or of MaxText, and plans its conversion to MaxText.
+
+    hf_config, written_by: what is said of a MaxText checkpoint, as for `open_maxtext`.
+    remote: where the weights are, when only their headers lie in `directory`.
+    chunk_limit: bytes of a chunk at most; None: the target's, or an eighth of the memory budget where that is less.
+    model: a name of the catalogue, which then says the family; None: config.json's architecture does.
+    loader: one of LOADERS, for a Hugging Face checkpoint.
+    Raises BadInput for everything that headers and config can tell is wrong.
+    """
+    if loader not in LOADERS:
+        raise BadInput(f"--loader {loader}: expected one of {', '.join(LOADERS)}")
+    largest = min(target.chunk_bytes, largest_chunk(memory_budget))
+    if loader != DEFAULT_LOADER and (remote or is_orbax(directory)):
+        raise BadInput(f"--loader {loader} reads a Hugging Face checkpoint in a directory here, and nothing else")
+    if is_orbax(directory):
+        given = open_maxtext(
+            directory, model=model, hf_config=hf_config, written_by=written_by, cache_bytes=memory_budget // CACHE_SHARE
+        )
+        return prepare_other_layout(given, target, chunk_limit or largest)
+    if hf_config or written_by:
+        raise BadInput(f"--hf-config and --written-by are of MaxText checkpoints, and {directory} is none")
+    named = catalog.model_named(model) if model else None
+    config = load_config(directory)
+    family = FAMILIES[named.family] if named else family_of(config)
+    stored = remote.open() if remote else SafetensorsSource(directory)
+    plain = dequantized(stored, config) if loader == DEFAULT_LOADER else TransformersSource(stored, config)
+    source = joined(plain, family.joins, family.dims(config))
+    origin = origin_of(directory, remote)
+    plan = plan_to_maxtext(
+        source.tensors,
+        config,
+        family,
+        target,
+        identity=files_identity(stored, config)
+        | {"family": family.name, "target": target.model_dump_json()}
+        | _loader_identity(plain, stored),
+        model_name=named.name if named else catalog.published_name(origin.repo, Path(origin.path).name),
+        chunk_limit=chunk_limit or largest,
+    )
+    plan = replace(plan, dropped=(*left_out(plain), *plan.dropped))
+    pace = remote.pace(stored, source) if remote else None
+    resident = plain.resident_bytes if isinstance(plain, TransformersSource) else 0
+    return Job(source, directory, config, origin, plan, bytes_in(plan, source), chunk_limit or largest, pace, resident)
+
+
+def convert(
+    directory: Path,
+    destination: Path | str,
+    target: Target,
+    *,
+    model: str | None = None,
+    options: Options = DEFAULT_OPTIONS,
+    remote: Remote | None = None,
+    hf_config: Path | None = None,
+    written_by: str | None = None,
+    loader: str = DEFAULT_LOADER,
+    reporter: Reporter = SILENT,
+) -> ConvertResult:
+    """Writes the checkpoint in `directory`, of Hugging Face or of MaxText, as a MaxText one at `destination`/0/items.
+
+    destination: a directory or gs://bucket/prefix.
+    hf_config, written_by: what is said of a MaxText checkpoint, as for `open_maxtext`.
+    remote: where the weights are, when only their headers lie in `directory`.
+    loader: one of LOADERS, for a Hugging Face checkpoint.
+    Resumes an unfinished run of the same fingerprint; does nothing where it is finished. A part writes its share and
+    leaves the rest to `finalize`. Raises BadInput where the source or the destination is not as it must be,
+    OutsideFailure where writing failed.
+    """
+    layout = replace(layout_at(destination, reporter), alone=not options.among_others)
+
+    def prepared(limit: int | None) -> Job:
+        return prepare(
+            directory,
+            target,
+            model=model,
+            memory_budget=options.memory_budget,
+            chunk_limit=limit,
+            remote=remote,
+            hf_config=hf_config,
+            written_by=written_by,
+            loader=loader,
+        )
+
+    def sink(job: Job) -> OrbaxSink:
+        threads = options.threads or default_threads()
+        return OrbaxSink(layout.step, job.plan, target, part=(options.part or WHOLE).index, threads=threads)
+
+    def begin(job: Job) -> None:
+        _leave_plan(layout.notes / PLAN_NAME, job.plan)
+        with layout.drafts() as directory:
+            carry_files(job.directory, job.config, directory / HF_DIR_NAME)
+            record = _record(job, target).model_dump_json(indent=2)
+            write_atomically(directory / RECORD_NAME, record.encode())
+
+    return run(Conversion("convert", layout, prepared, sink, begin, lambda job: None), options, reporter)
+
+
+def _leave_plan(path: Place, plan: Plan) -> None:
+    """Raises BadInput where the run goes by another plan already: chunks of two do not fit together."""
+    if not path.write_first(plan.to_json()) and Plan.from_json(path.read() or b"").arrays != plan.arrays:
+        raise BadInput(
+            f"{path} has other arrays or chunks than this ferry would write: another version began the run; go on with "
+            "that one, or remove the run with `ferry clean`"
+        )
+
+
+def _record(job: Job, target: Target) -> CheckpointRecord:
+    plan = job.plan
+    return CheckpointRecord(
+        ferry_version=conversion_lib.__version__,
+        fingerprint=plan.fingerprint,
+        identity=plan.full_identity,
+        family=plan.family,
+        model_name=plan.model_name,
+        origin=job.origin,
+        target=target,
+        arrays=len(plan.arrays),
+        bytes_in=job.bytes_in,
+        bytes_out=plan.bytes_out,
+        exact=plan.exact,
+        dropped=list(plan.dropped),
+    )
+
+
+def _loader_identity(shown: Source, stored: SafetensorsSource) -> dict[str, str]:
+    """What a loader adds to the identity: nothing where it gives the files' own bits."""
+    if not isinstance(shown, TransformersSource):
+        return {}
+    dtypes = {name: info.dtype for name, info in shown.tensors.items() if info.dtype != stored.tensors[name].dtype}
+    return {"loader": json.dumps(dtypes, sort_keys=True)} if dtypes else {}

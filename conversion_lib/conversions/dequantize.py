@@ -1,0 +1,75 @@
+"""`ferry dequantize`: a quantized Hugging Face checkpoint as a bfloat16 one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from conversion_lib.conversions.runner import Conversion, ConvertResult, run
+from conversion_lib.conversions.side_files import carry_files, seal
+from conversion_lib.core.dtypes import itemsize
+from conversion_lib.engine.limits import largest_chunk
+from conversion_lib.errors import BadInput
+from conversion_lib.models.hf_config import load_config
+from conversion_lib.plan.chunking import run_shape
+from conversion_lib.plan.job import Job, bytes_in
+from conversion_lib.plan.plan import ArrayPlan, Plan, SourceSlice
+from conversion_lib.progress import SILENT, Reporter
+from conversion_lib.runs.layouts import hf_layout
+from conversion_lib.runs.options import DEFAULT_OPTIONS, Options
+from conversion_lib.sinks.safetensors import SafetensorsSink
+from conversion_lib.sources.fingerprint import files_identity, origin_of
+from conversion_lib.sources.quantization import dequantized, left_out
+from conversion_lib.sources.remote import Remote
+from conversion_lib.sources.safetensors import SafetensorsSource
+
+
+def dequantize(
+    directory: Path,
+    destination: Path,
+    *,
+    options: Options = DEFAULT_OPTIONS,
+    remote: Remote | None = None,
+    reporter: Reporter = SILENT,
+) -> ConvertResult:
+    """Writes the quantized checkpoint in `directory` as a bfloat16 one: shards, index, config and all other files.
+
+    remote: where the weights are, when only their headers lie in `directory`.
+    Shards keep their names; tensors that are not quantized are copied. Resumes and finishes as `convert` does.
+    Raises BadInput where the source is not quantized.
+    """
+    layout = hf_layout(destination)
+
+    def sink(job: Job) -> SafetensorsSink:
+        files = {name: Path(info.file).name for name, info in job.source.tensors.items()}
+        return SafetensorsSink(layout.build, job.plan, files)
+
+    def finish(job: Job) -> None:
+        carry_files(job.directory, job.config, layout.build)
+        seal(layout.build, job.plan, job.origin)
+
+    def prepared(limit: int | None) -> Job:
+        return _prepare_dequantized(directory, remote, limit or largest_chunk(options.memory_budget))
+
+    return run(Conversion("dequantize", layout, prepared, sink, lambda job: None, finish), options, reporter)
+
+
+def _prepare_dequantized(directory: Path, remote: Remote | None, limit: int) -> Job:
+    config = load_config(directory)
+    stored = remote.open() if remote else SafetensorsSource(directory)
+    source = dequantized(stored, config)
+    if source is stored:
+        raise BadInput(f"{directory} is not quantized: nothing to dequantize; convert takes it as it is")
+    arrays = tuple(
+        ArrayPlan(
+            path=info.name,
+            shape=info.shape,
+            dtype=info.dtype,
+            chunk_shape=run_shape(info.shape, itemsize(info.dtype), limit),
+            ops=(),
+            sources=(SourceSlice(info.name, info.shape, (0,) * len(info.shape)),),
+        )
+        for info in source.tensors.values()
+    )
+    identity = files_identity(stored, config)
+    plan = Plan(kind="safetensors", arrays=arrays, identity=identity, exact=True, dropped=left_out(source))
+    return Job(source, directory, config, origin_of(directory, remote), plan, bytes_in(plan, source), limit)

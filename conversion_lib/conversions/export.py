@@ -1,0 +1,137 @@
+"""`ferry export`: a MaxText checkpoint as a Hugging Face one that transformers loads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from conversion_lib.conversions.opening import open_maxtext
+from conversion_lib.conversions.runner import Conversion, ConvertResult, run
+from conversion_lib.conversions.side_files import carry_files, seal
+from conversion_lib.core.boxes import Box
+from conversion_lib.core.tensors import Array
+from conversion_lib.engine.limits import largest_chunk
+from conversion_lib.errors import BadInput
+from conversion_lib.mapping.rules import Family
+from conversion_lib.mapping.stored_checkpoint import MaxTextInput
+from conversion_lib.mapping.to_hugging_face import plan_to_hugging_face
+from conversion_lib.models.hf_config import ModelConfig
+from conversion_lib.plan.job import Job
+from conversion_lib.plan.plan import ArrayPlan
+from conversion_lib.progress import SILENT, Reporter
+from conversion_lib.runs.layouts import hf_layout
+from conversion_lib.runs.options import DEFAULT_OPTIONS, Options
+from conversion_lib.sinks.safetensors import SafetensorsSink, SliceWrite
+from conversion_lib.sources.safetensors import SINGLE_NAME
+
+DTYPES = ("bfloat16", "float32", "float16")
+SHARD_BYTES = 5 * 10**9
+"""Of a file at most, unless one tensor is larger."""
+
+CACHE_SHARE = 2
+"""One in so many bytes of the memory budget keeps decoded chunks: nothing that is written is encoded."""
+
+TEXT_ONLY = "ForCausalLM"
+"""How transformers' classes of text models alone end."""
+
+
+def export(
+    checkpoint: Path,
+    destination: Path,
+    *,
+    hf_config: Path | None = None,
+    dtype: str | None = None,
+    model: str | None = None,
+    written_by: str | None = None,
+    options: Options = DEFAULT_OPTIONS,
+    reporter: Reporter = SILENT,
+) -> ConvertResult:
+    """Writes the MaxText checkpoint at `checkpoint` (DST, DST/0 or DST/0/items) as a Hugging Face one.
+
+    hf_config: a directory with the model's config and tokenizer; None: what Ferry left beside the checkpoint.
+    dtype: of the tensors; None: what the config says, or else bfloat16.
+    written_by: the release of MaxText that wrote it, where that cannot be seen.
+    Resumes and finishes as `convert` does. Raises BadInput where the checkpoint or the destination is not as it must
+    be, OutsideFailure where writing failed.
+    """
+    layout = hf_layout(destination)
+
+    def prepared(limit: int | None) -> Job:
+        budget = options.memory_budget
+        given = open_maxtext(
+            checkpoint, model=model, hf_config=hf_config, written_by=written_by, cache_bytes=budget // CACHE_SHARE
+        )
+        return _prepare(given, dtype, limit or largest_chunk(budget))
+
+    def sink(job: Job) -> SafetensorsSink:
+        return ExportSink(layout.build, job.plan, shards(job.plan.arrays))
+
+    def finish(job: Job) -> None:
+        carry_files(job.directory, job.config, layout.build)
+        seal(layout.build, job.plan, job.origin)
+
+    return run(Conversion("export", layout, prepared, sink, lambda job: None, finish), options, reporter)
+
+
+class ExportSink(SafetensorsSink):
+    """Refuses what float16 cannot hold: a weight of bfloat16 may be larger."""
+
+    def write(self, array: int, box: Box, data: Array) -> SliceWrite:
+        if data.dtype == np.float16 and np.isinf(data).any():
+            raise BadInput(
+                f"tensor {self._plan.arrays[array].path} has values beyond {np.finfo(np.float16).max:.0f}, float16's "
+                "largest: --dtype bfloat16 or float32 holds them"
+            )
+        return super().write(array, box, data)
+
+
+def _prepare(given: MaxTextInput, dtype: str | None, limit: int) -> Job:
+    dtype = dtype or _dtype_of(given.config)
+    if dtype not in DTYPES:
+        raise BadInput(f"dtype {dtype}: --dtype is one of {', '.join(DTYPES)}")
+    config = text_config(given.config, given.family, dtype)
+    identity = given.identity(config=json.dumps(config.raw, sort_keys=True), dtype=dtype)
+    return given.job(plan_to_hugging_face(given, dtype, identity, limit), config, limit)
+
+
+def _dtype_of(config: ModelConfig) -> str:
+    for of in (config.raw, config.raw.get("text_config") or {}):
+        if found := of.get("dtype") or of.get("torch_dtype"):
+            return str(found)
+    return "bfloat16"
+
+
+def text_config(config: ModelConfig, family: Family, dtype: str) -> ModelConfig:
+    """The config of the text model alone, in `dtype` and not quantized: of towers, MaxText has nothing."""
+    raw, text = config.raw, config.raw.get("text_config")
+    if isinstance(text, dict):
+        architecture = next(name for name in family.architectures if name.endswith(TEXT_ONLY))
+        shared = {key: raw[key] for key in raw if key.endswith("_token_id") or key == "tie_word_embeddings"}
+        kind = text.get("model_type", f"{config.model_type}_text")
+        raw = {**shared, **text, "architectures": [architecture], "model_type": kind}
+    key = "torch_dtype" if "torch_dtype" in config.raw else "dtype"
+    raw = {name: value for name, value in raw.items() if name not in ("dtype", "torch_dtype", "quantization_config")}
+    return ModelConfig({**raw, key: dtype}, config.path)
+
+
+def shards(arrays: Iterable[ArrayPlan]) -> dict[str, str]:
+    """The file of each array, in their order: each as full as SHARD_BYTES allows; one alone has no number."""
+    groups: list[list[str]] = [[]]
+    filled = 0
+    for array in arrays:
+        if groups[-1] and filled + array.nbytes > SHARD_BYTES:
+            groups.append([])
+            filled = 0
+        groups[-1].append(array.path)
+        filled += array.nbytes
+    if len(groups) == 1:
+        return dict.fromkeys(groups[0], SINGLE_NAME)
+    count = len(groups)
+    return {
+        path: f"model-{number:05d}-of-{count:05d}.safetensors"
+        for number, paths in enumerate(groups, start=1)
+        for path in paths
+    }

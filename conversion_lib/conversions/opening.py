@@ -1,0 +1,165 @@
+"""What a command is given to read: a directory, a Hub id that is downloaded first, or what is read where it lies."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from conversion_lib.core.dtypes import itemsize
+from conversion_lib.errors import BadInput
+from conversion_lib.families import FAMILIES, family_of
+from conversion_lib.mapping.stored_checkpoint import MaxTextInput
+from conversion_lib.mapping.stored_leaves import MAXTEXTS, export_dims, scanned
+from conversion_lib.models import catalog
+from conversion_lib.models.hf_config import CONFIG_NAME, load_config
+from conversion_lib.plan.parts import WHOLE, Part
+from conversion_lib.progress import Reporter, format_bytes
+from conversion_lib.record import HF_DIR_NAME, Origin, checkpoint_root, read_record
+from conversion_lib.sources.maxtext import MaxTextSource
+from conversion_lib.sources.remote import Remote
+from conversion_lib.storage.gcs import SCHEME, stored_at
+
+
+@contextmanager
+def opened(
+    src: str,
+    dst: str,
+    part: Part | None,
+    *,
+    memory_budget: int,
+    revision: str | None,
+    stream: bool,
+    reporter: Reporter,
+) -> Iterator[tuple[Path, Remote | None]]:
+    """The directory that has SRC's headers, and where its weights are when they are not there too.
+
+    stream: a Hub id is not downloaded as a whole; dst and part say what for. Of a bucket nothing is. Raises BadInput
+    where SRC is none of the three, and for options that do not go with what it is.
+    """
+    in_cloud = src.startswith(SCHEME)
+    path = None if in_cloud else known_directory(src)
+    if path is not None or in_cloud:
+        for option, given in (("--stream-download", stream), (f"--revision {revision}", revision is not None)):
+            if given:
+                raise BadInput(f"{option}: the option is for a Hub id, and {src} is none")
+    if path is not None:
+        yield path, None
+    elif in_cloud:
+        from conversion_lib.sources.cloud import checkpoint_in_bucket
+
+        with checkpoint_in_bucket(src, memory_budget) as found:
+            yield found
+    elif not stream:
+        from conversion_lib import hub
+
+        yield hub.cached_download(src, revision=revision or "main", reporter=reporter), None
+    else:
+        from conversion_lib.hub.streaming import shelf_directory, streamed
+        from conversion_lib.runs.layouts import maxtext_layout
+
+        name, output = f"shards-{(part or WHOLE).index}", None if dst.startswith(SCHEME) else Path(dst)
+        shelf = (maxtext_layout(output).work if output else shelf_directory(dst)) / name
+        with streamed(src, revision or "main", shelf, output=output, reporter=reporter) as remote:
+            yield remote.headers, remote
+
+
+@contextmanager
+def headers(src: str, revision: str | None, reporter: Reporter) -> Iterator[Path]:
+    """A directory to plan from: SRC itself, or a copy without the weights where it is a Hub id or in a bucket."""
+    in_cloud = src.startswith(SCHEME)
+    path = None if in_cloud else known_directory(src)
+    if revision is not None and (in_cloud or path is not None):
+        raise BadInput(f"--revision {revision}: the option is for a Hub id, and {src} is none")
+    if in_cloud:
+        from conversion_lib.sources.cloud import checkpoint_in_bucket
+
+        with checkpoint_in_bucket(src, 0) as (directory, _):
+            yield directory
+    elif path is not None:
+        yield path
+    else:
+        from conversion_lib.hub.headers import headers_of
+
+        with headers_of(src, revision or "main", reporter=reporter) as directory:
+            yield directory
+
+
+@contextmanager
+def opened_maxtext(ckpt: str) -> Iterator[Path]:
+    """The directory of CKPT, or what stands for it where it is at gs://bucket/prefix."""
+    if not ckpt.startswith(SCHEME):
+        yield Path(ckpt)
+        return
+    from conversion_lib.sources.mirror import mirrored
+
+    with mirrored(ckpt) as mirror:
+        yield mirror
+
+
+def known_directory(src: str) -> Path | None:
+    """The directory of SRC, None where it is a Hub id. Raises BadInput where it is neither."""
+    path = Path(src).expanduser()
+    if path.is_dir():
+        return path
+    if src.startswith(SCHEME):
+        raise BadInput(f"{src} is in a bucket, and a directory or a Hub id is read here; `ferry convert` reads gs://")
+    if path.exists() or src.count("/") != 1 or src.startswith((".", "/", "~")):
+        raise BadInput(f"{src} is no directory")
+    return None
+
+
+def open_maxtext(
+    checkpoint: Path, *, model: str | None, hf_config: Path | None, written_by: str | None, cache_bytes: int
+) -> MaxTextInput:
+    """Opens the checkpoint at DST, DST/0 or DST/0/items; what training needs besides the weights stays unread.
+
+    hf_config: a directory with the model's config.json; None: `hf/` beside the checkpoint, which Ferry writes.
+    model: a name of the catalogue, which then says the family. written_by: the release of MaxText that did, where the
+    checkpoint does not tell.
+    cache_bytes: what decoded chunks may take of the memory; two at least must fit, since a piece may need as many.
+    Raises BadInput where it is no checkpoint, there is no config, or a chunk is too large.
+    """
+    if written_by is not None and written_by not in MAXTEXTS:
+        raise BadInput(f"--written-by {written_by}: it is one of {', '.join(MAXTEXTS)}")
+    record = read_record(checkpoint)
+    source = MaxTextSource(checkpoint, cache_bytes=cache_bytes)
+    _require_memory(source, cache_bytes)
+    hf = hf_config or checkpoint_root(checkpoint) / HF_DIR_NAME
+    if not (hf / CONFIG_NAME).is_file():
+        raise BadInput(
+            f"{hf} has no {CONFIG_NAME}: --hf-config names a directory with the model's config and tokenizer"
+        )
+    config = load_config(hf)
+    named = catalog.model_named(model) if model else None
+    known = named or record
+    family = FAMILIES[known.family] if known else family_of(config)
+    origin = record.origin if record else Origin(path=str(stored_at(checkpoint.absolute())))
+    name = named.name if named else record.model_name if record else _name(origin)
+    return MaxTextInput(
+        source=source,
+        hf=hf,
+        config=config,
+        family=family,
+        model_name=name,
+        scan_layers=scanned(source.tensors, family, export_dims(family, config), source.stored.scan_layers),
+        maxtext=written_by or (record.target.maxtext if record else source.maxtext),
+        record=record,
+        origin=origin,
+    )
+
+
+def _name(origin: Origin) -> str:
+    return catalog.published_name(origin.repo, Path(origin.path).name)
+
+
+def _require_memory(source: MaxTextSource, cache_bytes: int) -> None:
+    """Raises BadInput where a chunk, which is decoded as a whole, leaves no memory for another beside it."""
+    for name, info in source.tensors.items():
+        nbytes = math.prod(source.chunk_shape(name)) * itemsize(info.dtype)
+        if 2 * nbytes > cache_bytes:
+            raise BadInput(
+                f"{info.file} is stored in chunks of {format_bytes(nbytes)}, and each is decoded as a whole: give "
+                f"{2 * nbytes / cache_bytes:.1f} times the memory budget"
+            )

@@ -1,0 +1,1 @@
+"""What everything stands on: boxes, dtypes, tensors, copies, the process, retries."""

@@ -1,0 +1,78 @@
+"""The real MaxText as the engine of a check: in its own interpreter, on the same tokens, in float32."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from conversion_lib.core.tensors import Array
+from conversion_lib.errors import BadInput, OutsideFailure
+from conversion_lib.logits.by_maxtext.settings import EXACT, model_settings
+from conversion_lib.logits.reference.reference import Reference, full_config
+from conversion_lib.progress import Reporter
+from conversion_lib.sources.orbax import open_orbax
+from conversion_lib.storage.gcs import stored_at
+
+WORKER = Path(__file__).with_name("worker.py")
+SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+"""Not handed on: the worker fetches nothing."""
+
+
+def require_maxtext(python: Path | None) -> None:
+    """Raises BadInput where `python` is no interpreter that has MaxText."""
+    if python is None:
+        raise BadInput("--engine maxtext needs --maxtext-python, the interpreter of an environment that has MaxText")
+    look = "import importlib.util, sys; sys.exit(0 if importlib.util.find_spec('maxtext') else 3)"
+    try:
+        found = subprocess.run([str(python), "-c", look], capture_output=True, check=False).returncode
+    except OSError as error:
+        raise BadInput(f"--maxtext-python {python} cannot be run: {error.strerror}") from None
+    if found:
+        raise BadInput(f"--maxtext-python {python} has no package maxtext: pip install maxtext==0.2.5 there")
+
+
+def maxtext_logits(python: Path, checkpoint: Path, reference: Reference, reporter: Reporter) -> list[Array]:
+    """What MaxText computes from `checkpoint` for the reference's prompts: float32 (tokens, vocabulary) each.
+
+    MaxText holds the whole model in float32. Raises BadInput where nothing is known of MaxText's model of that
+    architecture, and OutsideFailure where MaxText ends in an error, with its last line.
+    """
+    source = open_orbax(checkpoint)
+    scanned = source.scan_layers
+    if scanned is None:
+        raise BadInput(f"{checkpoint} does not say whether its layers are scanned, which MaxText has to be told")
+    try:
+        settings = model_settings(full_config(reference.config), scanned, source.ocdbt, source.zarr3)
+    except ValueError as error:
+        raise BadInput(f"--engine maxtext: {error}") from None
+    reporter.say("logits of the checkpoint by MaxText, which holds the whole model in memory")
+    with tempfile.TemporaryDirectory(prefix="ferry-maxtext-") as scratch:
+        tokens, logits, job = (Path(scratch) / name for name in ("tokens.npz", "logits.npz", "job.json"))
+        np.savez(tokens, *reference.prompts)
+        content = {
+            "settings": [*settings, *EXACT],
+            "items": str(stored_at(source.items)),
+            "tokens": str(tokens),
+            "logits": str(logits),
+        }
+        job.write_text(json.dumps(content))
+        environment = {key: value for key, value in os.environ.items() if key not in SECRETS}
+        environment |= {"JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1"}
+        done = subprocess.run(
+            [str(python.absolute()), "-P", str(WORKER), str(job)],
+            env=environment,
+            cwd=scratch,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            last = [line for line in done.stderr.splitlines() if line.strip()][-1:] or ["no message"]
+            raise OutsideFailure(f"MaxText failed on {checkpoint} (exit {done.returncode}): {last[0][:500]}")
+        with np.load(logits) as arrays:
+            return [arrays[f"arr_{index}"] for index in range(len(reference.prompts))]

@@ -1,0 +1,98 @@
+"""Qwen 3 Next and 3.5: three layers of gated delta nets for one of gated attention, experts in every layer."""
+
+from __future__ import annotations
+
+from conversion_lib.errors import BadInput
+from conversion_lib.logits.forward.architectures.common import (
+    Raw,
+    grouped_query,
+    integer,
+    kinds_of_layers,
+    mlp,
+    model,
+    refuse_switches,
+    rope,
+)
+from conversion_lib.logits.forward.config import DeltaNet, ForwardConfig, GroupedQuery, Layer, Moe, Norms, Place
+
+LINEAR, FULL = "linear_attention", "full_attention"
+CYCLE = (LINEAR, LINEAR, LINEAR, FULL)
+NORMS = Norms("input_layernorm/scale", None, "post_attention_layernorm/scale", None)
+HEAD_DIM, TURNING = 256, 0.25
+"""Defaults of transformers' classes."""
+
+
+def qwen3_next(raw: Raw) -> ForwardConfig:
+    """In the scan a cycle is three delta nets, which have an axis of their own, and one layer of attention; delta nets
+    left over are one stack. Norms hold their scale less one, but not the delta net's own."""
+    refuse_switches(raw, "mlp_only_layers")
+    if raw.get("decoder_sparse_step", 1) != 1:
+        raise BadInput(f"config.json: decoder_sparse_step {raw['decoder_sparse_step']}, where the logit check has 1")
+
+    def place(n: int, count: int) -> Place:
+        cycle, within = divmod(n, len(CYCLE))
+        cycles = count // len(CYCLE)
+        if cycle == cycles:
+            left_over = count % len(CYCLE)
+            return Place("layers_remainder/local_layers", (within,), (left_over,), f"layers_{n}")
+        if CYCLE[within] == FULL:
+            return Place("layers/global_layer", (cycle,), (cycles,), f"layers_{n}")
+        return Place("layers/local_layers", (cycle, within), (cycles, CYCLE.index(FULL)), f"layers_{n}")
+
+    count = integer(raw, "num_hidden_layers")
+    return _model(raw, [place(n, count) for n in range(count)], normalize=bool(raw.get("norm_topk_prob", True)))
+
+
+def qwen3_5(raw: Raw) -> ForwardConfig:
+    """In the scan each place of the cycle is a stack."""
+    count = integer(raw, "num_hidden_layers")
+    cycles = count // len(CYCLE)
+    places = [
+        Place(f"layers/layer_{n % len(CYCLE)}", (n // len(CYCLE),), (cycles,), f"layers_{n}") for n in range(count)
+    ]
+    return _model(raw, places, normalize=True)
+
+
+def _model(raw: Raw, places: list[Place], *, normalize: bool) -> ForwardConfig:
+    refuse_switches(raw, "attention_bias")
+    if raw.get("full_attention_interval", len(CYCLE)) != len(CYCLE) and not raw.get("layer_types"):
+        raise BadInput(f"config.json: full_attention_interval {raw['full_attention_interval']}, where it should be 4")
+    net, attention, moe = _delta_net(raw), _attention(raw), _moe(raw, normalize)
+    layers = tuple(
+        Layer(place, NORMS, "attention", net, moe)
+        if kind == LINEAR
+        else Layer(place, NORMS, "attention/attention", attention, moe)
+        for place, kind in zip(places, kinds_of_layers(raw, CYCLE), strict=True)
+    )
+    return model(raw, layers, norm_offset=1.0)
+
+
+def _delta_net(raw: Raw) -> DeltaNet:
+    return DeltaNet(
+        key_heads=integer(raw, "linear_num_key_heads", 16),
+        value_heads=integer(raw, "linear_num_value_heads", 32),
+        key_dim=integer(raw, "linear_key_head_dim", 128),
+        value_dim=integer(raw, "linear_value_head_dim", 128),
+        taps=integer(raw, "linear_conv_kernel_dim", 4),
+    )
+
+
+def _attention(raw: Raw) -> GroupedQuery:
+    rotation = rope(raw, integer(raw, "head_dim", HEAD_DIM), pairs=False, partial=TURNING)
+    return grouped_query(raw, head_dim=HEAD_DIM, rope=rotation, norms="head", norm_offset=1.0, gated=True)
+
+
+def _moe(raw: Raw, normalize: bool) -> Moe:
+    return Moe(
+        path="mlp/routed_experts",
+        experts=integer(raw, "num_experts", raw.get("num_local_experts")),
+        per_token=integer(raw, "num_experts_per_tok"),
+        width=integer(raw, "moe_intermediate_size", 512),
+        scores="softmax",
+        normalize=normalize,
+        shared=mlp({"shared_expert_intermediate_size": 512, **raw}, "mlp/shared_expert", width=SHARED_WIDTH),
+        shared_gate="mlp/shared_expert_gate/kernel",
+    )
+
+
+SHARED_WIDTH = "shared_expert_intermediate_size"

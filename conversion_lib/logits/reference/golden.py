@@ -1,0 +1,147 @@
+"""Reference logits kept in a file, so that a check needs neither the original weights nor transformers.
+
+Ferry's own is an .npz. MaxText's are read as well: lines of JSON (.jsonl) or a pickle (.pickle, .pkl) of a list, with
+`prompt`, `tokens` and `logits` for each prompt.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import zipfile
+import zlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from conversion_lib.core.tensors import Array
+from conversion_lib.errors import BadInput
+from conversion_lib.logits.reference.reference import Reference
+
+FORMAT = 2
+NPZ, JSON_LINES, PICKLES = ".npz", ".jsonl", (".pickle", ".pkl")
+
+PICKLED = {
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    *((f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
+    *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),
+    ("_codecs", "encode"),
+}
+"""All that a pickle of arrays, numbers and texts names: anything else could run code."""
+
+
+def save_golden(path: Path, reference: Reference) -> None:
+    """Writes an .npz with `tokens_<i>` int32 (tokens,), `logits_<i>` float32 (tokens, vocabulary) for each prompt,
+    and `identity`, a JSON text with the model's config, its weights' dtype, and where its logits came from."""
+    arrays: dict[str, Any] = {}
+    for index, (tokens, logits) in enumerate(zip(reference.prompts, reference.logits, strict=True)):
+        arrays[f"tokens_{index}"] = tokens.astype(np.int32)
+        arrays[f"logits_{index}"] = logits.astype(np.float32, copy=False)
+    identity = {
+        "format": FORMAT,
+        "prompts": len(reference.prompts),
+        "config": reference.config,
+        "origin": reference.origin,
+        "dtype": reference.dtype,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("wb") as stream:
+            np.savez(stream, identity=np.array(json.dumps(identity)), **arrays)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def require_golden_name(path: Path) -> None:
+    """Raises BadInput where --save-golden could not be read again under its name."""
+    if path.suffix != NPZ:
+        raise BadInput(f"--save-golden {path}: the name should end in {NPZ}, which is what is written")
+
+
+def load_golden(path: Path, config: Mapping[str, Any] | None) -> Reference:
+    """The reference in a golden file.
+
+    config: that of the checkpoint, for MaxText's files, which have none.
+
+    Raises BadInput where `path` is no such file, is cut off, or its arrays do not fit each other or the config.
+    """
+    try:
+        reference = _load_npz(path) if path.suffix == NPZ else _load_maxtexts(path, config)
+    except (OSError, ValueError, KeyError, TypeError, EOFError, AttributeError, IndexError) as error:
+        raise BadInput(f"{path} is not a golden file, or is cut off: {_said(error)}") from error
+    except (zipfile.BadZipFile, zlib.error, pickle.UnpicklingError) as error:
+        raise BadInput(f"{path} is not a golden file, or is cut off: {_said(error)}") from error
+    if not reference.prompts:
+        raise BadInput(f"{path} holds no prompt")
+    text = reference.config.get("text_config")
+    vocab = (text if isinstance(text, dict) and "vocab_size" in text else reference.config).get("vocab_size")
+    for number, (tokens, logits) in enumerate(zip(reference.prompts, reference.logits, strict=True), 1):
+        if tokens.ndim != 1 or logits.shape != (len(tokens), vocab) or not len(tokens):
+            raise BadInput(
+                f"{path}: prompt {number} has logits {logits.shape} for tokens {tokens.shape}, "
+                f"and config.json a vocabulary of {vocab}"
+            )
+        if tokens.min() < 0 or tokens.max() >= logits.shape[1]:
+            raise BadInput(f"{path}: prompt {number} has token ids outside the vocabulary of {vocab}")
+    return reference
+
+
+def _load_npz(path: Path) -> Reference:
+    with np.load(path, allow_pickle=False) as arrays:
+        identity = json.loads(str(arrays["identity"]))
+        if identity["format"] != FORMAT:
+            raise BadInput(f"{path} is a golden file of format {identity['format']}, this version reads {FORMAT}")
+        prompts = [arrays[f"tokens_{index}"] for index in range(identity["prompts"])]
+        logits = [arrays[f"logits_{index}"] for index in range(identity["prompts"])]
+    return Reference(dict(identity["config"]), prompts, logits, dict(identity["origin"]), str(identity["dtype"]))
+
+
+def _load_maxtexts(path: Path, config: Mapping[str, Any] | None) -> Reference:
+    if config is None:
+        raise BadInput(f"{path} has no config, and the checkpoint no hf/config.json: nothing tells what model it is")
+    if path.suffix == JSON_LINES:
+        with path.open(encoding="utf-8") as lines:
+            return _points(path, (json.loads(line) for line in lines if line.strip()), config)
+    if path.suffix in PICKLES:
+        points = _Unpickler(io.BytesIO(path.read_bytes()), path).load()
+        if not isinstance(points, list):
+            raise BadInput(f"{path} should hold a list of prompts, not {type(points).__name__}")
+        return _points(path, points, config)
+    raise BadInput(f"{path}: golden logits end in {', '.join((NPZ, JSON_LINES, *PICKLES))}")
+
+
+def _points(path: Path, points: Iterable[Any], config: Mapping[str, Any]) -> Reference:
+    prompts: list[Array] = []
+    logits: list[Array] = []
+    for point in points:
+        if "pixel_values" in point:
+            raise BadInput(f"{path}: prompt {len(prompts) + 1} has an image, and the check reads text only")
+        prompts.append(np.asarray(point["tokens"], np.int32))
+        logits.append(np.asarray(point["logits"], np.float32))
+    return Reference(dict(config), prompts, logits, {"reference": str(path)})
+
+
+class _Unpickler(pickle.Unpickler):
+    """Of arrays, numbers, texts, lists and dictionaries; refuses whatever else a pickle could call."""
+
+    def __init__(self, stream: io.BytesIO, path: Path) -> None:
+        super().__init__(stream)
+        self._path = path
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in PICKLED:
+            raise BadInput(f"{self._path} names {module}.{name}: golden logits are arrays, and nothing else is loaded")
+        return super().find_class(module, name)
+
+
+def _said(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,0 +1,1 @@
+"""What two sets of logits say: the figures, the threshold, the report."""

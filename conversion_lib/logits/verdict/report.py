@@ -1,0 +1,105 @@
+"""The report of a check: one HTML file that needs nothing beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from conversion_lib.core.tensors import Array
+from conversion_lib.logits.verdict import plots
+from conversion_lib.logits.verdict.compare import Comparison, log_softmax, top_tokens
+from conversion_lib.logits.verdict.result import CheckResult
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """Everything the report shows."""
+
+    title: str
+    result: CheckResult
+    prompts: Sequence[Array]
+    reference: Sequence[Array]
+    candidate: Sequence[Array]
+    comparison: Comparison
+
+
+def render(data: ReportData) -> str:
+    """The report as HTML with its plots inside."""
+    environment = Environment(
+        loader=PackageLoader("conversion_lib.logits", "."), autoescape=True, undefined=StrictUndefined
+    )
+    result, comparison, layers = data.result, data.comparison, data.result.layers
+    drawn = {
+        "kl": plots.kl_by_token(comparison, result.threshold, data.prompts),
+        "differences": plots.logit_differences(comparison),
+        "streams": plots.streams(layers) if layers else "",
+        "blocks": plots.blocks_by_layer(layers) if layers else "",
+    }
+    return environment.get_template("report.html").render(
+        title=data.title,
+        result=result,
+        figures=figures(result),
+        plots={name: Markup(svg) for name, svg in drawn.items()},  # noqa: S704 - our own SVG
+        positions=[_position(data, index) for index in _positions(comparison, data.prompts)],
+    )
+
+
+def summary(result: CheckResult) -> list[str]:
+    """The verdict and its figures as lines of Markdown: for a terminal, and to paste into a pull request."""
+    rows = [f"| {name} | {value} |" for name, value in figures(result)]
+    notes = [f"Note: {note}." for note in result.notes]
+    return [
+        f"**{result.verdict}**: {result.reason}",
+        "",
+        "| figure | value |",
+        "| --- | --- |",
+        *rows,
+        "",
+        *notes,
+        f"The report is {result.report}",
+    ]
+
+
+def figures(result: CheckResult) -> list[tuple[str, str]]:
+    """The figures of a check by their names, ready for display."""
+    mean = "mean KL" if result.mean_threshold is None else f"mean KL (threshold {result.mean_threshold:.2g})"
+    return [
+        ("largest KL of a token", f"{result.max_kl:.2e}"),
+        ("threshold on it", f"{result.threshold:.2g}"),
+        (mean, f"{result.mean_kl:.2e}"),
+        ("largest difference of a logit", f"{result.max_abs_diff:.2e}"),
+        ("same most likely token", f"{result.top1:.2%}"),
+        ("ten most likely in common", f"{result.top10:.2%}"),
+        ("Jaccard of the ten", f"{result.jaccard:.4f}"),
+        ("ranks that agree", f"{result.rank_agreement:.2%}"),
+        ("tokens compared", f"{result.tokens_compared}"),
+    ]
+
+
+def _positions(comparison: Comparison, prompts: Sequence[Array]) -> list[int]:
+    """The worst token, and the last of the first and of the last prompt, counted over all prompts."""
+    ends = np.cumsum([len(prompt) for prompt in prompts]) - 1
+    return list(dict.fromkeys([int(np.argmax(comparison.kl)), int(ends[0]), int(ends[-1])]))
+
+
+def _position(data: ReportData, index: int) -> dict[str, Any]:
+    starts = np.cumsum([0, *(len(prompt) for prompt in data.prompts)])
+    prompt = int(np.searchsorted(starts, index, side="right")) - 1
+    token = index - int(starts[prompt])
+    sides = []
+    for logits in (data.reference[prompt][token], data.candidate[prompt][token]):
+        best = top_tokens(logits[None], 10)[0]
+        with np.errstate(invalid="ignore", over="ignore"):
+            log_p = log_softmax(logits)
+        sides.append([(int(token_id), f"{log_p[token_id]:.4f}") for token_id in best])
+    rows = [
+        {"wanted": a, "wanted_log_p": log_a, "found": b, "found_log_p": log_b, "other": a != b}
+        for (a, log_a), (b, log_b) in zip(*sides, strict=True)
+    ]
+    name = f"Prompt {prompt + 1}, token {token + 1} of {len(data.prompts[prompt])}"
+    return {"name": name, "kl": f"{data.comparison.kl[index]:.2e}", "rows": rows}

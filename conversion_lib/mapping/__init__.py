@@ -1,0 +1,1 @@
+"""From tables to plans: what a family's rules mean, in each direction."""

@@ -1,0 +1,1 @@
+"""MaxText's own vocabulary: its command-line arguments, its model names, the settings of each release."""

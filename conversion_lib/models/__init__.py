@@ -1,0 +1,1 @@
+"""What is known of models: config.json, the catalogue, what was verified."""

@@ -1,0 +1,46 @@
+"""A plan with the source that it reads, and what the two cost: bytes read, bytes on disk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from conversion_lib.core.tensors import Source
+from conversion_lib.models.hf_config import ModelConfig
+from conversion_lib.plan.pace import Pace
+from conversion_lib.plan.plan import Plan
+from conversion_lib.record import Origin
+
+DISK_MARGIN = 1.05
+"""On disk, at most so many bytes for each byte of payload."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A source that is open and the plan made for it; nothing has been written.
+
+    directory: with config, tokenizer and the other files that go along; also the weights, unless they are in `weights`.
+    """
+
+    source: Source
+    directory: Path
+    config: ModelConfig
+    origin: Origin
+    plan: Plan
+    bytes_in: int
+    chunk_limit: int
+    pace: Pace | None = None
+    resident_bytes: int = 0
+    """Memory that the source takes beside what the budget covers."""
+    weights: Path | None = None
+
+
+def disk_bytes(plan: Plan) -> int:
+    """What the result takes on disk at most: compression may make it less."""
+    return int(sum(array.stored_bytes for array in plan.arrays) * DISK_MARGIN) + (1 << 20)
+
+
+def bytes_in(plan: Plan, source: Source) -> int:
+    """Bytes of the tensors that the plan takes; one that several arrays take a part of counts once."""
+    taken = {part.tensor for array in plan.arrays for part in array.sources}
+    return sum(source.stored_bytes(tensor) for tensor in taken)

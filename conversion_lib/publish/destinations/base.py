@@ -1,0 +1,127 @@
+"""Where a checkpoint is published: the interface. A third kind of place is one more module beside this one.
+
+A destination is one location. Files are put there in any order; nobody takes them for a checkpoint before `commit`.
+"""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Protocol
+
+from pydantic import BaseModel, ConfigDict
+
+from conversion_lib.progress import Reporter
+from conversion_lib.publish.manifest import FileEntry
+
+MANIFEST_NAME = "manifest.json"
+MARKER_NAME = "ferry_commit.json"
+"""What a reader looks for: written last, and only there when everything else is."""
+CLAIM_NAME = ".ferry_claim.json"
+"""Where there are no locks: who is at work here."""
+OWN_NAMES = frozenset({MANIFEST_NAME, MARKER_NAME, CLAIM_NAME})
+"""What lies at a location and is in no manifest."""
+LEVELS = 3
+"""A location lies at <model>/<commit>/<target> under its base."""
+
+
+class Manifest(BaseModel):
+    """`manifest.json`: every file of a location but itself and the marker.
+
+    digest: the checkpoint's own, of the files under `0/`. checked: whether a passing verdict came with it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: int = 1
+    digest: str
+    checked: bool
+    ferry: str
+    files: list[FileEntry]
+
+    def to_json(self) -> bytes:
+        return self.model_dump_json(indent=1, exclude_none=True).encode() + b"\n"
+
+
+class Stored(Protocol):
+    """A file that lies in Cloud Storage already: this generation of this object."""
+
+    bucket: str
+    name: str
+    generation: int
+
+    def open(self) -> IO[bytes]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A file to publish: its entry, and the file, the object or the bytes it is made from."""
+
+    entry: FileEntry
+    source: Path | bytes | Stored
+
+    def open(self) -> IO[bytes]:
+        if isinstance(self.source, bytes):
+            return io.BytesIO(self.source)
+        return self.source.open("rb") if isinstance(self.source, Path) else self.source.open()
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """What lies at <model>/<commit>/<target> under a base, whole or not.
+
+    committed: its marker is there. touched: when something of it was last written, in seconds since 1970.
+    """
+
+    path: str
+    committed: bool
+    files: int
+    bytes: int
+    touched: float
+
+
+class Destination(Protocol):
+    """One location. Paths are relative to it, with `/`. Methods raise BadInput and OutsideFailure, in one line."""
+
+    @property
+    def url(self) -> str: ...
+
+    def exclusive(self, reporter: Reporter) -> AbstractContextManager[None]:
+        """Held while something is published or removed here, where the place has locks."""
+        ...
+
+    def read(self, path: str) -> bytes | None:
+        """A small file of what is committed; None where there is none."""
+        ...
+
+    def begin(self, manifest: Manifest) -> dict[str, FileEntry]:
+        """Makes ready, and says which of the manifest's files an earlier try has brought already."""
+        ...
+
+    def put(self, item: Item, advance: Callable[[int], None], stopped: threading.Event) -> FileEntry:
+        """Brings one file, checking its CRC32C on the way; its entry as it lies here. For several threads at once."""
+        ...
+
+    def commit(self, manifest: bytes, marker: bytes) -> None:
+        """Writes the manifest and then the marker: from here on readers see the checkpoint."""
+        ...
+
+    def entries(self, reporter: Reporter) -> list[FileEntry]:
+        """Every file that lies here, sorted."""
+        ...
+
+    def remove(self) -> None:
+        """Removes what lies here, committed or not: the marker first, so that nobody reads what is half gone."""
+        ...
+
+    def locations(self) -> list[Location]:
+        """Of a base: every location under it that a publisher has begun or committed, sorted."""
+        ...
+
+    def update(self, path: str, change: Callable[[bytes | None], bytes | None]) -> None:
+        """Replaces a file at `path`, relative to the base, by what `change` makes of it (None: leaves it)."""
+        ...

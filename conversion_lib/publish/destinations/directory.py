@@ -1,0 +1,166 @@
+"""Publishing to a directory."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from stat import S_ISREG
+
+from pydantic import ValidationError
+
+from conversion_lib.errors import BadInput, OutsideFailure
+from conversion_lib.progress import Reporter
+from conversion_lib.publish.destinations.base import LEVELS, MANIFEST_NAME, MARKER_NAME, Item, Location, Manifest
+from conversion_lib.publish.manifest import FileEntry, build_manifest, copy_checked, list_files
+from conversion_lib.storage.disk import check_disk
+from conversion_lib.storage.files import disk_error, one_at_a_time, sync_directory, write_atomically
+
+PARTIAL = ".ferry-partial"
+
+
+class DirectoryDestination:
+    """A location in a directory: built in a hidden sibling, which is renamed when it is whole."""
+
+    def __init__(self, base: Path, path: str) -> None:
+        self.base = base.expanduser().absolute()
+        self.location = self.base / path
+        name = self.location.name
+        self.staging = self.location.with_name(f".{name}{PARTIAL}")
+        self.lock = self.location.with_name(f".{name}.ferry-lock")
+
+    @property
+    def url(self) -> str:
+        return str(self.location)
+
+    @contextmanager
+    def exclusive(self, reporter: Reporter) -> Iterator[None]:
+        def waiting() -> None:
+            reporter.say(f"another run is publishing to {self.url}: waiting for it")
+
+        try:
+            with one_at_a_time(self.lock, waiting):
+                yield
+            with suppress(OSError):
+                self.location.parent.rmdir()  # of a commit whose last target has been removed
+        except OSError as error:
+            raise disk_error(error, f"cannot write to {self.url}") from error
+
+    def read(self, path: str) -> bytes | None:
+        try:
+            return (self.location / path).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise disk_error(error, f"cannot read {self.location / path}") from error
+
+    def begin(self, manifest: Manifest) -> dict[str, FileEntry]:
+        if self.location.exists() and (not self.location.is_dir() or any(self.location.iterdir())):
+            raise BadInput(
+                f"{self.url} holds something that is no published checkpoint (no {MARKER_NAME}): give another"
+                " destination, or remove it"
+            )
+        kept = self._sweep(manifest)
+        check_disk(self.location, sum(entry.size for entry in manifest.files if entry.path not in kept))
+        self.staging.mkdir(parents=True, exist_ok=True)
+        # what the files of this try will be: the next try trusts those that it finds under the same entry
+        write_atomically(self.staging / MANIFEST_NAME, manifest.model_dump_json().encode())
+        return kept
+
+    def _sweep(self, manifest: Manifest) -> dict[str, FileEntry]:
+        """Removes from the staging directory what a killed try left of something else or half done."""
+        there = list_files(self.staging)
+        begun: set[FileEntry] = set()
+        if MANIFEST_NAME in there:
+            try:
+                begun = set(Manifest.model_validate_json((self.staging / MANIFEST_NAME).read_bytes()).files)
+            except ValidationError:
+                begun = set()
+        kept = {e.path: e for e in manifest.files if e in begun and there.get(e.path) == e.size}
+        for path in there.keys() - kept.keys():
+            (self.staging / path).unlink()
+        return kept
+
+    def put(self, item: Item, advance: Callable[[int], None], stopped: threading.Event) -> FileEntry:
+        path = self.staging / item.entry.path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f"{path.name}.part")
+        with item.open() as source, part.open("wb") as target:
+            right = copy_checked(source, target, item.entry, advance, stopped)
+            target.flush()
+            os.fsync(target.fileno())
+        if not right:
+            raise OutsideFailure(
+                f"{item.entry.path} changed while it was published (expected {item.entry.size} bytes with crc32c"
+                f" {item.entry.crc32c}): run again when nothing writes to the checkpoint"
+            )
+        part.replace(path)
+        return item.entry
+
+    def commit(self, manifest: bytes, marker: bytes) -> None:
+        write_atomically(self.staging / MANIFEST_NAME, manifest)
+        write_atomically(self.staging / MARKER_NAME, marker)
+        for directory, _, _ in os.walk(self.staging):
+            sync_directory(Path(directory))
+        self.staging.replace(self.location)
+        sync_directory(self.location.parent)
+
+    def entries(self, reporter: Reporter) -> list[FileEntry]:
+        return build_manifest(self.location, reporter=reporter, task=f"verifying {self.url}")
+
+    def remove(self) -> None:
+        try:
+            if self.location.exists():
+                shutil.rmtree(self.staging, ignore_errors=True)
+                self.location.replace(self.staging)  # at once: nobody reads what is half gone
+                sync_directory(self.location.parent)
+            if self.staging.exists():
+                shutil.rmtree(self.staging)
+        except OSError as error:
+            raise disk_error(error, f"cannot remove {self.url}") from error
+
+    def locations(self) -> list[Location]:
+        under = "/".join(["*"] * (LEVELS - 1))
+        marked = {marker.parent for marker in self.location.glob(f"{under}/*/{MARKER_NAME}")}
+        whole = {path for path in marked if not path.name.startswith(".")}
+        parts = self.location.glob(f"{under}/.*{PARTIAL}")
+        targets = {path: path for path in whole} | {
+            path: path.with_name(path.name[1 : -len(PARTIAL)]) for path in parts
+        }
+        found = []
+        for path, target in targets.items():
+            stats = _stats(path)
+            found.append(
+                Location(
+                    path=target.relative_to(self.location).as_posix(),
+                    committed=path in whole,
+                    files=len(stats),
+                    bytes=sum(stat.st_size for stat in stats),
+                    touched=max((stat.st_mtime for stat in stats), default=0.0),
+                )
+            )
+        return sorted(found, key=lambda location: (location.path, location.committed))
+
+    def update(self, path: str, change: Callable[[bytes | None], bytes | None]) -> None:
+        target = self.base / path
+        try:
+            if change(target.read_bytes() if target.exists() else None) is None:
+                return  # also where nothing may be written
+            with one_at_a_time(target.with_name(f".{target.name}.ferry-lock"), lambda: None):
+                changed = change(target.read_bytes() if target.exists() else None)
+                if changed is not None:
+                    write_atomically(target, changed)
+        except OSError as error:
+            raise disk_error(error, f"cannot write to {target}") from error
+
+
+def _stats(directory: Path) -> list[os.stat_result]:
+    """Of every file in the directory that nobody removes meanwhile."""
+    found = []
+    for path in directory.rglob("*"):
+        with suppress(FileNotFoundError):
+            found.append(path.stat())
+    return [stat for stat in found if S_ISREG(stat.st_mode)]

@@ -1,0 +1,256 @@
+"""Out to a directory or to Cloud Storage: whole, checked, and never half seen.
+
+A published checkpoint lies at `URL/<model>/<commit>/<target>/`::
+
+    0/...               the checkpoint as it is: MaxText and Orbax restore from `0/items`
+    hf/...              config, tokenizer and generation files of the source
+    report/...          what `ferry check` wrote
+    provenance.json     where it comes from and how it was checked
+    manifest.json       every file with its size and CRC32C, in Cloud Storage also its generation
+    ferry_commit.json   the marker: there when everything else is, and what readers look for
+
+and `URL/<model>/latest-<target>.json` names the commit published last for a target.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from conversion_lib import __version__
+from conversion_lib.errors import BadInput
+from conversion_lib.progress import SILENT, Reporter
+from conversion_lib.publish.destinations import open_destination
+from conversion_lib.publish.destinations.base import MARKER_NAME, Destination, Item, Manifest
+from conversion_lib.publish.manifest import FileEntry, crc32c_of, digest_of
+from conversion_lib.publish.staged import Staged, StagedDirectory, open_staged
+from conversion_lib.publish.verdict import Verdict, parse_verdict, require_pass
+from conversion_lib.record import (
+    CHECK_NAME,
+    COMMIT_NAME,
+    HF_DIR_NAME,
+    PROVENANCE_NAME,
+    RECORD_NAME,
+    REPORT_DIR_NAME,
+    REPORT_PAGE_NAME,
+    CheckpointRecord,
+)
+from conversion_lib.storage.files import in_parallel
+
+REPORT_FILES = (CHECK_NAME, REPORT_PAGE_NAME)
+"""What is published of a report's directory: a person may keep other things there."""
+THREADS = 8
+
+
+class Marker(BaseModel):
+    """`ferry_commit.json`. `manifest_crc32c` is of manifest.json's bytes; `published` is UTC in ISO 8601."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    digest: str
+    checked: bool
+    manifest_crc32c: str
+    published: str
+    ferry: str
+
+
+class Latest(BaseModel):
+    """`latest-<target>.json` of a model. `location` is relative to the file's directory: `<commit>/<target>`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    location: str
+    digest: str
+    checked: bool
+    published: str
+
+
+@dataclass(frozen=True, slots=True)
+class PublishResult:
+    """`url` is the full location, `marker` the file in it that readers look for.
+
+    bytes: of all files; bytes_copied: of those that this call brought, 0 where the checkpoint was there already.
+    """
+
+    url: str
+    marker: str
+    digest: str
+    checked: bool
+    files: int
+    bytes: int
+    bytes_copied: int
+    seconds: float
+
+
+def publish(
+    checkpoint: str | Path,
+    url: str,
+    *,
+    report: Path | None = None,
+    unchecked: bool = False,
+    reporter: Reporter = SILENT,
+    threads: int = THREADS,
+) -> PublishResult:
+    """Publishes the checkpoint at DST, DST/0 or DST/0/items under `url`, a directory or gs://bucket/prefix.
+
+    checkpoint: a path, or gs://bucket/prefix; what lies in Cloud Storage already, the service copies. report: the
+    directory that `ferry check` wrote to, DST/report by default. unchecked: publish without a passing verdict, and say
+    so in the manifest. Where the same checkpoint is published already nothing is done; where an earlier try stopped,
+    this one goes on.
+
+    Raises BadInput for a checkpoint without a record, without a passing verdict on exactly these bytes, and for a
+    location that holds something else, or this very checkpoint published unchecked where it has a verdict now;
+    OutsideFailure where the disk or the service fails.
+    """
+    started = time.monotonic()
+    staged = open_staged(checkpoint)
+    record = _read_record(staged)
+    place = f"{_commit(record)}/{record.target.slug}"
+    destination = open_destination(url, f"{record.model_name}/{place}")
+    step = staged.step(reporter)
+    digest = digest_of(step)
+    report_url, files = _read_report(staged, report)
+    verdict = parse_verdict(files.get(CHECK_NAME), f"{report_url}/{CHECK_NAME}")
+    if not unchecked:
+        require_pass(verdict, digest, staged.url, f"{report_url}/{CHECK_NAME}")
+    if verdict is not None and verdict.digest != digest:
+        verdict = None  # of another checkpoint: not for this one's readers
+    items = [staged.item("0", entry) for entry in step]
+    items += [staged.item(HF_DIR_NAME, entry) for entry in staged.folder(HF_DIR_NAME)]
+    items += [_item(f"{REPORT_DIR_NAME}/{name}", content) for name, content in files.items() if verdict]
+    items.append(_item(PROVENANCE_NAME, _provenance(record, verdict, checked=not unchecked)))
+    manifest = Manifest(digest=digest, checked=not unchecked, ferry=__version__, files=[i.entry for i in items])
+    copied = 0
+    if (marker := _published(destination, digest, checked=not unchecked)) is None:
+        with destination.exclusive(reporter):
+            if (
+                marker := _published(destination, digest, checked=not unchecked)
+            ) is None:  # not finished by another run meanwhile
+                copied, marker = _deliver(destination, manifest, items, reporter, threads)
+                reporter.say(f"published at {destination.url}")
+    else:
+        reporter.say(f"{digest} is already published at {destination.url}")
+    pointer = f"{record.model_name}/{latest_name(record.target.slug)}"
+    destination.update(pointer, lambda old: _newer(old, place, marker))
+    return PublishResult(
+        url=destination.url,
+        marker=f"{destination.url}/{MARKER_NAME}",
+        digest=digest,
+        checked=marker.checked,
+        files=len(items),
+        bytes=sum(item.entry.size for item in items),
+        bytes_copied=copied,
+        seconds=time.monotonic() - started,
+    )
+
+
+def _commit(record: CheckpointRecord) -> str:
+    """The second level of a published path; weights without a commit go by the fingerprint of their conversion."""
+    return record.origin.commit or f"local-{record.fingerprint.removeprefix('sha256:')[:12]}"
+
+
+def _read_record(staged: Staged) -> CheckpointRecord:
+    content = staged.read(RECORD_NAME)
+    if content is None:
+        raise BadInput(f"{staged.url} has no {RECORD_NAME}: publish takes what `ferry convert` wrote")
+    try:
+        return CheckpointRecord.model_validate_json(content)
+    except ValidationError as error:
+        what = error.errors()[0]["msg"]
+        raise BadInput(f"{staged.url}/{RECORD_NAME} is not a checkpoint record of this version: {what}") from error
+
+
+def _read_report(staged: Staged, report: Path | None) -> tuple[str, dict[str, bytes]]:
+    """Where the report lies, beside the checkpoint unless `report` says otherwise, and its files by name."""
+    read = staged.read if report is None else StagedDirectory(report.absolute().parent).read
+    where = f"{staged.url}/{REPORT_DIR_NAME}" if report is None else str(report)
+    folder = REPORT_DIR_NAME if report is None else report.absolute().name
+    found = {name: read(f"{folder}/{name}") for name in REPORT_FILES}
+    return where, {name: content for name, content in found.items() if content is not None}
+
+
+def _provenance(record: CheckpointRecord, verdict: Verdict | None, *, checked: bool) -> bytes:
+    provenance: dict[str, Any] = {
+        "record": record.model_dump(mode="json"),
+        "checked": checked,
+        "verdict": json.loads(verdict.model_dump_json()) if verdict else None,
+        "ferry": __version__,
+    }
+    return json.dumps(provenance, indent=2).encode() + b"\n"
+
+
+def _item(path: str, content: bytes) -> Item:
+    return Item(FileEntry(path=path, size=len(content), crc32c=crc32c_of(content)), content)
+
+
+def latest_name(target: str) -> str:
+    """The file beside a model's commits that names the one published last for this target."""
+    return f"latest-{target}.json"
+
+
+def _published(destination: Destination, digest: str, *, checked: bool) -> Marker | None:
+    """The marker of what is published there; None where nothing is. Raises BadInput for another checkpoint."""
+    content = destination.read(MARKER_NAME)
+    if content is None:
+        return None
+    try:
+        marker = Marker.model_validate_json(content)
+    except ValidationError as error:
+        raise BadInput(f"{destination.url}/{MARKER_NAME} is no marker of this version") from error
+    if marker.digest != digest:
+        raise BadInput(
+            f"{destination.url} holds {marker.digest}, and this checkpoint is {digest}: publish to another URL, or"
+            " remove that one first"
+        )
+    if checked and not marker.checked:
+        raise BadInput(
+            f"{destination.url} was published without a check: remove it and publish again, to have the verdict with it"
+        )
+    return marker
+
+
+def _deliver(
+    destination: Destination, manifest: Manifest, items: list[Item], reporter: Reporter, threads: int
+) -> tuple[int, Marker]:
+    """Brings what is missing and commits; the bytes brought, and the marker."""
+    there = destination.begin(manifest)
+    missing = [item for item in items if item.entry.path not in there]
+    size = sum(item.entry.size for item in missing)
+    with reporter.task(f"publishing to {destination.url}", size) as progress:
+
+        def put(item: Item, stopped: threading.Event) -> None:
+            there[item.entry.path] = destination.put(item, progress.advance, stopped)
+
+        # an Orbax reader takes a checkpoint for whole when this one is there
+        last = f"0/{COMMIT_NAME}"
+        in_parallel(put, [item for item in missing if item.entry.path != last], threads=threads)
+        in_parallel(put, [item for item in missing if item.entry.path == last], threads=1)
+    content = manifest.model_copy(update={"files": [there[item.entry.path] for item in items]}).to_json()
+    marker = Marker(
+        digest=manifest.digest,
+        checked=manifest.checked,
+        manifest_crc32c=crc32c_of(content),
+        published=datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds"),
+        ferry=__version__,
+    )
+    destination.commit(content, marker.model_dump_json(indent=1).encode() + b"\n")
+    return size, marker
+
+
+def _newer(old: bytes | None, place: str, marker: Marker) -> bytes | None:
+    """What the pointer is to be; None where it names this location already, or one published later."""
+    latest = Latest(location=place, digest=marker.digest, checked=marker.checked, published=marker.published)
+    try:
+        named = Latest.model_validate_json(old or b"")
+    except ValidationError:
+        named = None
+    if named is not None and named.published >= latest.published:
+        return None
+    return latest.model_dump_json(indent=1).encode() + b"\n"

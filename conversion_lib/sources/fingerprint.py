@@ -1,0 +1,121 @@
+"""What makes two runs the same run: where the weights came from and what they are, without reading them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from conversion_lib.errors import BadInput
+from conversion_lib.models.hf_config import ModelConfig
+from conversion_lib.record import HF_RECORD_NAME, PROVENANCE_NAME, Origin
+from conversion_lib.sources.orbax import items_dir
+from conversion_lib.sources.remote import Remote
+from conversion_lib.sources.safetensors import SafetensorsSource
+from conversion_lib.storage.gcs import CloudPlace, stored_at
+
+
+def origin_of(directory: Path, remote: Remote | None = None) -> Origin:
+    """Where the checkpoint in `directory` came from, as the download's provenance says; else the path alone.
+
+    remote: where the weights are, when only their headers lie in `directory`. Of a directory that Ferry dequantized,
+    the path is that of the original.
+    """
+    provenance, written = _load(directory / PROVENANCE_NAME), _load(directory / HF_RECORD_NAME)
+    path = (written.get("origin") or {}).get("path") or str(directory.absolute())
+    path = remote.name if remote else path
+    return Origin(path=path, repo=provenance.get("repo"), commit=provenance.get("commit"))
+
+
+def files_identity(stored: SafetensorsSource, config: ModelConfig) -> dict[str, str]:
+    """What a plan's identity says of a Hugging Face checkpoint: its files and its config."""
+    return {"source": json.dumps(source_content(stored)), "config": json.dumps(config.raw, sort_keys=True)}
+
+
+def source_identity(source: SafetensorsSource) -> str:
+    """Hex sha256 over `source_content`."""
+    return hashlib.sha256(json.dumps(source_content(source)).encode()).hexdigest()
+
+
+def source_content(source: SafetensorsSource) -> dict[str, str]:
+    """By file name, size and what is known of its content; and the hash of all headers, as `headers`.
+
+    What is known is the fingerprint of the run that wrote the files, or the hashes that the download verified. Where
+    there is neither, or a file was changed after it was written or verified, the time of modification stands in, so
+    that a file that was changed or copied counts as another.
+    """
+    written = _load(source.directory / HF_RECORD_NAME).get("fingerprint")
+    hashes = _verified_hashes(_load(source.directory / PROVENANCE_NAME))
+    # both are written last, by the run and by the download
+    sealed = max(_modified(source.directory / name) for name in (HF_RECORD_NAME, PROVENANCE_NAME))
+    content = {}
+    for file in source.files:
+        stat = file.stat()
+        known = written or hashes.get((file.name, stat.st_size))
+        seal = known if known and stat.st_mtime_ns <= sealed else f"modified {stat.st_mtime_ns}"
+        content[file.name] = f"{stat.st_size} bytes, {seal}"
+    return content | {"headers": source.header_digest}
+
+
+def orbax_content(items: Path) -> dict[str, str]:
+    """The hash over name, size and time of modification of every file of a MaxText checkpoint, as `items`.
+
+    In a bucket an object's generation stands for the time.
+    """
+    digest, count, total = hashlib.sha256(), 0, 0
+    for name, size, written in _versions(items):
+        digest.update(f"{name}\0{size}\0{written}\n".encode())
+        count, total = count + 1, total + size
+    return {"items": f"{count} files, {total} bytes, names and times {digest.hexdigest()}"}
+
+
+def _versions(items: Path) -> Iterator[tuple[str, int, int]]:
+    """Of every file of a MaxText checkpoint, in a fixed order: its name, bytes, and what a change of it changes."""
+    place = stored_at(items)
+    if isinstance(place, CloudPlace):
+        yield from ((blob.name[len(place.name) + 1 :], blob.size, int(blob.generation)) for blob in place.blobs())
+        return
+    for parent, directories, names in os.walk(items):
+        directories.sort()
+        for name in sorted(names):
+            path = Path(parent, name)
+            stat = path.stat()
+            yield str(path.relative_to(items)), stat.st_size, stat.st_mtime_ns
+
+
+def refuse_change(directory: Path, noted: Mapping[str, str]) -> None:
+    """Raises BadInput where the source is not what it was when `noted`, its content, was taken.
+
+    What was read of it before and after a change does not belong together.
+    """
+    now = orbax_content(items_dir(directory)) if "items" in noted else source_content(SafetensorsSource(directory))
+    changed = [name for name in {**noted, **now} if noted.get(name) != now.get(name)]
+    if changed:
+        raise BadInput(
+            f"{directory / changed[0]} changed while it was read: {noted.get(changed[0])} at first, now "
+            f"{now.get(changed[0])}. Nothing of this run is kept; run again when the source is at rest"
+        )
+
+
+def _modified(path: Path) -> int:
+    """When a file was written last; 0 where there is none."""
+    return path.stat().st_mtime_ns if path.exists() else 0
+
+
+def _verified_hashes(provenance: dict[str, Any]) -> dict[tuple[str, int], str]:
+    files = provenance.get("files")
+    entries = [entry for entry in files if isinstance(entry, dict)] if isinstance(files, list) else []
+    return {(e["path"], e["size"]): e["sha256"] for e in entries if e.get("sha256") and "path" in e and "size" in e}
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise BadInput(f"{path} is not JSON: {error}") from None
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,1 @@
+"""Directories and buckets: files written whole, locations, leases."""

@@ -1,0 +1,141 @@
+"""A place in a bucket: an object, or a prefix of objects' names. See `places.Place`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from conversion_lib.storage.files import in_parallel
+from conversion_lib.storage.locations import LocalPlace, Place
+
+REQUESTS = 32
+"""To Cloud Storage at a time, where there are many objects."""
+TENSORSTORE_REQUESTS: dict[str, Any] = {"gcs_request_concurrency": {"limit": 64}}
+"""TensorStore's settings for Cloud Storage. It tries again itself: up to 32 times, 1 s to 32 s apart."""
+SCHEME = "gs://"
+MIRROR_NOTE = ".ferry_mirror_of"
+"""In a directory that stands for a place in a bucket: the place's URL. See `mirror`."""
+MIRROR_DEPTH = 2
+"""From such a directory to `0/items` in it."""
+
+
+@dataclass(frozen=True)
+class CloudPlace:
+    """An object, or a prefix of objects' names, in a bucket. Errors are BadInput or OutsideFailure, in one line."""
+
+    bucket: str
+    name: str
+    client: Any = field(compare=False, repr=False)
+    """The client's bucket: one for all places of a run, since it keeps connections."""
+
+    @staticmethod
+    def parse(url: str) -> CloudPlace:
+        """The place at gs://bucket/prefix. Raises BadInput for another URL, and for a name that is not allowed."""
+        from conversion_lib.storage import gcs_client as client
+
+        bucket, prefix = client.split_url(url)
+        client.require_name(prefix, url)
+        return CloudPlace(bucket, prefix, client.open_bucket(bucket))
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        return {"driver": "gcs", "bucket": self.bucket, "path": self._prefix}
+
+    @property
+    def _prefix(self) -> str:
+        return f"{self.name}/" if self.name else ""
+
+    @property
+    def blob(self) -> Any:
+        """The object, as the client has it."""
+        return self.client.blob(self.name)
+
+    def __truediv__(self, path: str) -> CloudPlace:
+        name = "/".join(part for part in (self.name, path.strip("/")) if part)
+        return CloudPlace(self.bucket, name, self.client)
+
+    def __str__(self) -> str:
+        return f"{SCHEME}{self.bucket}/{self.name}"
+
+    def read(self) -> bytes | None:
+        from conversion_lib.storage import gcs_client as client
+
+        with client.explained(str(self), "read"):
+            return client.read(self.blob)
+
+    def write(self, content: bytes) -> None:
+        self._upload(content)
+
+    def write_first(self, content: bytes) -> bool:
+        from google.api_core.exceptions import PreconditionFailed
+
+        try:
+            self._upload(content, if_generation_match=0)
+        except PreconditionFailed:
+            return self.read() == content  # ours, where the answer to a first try was lost; or the same
+        return True
+
+    def _upload(self, content: bytes, **conditions: int) -> None:
+        from google.api_core.exceptions import PreconditionFailed
+
+        from conversion_lib.storage import gcs_client as client
+
+        failed: PreconditionFailed | None = None
+        with client.explained(str(self), "write"):
+            try:
+                self.blob.upload_from_string(content, checksum="crc32c", retry=client.RETRY, **conditions)
+            except PreconditionFailed as error:
+                failed = error
+        if failed is not None:
+            raise failed
+
+    def make(self) -> None:
+        """Nothing: an object's name needs no directory."""
+
+    def below(self) -> list[str]:
+        return [blob.name[len(self._prefix) :] for blob in self.blobs()]
+
+    def blobs(self, beginning: str = "") -> list[Any]:
+        """Every object below whose name begins so from here, with its generation and size."""
+        from conversion_lib.storage import gcs_client as client
+
+        with client.explained(str(self), "list"):
+            return list(self.client.list_blobs(prefix=self._prefix + beginning, retry=client.RETRY))
+
+    def children(self) -> set[str]:
+        """The names directly below, of objects and of prefixes."""
+        from conversion_lib.storage import gcs_client as client
+
+        with client.explained(str(self), "list"):
+            listing = self.client.list_blobs(prefix=self._prefix, delimiter="/", retry=client.RETRY)
+            names = [blob.name for blob in listing] + [prefix.rstrip("/") for prefix in listing.prefixes]
+        return {name[len(self._prefix) :] for name in names} - {""}
+
+    def remove(self, paths: Iterable[str]) -> None:
+        from google.api_core.exceptions import NotFound
+
+        from conversion_lib.storage import gcs_client as client
+
+        def remove(path: str, stopped: object) -> None:
+            with client.explained(str(self), "delete"):
+                try:
+                    (self / path).blob.delete(retry=client.RETRY)
+                except NotFound:
+                    return
+
+        in_parallel(remove, list(paths), threads=REQUESTS)
+
+    def settle(self) -> None:
+        """Nothing: an object is durable when its upload is answered."""
+
+
+def stored_at(path: Path) -> Place:
+    """Where what is called `path` really lies: there itself, or in the bucket that it is part of the mirror of."""
+    for parent in (path, *path.parents[:MIRROR_DEPTH]):
+        note = parent / MIRROR_NOTE
+        if note.is_file():
+            place = CloudPlace.parse(note.read_text())
+            return place if path == parent else place / path.relative_to(parent).as_posix()
+    return LocalPlace(path)

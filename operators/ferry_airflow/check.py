@@ -1,0 +1,64 @@
+"""The stage `check`: the logits of the converted weights against the original's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from conversion_lib.record import REPORT_DIR_NAME
+from ferry_airflow.base import Manifest, StageOperator, handed_on, path_in, picked
+from ferry_airflow.execution.base import Command, Result
+
+FIGURES = ("verdict", "max_kl", "mean_kl", "max_abs_diff", "top1", "top10", "digest", "report", "already")
+
+
+class CheckOperator(StageOperator):
+    """Compares logits; the task fails, and is not retried, where they differ by more than `max_kl`.
+
+    :param checkpoint: the manifest of `finalize`, or the path of a MaxText checkpoint (templated)
+    :param reference: the manifest of `dequantize`, or the path of the Hugging Face checkpoint to compare
+        with (templated)
+    :param max_kl: largest Kullback-Leibler divergence allowed for any token, in nats, float32 logits on both
+        sides (templated); default None: 1e-5, or more where the conversion rounds, as `ferry check` has it
+    :param report_dir: directory for the report (templated); default: `report` in the checkpoint's directory
+    :param place: as in StageOperator
+    :param hf_conn_id: as in StageOperator
+    :returns: manifest with `verdict`, `max_kl`, `mean_kl` (nats), `max_abs_diff` (of logits), `top1`, `top10`
+        (share of tokens that agree), `digest` (of the checkpoint that the verdict is bound to),
+        `report_dir` and `report` (the page in it), `already` (an earlier check of the same things passed)
+    """
+
+    stage: ClassVar[str] = "check"
+    template_fields: Sequence[str] = ("checkpoint", "reference", "max_kl", "report_dir")
+
+    def __init__(
+        self,
+        *,
+        checkpoint: str | Mapping[str, Any],
+        reference: str | Mapping[str, Any],
+        max_kl: float | None = None,
+        report_dir: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.checkpoint = checkpoint
+        self.reference = reference
+        self.max_kl = max_kl
+        self.report_dir = report_dir
+
+    def command(self) -> Command:
+        path = path_in(self.checkpoint)
+        self.link_target = self._report_dir()  # also of a check that fails
+        options = ["--reference", path_in(self.reference), "--report", self.link_target]
+        if self.max_kl is not None:
+            options += ["--max-kl", str(self.max_kl)]
+        return Command(("check", path, *options))
+
+    def manifest(self, result: Result) -> Manifest:
+        self.link_target = str(result["report"])
+        paths = {"path": path_in(self.checkpoint), "report_dir": self._report_dir()}
+        return {**paths, **picked(result, *FIGURES), **handed_on(self.checkpoint)}
+
+    def _report_dir(self) -> str:
+        return self.report_dir or str(Path(path_in(self.checkpoint)) / REPORT_DIR_NAME)

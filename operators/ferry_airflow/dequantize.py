@@ -1,0 +1,61 @@
+"""The stage `dequantize`: a quantized checkpoint to a bf16 one, Hugging Face to Hugging Face."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from ferry_airflow.base import Manifest, StageOperator, directory_for, handed_on, path_in, picked
+from ferry_airflow.execution.base import Command, Result
+from ferry_airflow.layout import DEQUANTIZED
+
+
+class DequantizeOperator(StageOperator):
+    """Writes the source in bf16, or passes it on where that is not needed.
+
+    :param source: the manifest of `download`, or the path of a quantized Hugging Face checkpoint (templated)
+    :param mode: `staged` (default): write a bf16 checkpoint, so that converting has a retry of its own;
+        `fused`: pass the source on, and converting dequantizes as it reads: one pass less over the data
+        (templated). The bits are the same.
+    :param destination: directory to write (templated); default: `bf16` in the manifest's working directory
+    :param place: as in StageOperator
+    :param hf_conn_id: as in StageOperator
+    :returns: manifest with `path` (what converting is to read), `skipped` (the source was passed on) and,
+        where it was not, `fingerprint` and `already` (it was there and whole)
+    """
+
+    stage: ClassVar[str] = "dequantize"
+    template_fields: Sequence[str] = ("source", "mode", "destination")
+
+    def __init__(
+        self,
+        *,
+        source: str | Mapping[str, Any],
+        mode: str = "staged",
+        destination: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.source = source
+        self.mode = mode
+        self.destination = destination
+
+    def command(self) -> Command | Manifest:
+        path = path_in(self.source)
+        reason = self._reason_to_skip()
+        if reason:
+            self.log.info("Passing on %s: %s", path, reason)
+            self.link_target = path
+            return {"path": path, "skipped": True, **handed_on(self.source)}
+        self.link_target = str(directory_for(self.destination, self.source, DEQUANTIZED))
+        return Command(("dequantize", path, self.link_target))
+
+    def manifest(self, result: Result) -> Manifest:
+        return {**picked(result, "path", "fingerprint", "already"), "skipped": False, **handed_on(self.source)}
+
+    def _reason_to_skip(self) -> str | None:
+        if self.mode == "fused":
+            return "converting dequantizes as it reads"
+        if not isinstance(self.source, str) and self.source.get("quantized") is False:
+            return "it is not quantized"
+        return None

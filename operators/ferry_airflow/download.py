@@ -1,0 +1,39 @@
+"""The stage `download`: the source's files, from the Hub to the disk where the stages work."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from ferry_airflow.base import Manifest, StageOperator, handed_on, path_in, picked, skip_published
+from ferry_airflow.execution.base import Command, Result
+
+
+class DownloadOperator(StageOperator):
+    """Downloads a repository at a commit. What is there already and whole is not fetched again.
+
+    :param source: the manifest of `resolve` (templated). Where its commit is None the source is a directory, and its
+        path is passed on; where it says `published` the task is skipped, and with it all that follow.
+    :param hf_conn_id: as in StageOperator
+    :param place: as in StageOperator
+    :returns: manifest with `path` (the Hugging Face checkpoint), `files`, `bytes` and `bytes_downloaded`
+    """
+
+    stage: ClassVar[str] = "download"
+    template_fields: Sequence[str] = ("source",)
+
+    def __init__(self, *, source: Mapping[str, Any], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.source = source
+
+    def command(self) -> Command | Manifest:
+        skip_published(self.source)
+        path = path_in(self.source)
+        self.link_target = path
+        if self.source["commit"] is None:
+            self.log.info("The source is the directory %s: nothing to download", path)
+            return {"path": path, **handed_on(self.source)}
+        return Command(("download", self.source["repo"], path, "--revision", self.source["commit"]))
+
+    def manifest(self, result: Result) -> Manifest:
+        return {**picked(result, "path", "files", "bytes", "bytes_downloaded"), **handed_on(self.source)}

@@ -1,0 +1,81 @@
+"""Where stages run: one module a place, chosen by configuration when a task starts.
+
+`FERRY_PLACES`, a variable in the workers' environment, names a YAML file::
+
+    default: kubernetes        # the place of every stage that is not named below; `local` where there is no file
+    stages:
+      resolve: local
+    options:                   # added to a stage's command line, wherever it runs
+      convert: [--memory-budget, 8GiB]
+    kubernetes: {...}          # what the place of that name is told: see its module
+
+A place is a module of this package with a function `place(stage, options)`; a third one is one more module.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from conversion_lib.errors import BadInput
+from ferry_airflow.execution.base import Place
+
+VARIABLE = "FERRY_PLACES"
+
+
+class Places(BaseModel):
+    """The file that `FERRY_PLACES` names. Keys beside these are places, with what each is told."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    default: str = "local"
+    stages: dict[str, str] = {}
+    options: dict[str, list[str]] = {}
+
+
+@dataclass(frozen=True)
+class Configured:
+    """Where a stage runs, and what is added to its command line."""
+
+    place: Place
+    options: tuple[str, ...] = ()
+
+
+def configured(stage: str) -> Configured:
+    """What the configuration says of a stage. Raises BadInput, naming the file, where it is wrong."""
+    path = os.environ.get(VARIABLE)
+    places = _read(Path(path)) if path else Places()
+    name = places.stages.get(stage, places.default)
+    options = (places.model_extra or {}).get(name) or {}
+    try:
+        module = import_module(f"ferry_airflow.execution.{name}")
+    except ImportError as error:
+        raise BadInput(f"{path}: stage {stage} is to run at {name}, which cannot be loaded: {error}") from None
+    try:
+        made: Place = module.place(stage, options)
+    except (ValidationError, AttributeError) as error:
+        raise BadInput(f"{path}: {name}: {one_line(error)}") from None
+    return Configured(made, tuple(places.options.get(stage, ())))
+
+
+def _read(path: Path) -> Places:
+    try:
+        return Places.model_validate(yaml.safe_load(path.read_text()) or {})
+    except OSError as error:
+        raise BadInput(f"{VARIABLE} names {path}, which cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, ValidationError) as error:
+        raise BadInput(f"{path}: {one_line(error)}") from None
+
+
+def one_line(error: Any) -> str:
+    """What is wrong, in one line; of a validation error the first thing, and where it is."""
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    return " ".join(str(error).split())

@@ -1,0 +1,186 @@
+"""The place `local`: this worker, with the command as a subprocess of the task.
+
+Its log lines (standard error) go into the task's log as they come; its one JSON object (standard output)
+is the result. The subprocess leads a process group of its own, which ends with it, with the task, or when
+the task is killed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import IO, Any
+
+from conversion_lib.errors import BadInput, OutsideFailure
+from ferry_airflow.execution.base import (
+    ERROR_PREFIX,
+    Command,
+    Place,
+    Result,
+    StageFailed,
+    TaskIdentity,
+    TaskLog,
+    failure,
+)
+
+GRACE_SECONDS = 4.0
+"""From SIGTERM to SIGKILL: less than the 5 s after which Airflow's supervisor kills the task itself."""
+
+_PR_SET_PDEATHSIG = 1
+
+
+class LocalSubprocess(Place):
+    """The place `local`.
+
+    :param program: what to put before a command's arguments; default: this interpreter and the command's module
+    :param grace_seconds: time between SIGTERM and SIGKILL in seconds; default 4
+    """
+
+    def __init__(self, program: Sequence[str] | None = None, grace_seconds: float = GRACE_SECONDS) -> None:
+        self._program = program
+        self._grace_seconds = grace_seconds
+        self._process: subprocess.Popen[str] | None = None
+        self._killed = False
+
+    def run(self, command: Command, secrets: Mapping[str, str], task: TaskIdentity, log: TaskLog) -> Result:
+        """As Place has it; the task's log gets the command's lines as they come."""
+        program = [*(self._program or (sys.executable, "-m", command.module)), *command.arguments, "--json"]
+        log.info("Running: %s", command)
+        # A file, not a pipe: nobody need read it while the log lines are read.
+        with tempfile.TemporaryFile("w+") as results:
+            exit_code, last_line = self._run_process(program, _environment(secrets), results, log)
+            results.seek(0)
+            result = _parse_result(results.read())
+        if exit_code:
+            raise failure(command, exit_code, _ending(exit_code), last_line, result or {})
+        if result is None:
+            raise StageFailed(f"{command.name} ended well but printed no JSON object", OutsideFailure.exit_code, {})
+        return result
+
+    def kill(self) -> None:
+        """Ends the process group: SIGTERM now, SIGKILL after the grace. Returns at once; `run` sees the end.
+
+        It is called from a signal handler, so it takes no lock that the interrupted code might hold.
+        """
+        self._killed = True
+        process = self._process
+        if process is None:
+            return
+        _signal_group(process.pid, signal.SIGTERM)
+        timer = threading.Timer(self._grace_seconds, self._kill_hard, [process])
+        timer.daemon = True
+        timer.start()
+
+    def _kill_hard(self, process: subprocess.Popen[str]) -> None:
+        # Only while it is unreaped does its number surely belong to it.
+        if self._process is process:
+            _signal_group(process.pid, signal.SIGKILL)
+
+    def _run_process(
+        self, command: Sequence[str], environment: Mapping[str, str], results: IO[str], log: TaskLog
+    ) -> tuple[int, str]:
+        """Exit code and last log line of the command."""
+        self._killed = False
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=results,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+            errors="replace",
+            env=environment,
+            start_new_session=True,
+            preexec_fn=_die_with_parent(),
+        )
+        self._process = process
+        if self._killed:  # while it was starting
+            self.kill()
+        sweeper = threading.Thread(target=_end_group_with_leader, args=[process.pid], daemon=True)
+        sweeper.start()
+        try:
+            last_line = _stream(process, log)
+            sweeper.join()
+        except BaseException:
+            # The task was interrupted (a timeout, for one): nobody waits for the work any more.
+            _signal_group(process.pid, signal.SIGTERM)
+            sweeper.join(self._grace_seconds)
+            _signal_group(process.pid, signal.SIGKILL)
+            raise
+        finally:
+            self._process = None
+            exit_code = process.wait()
+        return exit_code, last_line
+
+
+def _stream(process: subprocess.Popen[str], log: TaskLog) -> str:
+    """Copies the process's log lines to `log` until it closes them; returns the last."""
+    assert process.stderr is not None
+    last = ""
+    for raw in process.stderr:
+        line = raw.rstrip()
+        if not line:
+            continue
+        last = line
+        write = log.error if line.startswith(ERROR_PREFIX) else log.info
+        write("%s", line)
+    return last
+
+
+def _end_group_with_leader(pid: int) -> None:
+    """Waits for the leader's end and then ends what it left behind in its group.
+
+    The leader is not reaped yet (WNOWAIT), so that no other group can have its number.
+    """
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    _signal_group(pid, signal.SIGKILL)
+
+
+def _signal_group(pid: int, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, number)
+
+
+def _die_with_parent() -> Callable[[], None] | None:
+    """On Linux, a function for the child to call so that it is killed with the task's process.
+
+    A task can end without a chance to say so (SIGKILL, out of memory); a conversion left over would meet
+    the next try at the same destination.
+    """
+    if sys.platform != "linux":
+        return None
+    prctl = ctypes.CDLL(None).prctl
+    return lambda: prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _environment(secrets: Mapping[str, str]) -> dict[str, str]:
+    """The task's environment without Airflow's own settings and connections: ferry has no use for them."""
+    withheld = ("AIRFLOW__", "AIRFLOW_CONN_", "AIRFLOW_VAR_")
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(withheld)}
+    return {**inherited, "PYTHONUNBUFFERED": "1", **secrets}
+
+
+def _parse_result(text: str) -> Result | None:
+    try:
+        result = json.loads(text)
+    except ValueError:
+        return None
+    return result if isinstance(result, dict) else None
+
+
+def _ending(exit_code: int) -> str:
+    return f"was ended by {signal.strsignal(-exit_code)}" if exit_code < 0 else f"ended with exit code {exit_code}"
+
+
+def place(stage: str, options: Mapping[str, Any]) -> LocalSubprocess:
+    """The place of a stage; it takes no options."""
+    if options:
+        raise BadInput(f"the place local takes no options, and there are {', '.join(options)}")
+    return LocalSubprocess()

@@ -1,0 +1,47 @@
+"""The stage `finalize`: merges the parts of a conversion, and commits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar
+
+from conversion_lib.errors import BadInput
+from ferry_airflow.base import Manifest, StageOperator, handed_on, picked
+from ferry_airflow.execution.base import Command, Result
+
+
+class FinalizeOperator(StageOperator):
+    """Makes one checkpoint of what the parts of a conversion wrote. It moves no data.
+
+    Of a conversion in one go it finds the checkpoint committed, and says so.
+
+    :param parts: the manifests of `convert`, one for each part (templated): the output of the mapped task
+    :param place: as in StageOperator
+    :param hf_conn_id: as in StageOperator
+    :returns: manifest with `path` (the MaxText checkpoint), `target`, `fingerprint`, `parts` (how many), `chunks` and
+        `already` (it was committed)
+    """
+
+    stage: ClassVar[str] = "finalize"
+    template_fields: Sequence[str] = ("parts",)
+
+    def __init__(self, *, parts: Iterable[Mapping[str, Any]], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.parts = parts
+
+    def command(self) -> Command:
+        self.link_target = str(self._manifests()[0]["path"])
+        return Command(("finalize", self.link_target))
+
+    def manifest(self, result: Result) -> Manifest:
+        manifests = self._manifests()
+        kept = picked(result, "path", "fingerprint", "chunks", "already")
+        return {**kept, "parts": len(manifests), **handed_on(manifests[0])}
+
+    def _manifests(self) -> list[Mapping[str, Any]]:
+        """What the parts left. Raises BadInput where they did not write to one place: each part names its own."""
+        manifests = list(self.parts)
+        paths = sorted({str(manifest["path"]) for manifest in manifests})
+        if len(paths) != 1:
+            raise BadInput(f"the parts of one conversion write to one directory, and these wrote to {paths}")
+        return manifests

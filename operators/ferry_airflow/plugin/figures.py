@@ -1,0 +1,273 @@
+"""What the pages show, ready for display: made of records alone, without Airflow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from conversion_lib.progress import format_bytes
+from ferry_airflow.plugin.reports import published_url
+from ferry_airflow.plugin.runs import Run, Stage
+from ferry_airflow.scheduling.finding import Finding
+
+NOTHING = "–"
+CHECK = "check"
+
+
+@dataclass(frozen=True)
+class StageRow:
+    """One line of the table of stages. left, width: its bar, in hundredths of the run's time."""
+
+    name: str
+    state: str
+    tries: int
+    seconds: str
+    bytes_in: str
+    bytes_out: str
+    rate: str
+    peak: str
+    note: str
+    left: float
+    width: float
+
+
+@dataclass(frozen=True)
+class RunView:
+    """verdict: `pass`, `fail` or empty while there is none. facts, figures: names and values.
+
+    checks: the run is of a kind that checks logits, so that there is or will be a report.
+    """
+
+    title: str
+    state: str
+    verdict: str
+    facts: list[tuple[str, str]]
+    figures: list[tuple[str, str]]
+    stages: list[StageRow]
+    checks: bool
+    unfinished: bool
+
+
+@dataclass
+class ModelRow:
+    """One target of one model at one destination; `run` is (DAG id, run id) of the onboarding that is known of.
+
+    revision: as the catalogue has it, such as `branch main`; empty where only a person onboarded it.
+    """
+
+    repo: str
+    model: str
+    target: str
+    destination: str
+    revision: str = ""
+    seen: str = ""
+    published: str = ""
+    verdict: str = ""
+    max_kl: float | None = None
+    bytes: int | None = None
+    when: datetime | None = None
+    state: str = ""
+    note: str = ""
+    run: tuple[str, str] | None = None
+    url: str = ""
+
+    @property
+    def size(self) -> str:
+        return _bytes(self.bytes)
+
+    @property
+    def kl(self) -> str:
+        return "" if self.max_kl is None else f"{self.max_kl:.1e}"
+
+    @property
+    def age(self) -> str:
+        return NOTHING if self.when is None else _age(datetime.now(UTC) - self.when)
+
+
+def view_run(run: Run) -> RunView | None:
+    """The tab of a run; None for a run of a DAG that has no stage of Ferry."""
+    if not any(stage.manifest for stage in run.stages) and "repo" not in run.conf:
+        return None
+    check = run.manifest(CHECK) or {}
+    source = next((s.manifest for s in run.stages if s.manifest and s.manifest.get("repo")), run.conf)
+    target = next((s.manifest["target"] for s in run.stages if s.manifest and s.manifest.get("target")), "")
+    facts = [
+        ("Commit", str(source.get("commit") or run.conf.get("revision") or "")),
+        ("Target", str(target)),
+        ("Plan", _plan((run.manifest("resolve") or {}).get("plan") or {})),
+        *_places(run, check),
+    ]
+    return RunView(
+        title=str(source.get("repo") or run.conf.get("checkpoint") or run.run_id),
+        state=run.state,
+        verdict=str(check.get("verdict") or ""),
+        facts=[(name, value) for name, value in facts if value],
+        figures=_check_figures(check),
+        stages=_stage_rows(run.stages),
+        checks=any(CHECK in (stage.task_id, (stage.manifest or {}).get("stage")) for stage in run.stages),
+        unfinished=run.state in ("queued", "running"),
+    )
+
+
+def _plan(plan: Mapping[str, Any]) -> str:
+    """What `resolve` expected of the run."""
+    if not plan:
+        return ""
+    size = {key: _bytes(plan.get(key)) for key in ("bytes_in", "bytes_out", "disk_bytes", "peak_bytes")}
+    time = _seconds(float(plan.get("seconds") or 0))
+    moved = f"{size['bytes_in']} in, {size['bytes_out']} out"
+    return f"{moved}; {size['disk_bytes']} of disk, at most {size['peak_bytes']} of memory; about {time}"
+
+
+def _places(run: Run, check: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Where to look: at what is published; until then, and where that failed, at what lies where the stages run."""
+    if url := published_url(run):
+        return [("Published at", url)]
+    left = [stage.manifest for stage in run.stages if stage.manifest]
+    last: Mapping[str, Any] = next((one for one in reversed(left) if one.get("url") or one.get("path")), {})
+    return [("Files", str(last.get("url") or last.get("path") or "")), ("Report", str(check.get("report") or ""))]
+
+
+def _check_figures(check: Mapping[str, Any]) -> list[tuple[str, str]]:
+    names = (
+        ("max_kl", "largest KL of a token", "{:.2e}"),
+        ("mean_kl", "mean KL", "{:.2e}"),
+        ("max_abs_diff", "largest difference of a logit", "{:.2e}"),
+        ("top1", "same most likely token", "{:.2%}"),
+        ("top10", "ten most likely in common", "{:.2%}"),
+    )
+    return [(name, shown.format(check[key])) for key, name, shown in names if isinstance(check.get(key), int | float)]
+
+
+def _stage_rows(stages: Iterable[Stage]) -> list[StageRow]:
+    stages = list(stages)
+    now = datetime.now(UTC)
+    starts = [stage.started for stage in stages if stage.started]
+    ends = [stage.ended or now for stage in stages if stage.started]
+    first = min(starts, default=now)
+    whole = max((max(ends, default=now) - first).total_seconds(), 1e-3)
+    return [_stage_row(stage, first, whole, now) for stage in stages]
+
+
+def _stage_row(stage: Stage, first: datetime, whole: float, now: datetime) -> StageRow:
+    left = width = 0.0
+    lasted = None
+    if stage.started:
+        lasted = ((stage.ended or now) - stage.started).total_seconds()
+        left, width = 100 * (stage.started - first).total_seconds() / whole, 100 * lasted / whole
+    manifest = stage.manifest or {}
+    seconds = manifest.get("seconds", lasted)
+    moved = max(manifest.get("bytes_in") or 0, manifest.get("bytes_out") or 0)
+    return StageRow(
+        name=stage.task_id if stage.map_index < 0 else f"{stage.task_id} {stage.map_index}",
+        state=stage.state or "waiting",
+        tries=stage.tries,
+        seconds=NOTHING if seconds is None else _seconds(float(seconds)),
+        bytes_in=_bytes(manifest.get("bytes_in")),
+        bytes_out=_bytes(manifest.get("bytes_out")),
+        rate=f"{format_bytes(moved / seconds)}/s" if moved and seconds else NOTHING,
+        peak=_bytes(manifest.get("peak_bytes")),
+        note=_note(manifest),
+        left=round(left, 2),
+        width=round(max(width, 0.4), 2) if stage.started else 0.0,
+    )
+
+
+def _note(manifest: Mapping[str, Any]) -> str:
+    if manifest.get("error"):
+        return str(manifest["error"]).removeprefix("ferry: ")
+    if manifest.get("already"):
+        return "was there and whole"
+    if manifest.get("skipped"):
+        return "passed on"
+    if manifest.get("pieces_skipped"):
+        return f"went on: {manifest['pieces_skipped']} of {manifest.get('pieces')} pieces were done"
+    return ""
+
+
+@dataclass
+class _Table:
+    """Rows by model, target, destination and revision, filled from what happened, the oldest first."""
+
+    rows: list[ModelRow] = field(default_factory=list)
+
+    def alike(self, model: str, target: str, destination: str) -> list[ModelRow]:
+        """The rows that differ in nothing but the revision."""
+        wanted = (model, target, destination.rstrip("/"))
+        return [row for row in self.rows if (row.model, row.target, row.destination) == wanted]
+
+    def add_row(self, repo: str, model: str, target: str, destination: str) -> ModelRow:
+        self.rows.append(ModelRow(repo, model, target, destination.rstrip("/")))
+        return self.rows[-1]
+
+    def add_finding(self, finding: Finding, onboarding: str) -> None:
+        named = (finding.model, finding.target, finding.destination)
+        # one that only a person onboarded so far becomes the catalogue's
+        same = [row for row in self.alike(*named) if row.revision in (finding.revision, "")]
+        row = max(same, key=lambda row: row.revision) if same else self.add_row(finding.repo, *named)
+        row.revision = finding.revision
+        row.seen = finding.commit or row.seen
+        row.state, row.note = finding.state, "" if finding.state == "published" else finding.note
+        if finding.run_id and finding.state in ("running", "failed", "new"):
+            row.run = (onboarding, finding.run_id)
+        if finding.state == "published":
+            row.published, row.url = finding.commit or "", finding.url or ""
+            row.verdict, row.max_kl, row.bytes = finding.verdict or "", finding.max_kl, finding.bytes
+            row.when = datetime.fromisoformat(finding.published) if finding.published else None
+
+    def add_onboarding(self, dag_id: str, run_id: str, when: datetime, stages: Mapping[str, Mapping[str, Any]]) -> None:
+        published, check = stages["publish"], stages.get("check", {})
+        destination, model, commit, target = str(published["url"]).rsplit("/", 3)
+        same = self.alike(model, target, destination)
+        row = next((row for row in same if row.seen == commit), same[0] if same else None)
+        row = row or self.add_row(str(published.get("repo") or model), model, target, destination)
+        row.seen = row.seen or commit
+        row.published, row.url, row.when, row.run = commit, str(published["url"]), when, (dag_id, run_id)
+        row.verdict, row.max_kl = str(check.get("verdict") or ""), _finite(check.get("max_kl"))
+        row.bytes = published.get("bytes")
+        row.state, row.note = "published", ""
+
+
+def view_models(
+    findings: Iterable[tuple[datetime, Finding]],
+    onboardings: Mapping[str, tuple[datetime, Mapping[str, Mapping[str, Any]]]],
+    onboarding_dag: str,
+) -> list[ModelRow]:
+    """One row for each target of each model, made of looks and of onboardings, the newest having the last word."""
+    table = _Table()
+    events: list[tuple[datetime, Finding | str]] = list(findings)
+    events += [(when, run) for run, (when, stages) in onboardings.items() if stages.get("publish", {}).get("url")]
+    for when, event in sorted(events, key=lambda one: one[0]):
+        if isinstance(event, Finding):
+            table.add_finding(event, onboarding_dag)
+        else:
+            table.add_onboarding(onboarding_dag, event, when, onboardings[event][1])
+    return sorted(table.rows, key=lambda row: (row.repo.lower(), row.target, row.destination, row.revision))
+
+
+def _finite(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) else None
+
+
+def _bytes(count: int | None) -> str:
+    return NOTHING if not count else format_bytes(count)
+
+
+def _seconds(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
+
+
+def _age(delta: Any) -> str:
+    """How long ago, in the largest unit that fits."""
+    seconds = max(delta.total_seconds(), 0)
+    for size, name in ((86400, "day"), (3600, "hour"), (60, "minute")):
+        if seconds >= size:
+            count = int(seconds // size)
+            return f"{count} {name}{'s' if count > 1 else ''} ago"
+    return "just now"

@@ -1,0 +1,75 @@
+"""The routes of Ferry's pages. Each checks its caller; none takes a path."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any
+
+from fastapi import FastAPI, HTTPException
+from fastapi.responses import HTMLResponse, Response
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from ferry_airflow.plugin.access import may_read_dag, may_read_run
+from ferry_airflow.plugin.figures import view_models, view_run
+from ferry_airflow.plugin.records import read_findings, read_onboardings, read_run
+from ferry_airflow.plugin.reports import NoReport, read_report
+
+ONBOARDING, SCHEDULED = "onboard_checkpoint", "scheduled_onboarding"
+HEADERS = {
+    "Cache-Control": "private, no-store",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'self'; sandbox"
+"""The report is one file with its styles and pictures inside; it runs nothing and loads nothing."""
+
+templates = Environment(loader=PackageLoader("ferry_airflow.plugin"), autoescape=True, undefined=StrictUndefined)
+
+
+def make_app() -> FastAPI:
+    """The application that Airflow mounts."""
+    app = FastAPI(title="Ferry", openapi_url=None, docs_url=None, redoc_url=None)
+
+    @app.get("/models", dependencies=[may_read_dag(ONBOARDING), may_read_dag(SCHEDULED)])
+    def show_models() -> Response:
+        """All models: the last commit seen, what is published of it, its verdict, size and age."""
+        rows = view_models(read_findings(SCHEDULED), read_onboardings(ONBOARDING), ONBOARDING)
+        return _page("models.html", rows=rows)
+
+    @app.get("/runs/{dag_id}/{run_id}", dependencies=[may_read_run()])
+    def show_run(dag_id: str, run_id: str) -> Response:
+        """The tab of a run: its stages with their figures, and the report."""
+        run = read_run(dag_id, run_id)
+        if run is None:
+            raise HTTPException(404, "no such run")
+        missing = ""
+        try:
+            read_report(run)
+        except NoReport as error:
+            missing = str(error)
+        return _page("run.html", run=run, view=view_run(run), missing=missing)
+
+    @app.get("/runs/{dag_id}/{run_id}/report", dependencies=[may_read_run()])
+    def show_report(dag_id: str, run_id: str) -> Response:
+        """The report as the run published it."""
+        run = read_run(dag_id, run_id)
+        if run is None:
+            raise HTTPException(404, "no such run")
+        try:
+            content = read_report(run)
+        except NoReport as error:
+            raise HTTPException(404, str(error)) from error
+        return HTMLResponse(content, headers={**HEADERS, "Content-Security-Policy": REPORT_POLICY})
+
+    return app
+
+
+def _page(template: str, **values: Any) -> HTMLResponse:
+    """A page of this plugin: its one style sheet by nonce, frames of its own, and nothing else."""
+    nonce = secrets.token_urlsafe(16)
+    policy = (
+        f"default-src 'none'; style-src 'nonce-{nonce}'; frame-src 'self'; frame-ancestors 'self'; base-uri 'none';"
+        " form-action 'none'"
+    )
+    content = templates.get_template(template).render(nonce=nonce, **values)
+    return HTMLResponse(content, headers={**HEADERS, "Content-Security-Policy": policy})

@@ -1,0 +1,95 @@
+"""The report of a published checkpoint, from where it was published, and from nowhere else."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import google_crc32c
+from pydantic import ValidationError
+
+from conversion_lib.errors import FerryError
+from conversion_lib.publish.destinations import open_destination
+from conversion_lib.publish.destinations.base import MANIFEST_NAME, MARKER_NAME, Manifest
+from conversion_lib.publish.manifest import encode_crc32c
+from conversion_lib.publish.publish import Marker
+from conversion_lib.record import REPORT_DIR_NAME, REPORT_PAGE_NAME
+from ferry_airflow.plugin.runs import Run
+from ferry_airflow.scheduling.catalog import DESTINATION_VARIABLE
+
+REPORT = f"{REPORT_DIR_NAME}/{REPORT_PAGE_NAME}"
+LARGEST_BYTES = 32 << 20
+LEVELS = 3
+"""<model>/<commit>/<target> under a destination."""
+
+
+class NoReport(Exception):
+    """There is none to show; the text says why, for a person."""
+
+
+def read_report(run: Run) -> bytes:
+    """The page that the run's check wrote, as the run published it.
+
+    Opened is only what lies three levels under the destination that the run was started with, has a marker and a
+    manifest that belong together, and is in that manifest with its size and CRC32C: whoever can change what a task
+    left still cannot have another file shown. Raises NoReport.
+    """
+    url = published_url(run)
+    if not url:
+        raise NoReport("nothing is published by this run yet: a report is shown from where it was published")
+    root = run.conf.get("destination") or os.environ.get(DESTINATION_VARIABLE)
+    if not isinstance(root, str) or not _lies_under(url, root):
+        raise NoReport(f"{url} does not lie under the destination of this run")
+    try:
+        place = open_destination(url)
+        marker, manifest = place.read(MARKER_NAME), place.read(MANIFEST_NAME)
+        if marker is None or manifest is None:
+            raise NoReport(f"no checkpoint at {url}, as seen from the API server: is it mounted there, or removed?")
+        entry = _entry(marker, manifest)
+        content = place.read(REPORT)
+    except FerryError as error:
+        raise NoReport(str(error)) from error
+    except ValidationError as error:
+        raise NoReport(f"{url} has no manifest of this version") from error
+    if entry is None:
+        raise NoReport(f"the checkpoint at {url} was published without a report")
+    if content is None or (len(content), _crc32c(content)) != entry:
+        raise NoReport(f"the report at {url} is not the one that was published")
+    return content
+
+
+def published_url(run: Run) -> str:
+    """Where the run published its checkpoint, or found it published already; empty where it has done neither."""
+    published, resolved = run.manifest("publish") or {}, run.manifest("resolve") or {}
+    return str(published.get("url") or resolved.get("published") or "")
+
+
+def _entry(marker: bytes, manifest: bytes) -> tuple[int, str] | None:
+    """Size and CRC32C of the report, by a manifest that the marker vouches for; None where it has none."""
+    if Marker.model_validate_json(marker).manifest_crc32c != _crc32c(manifest):
+        raise NoReport("the manifest is not the one that was published")
+    files = {file.path: file for file in Manifest.model_validate_json(manifest).files}
+    if (file := files.get(REPORT)) is None:
+        return None
+    if file.size > LARGEST_BYTES:
+        raise NoReport(f"the report has {file.size} bytes, too many to show here")
+    return file.size, file.crc32c
+
+
+def _lies_under(url: str, root: str) -> bool:
+    """Whether a location is `<root>/<model>/<commit>/<target>`, links followed."""
+    inside, outside = _parts(url), _parts(root)
+    return inside[: len(outside)] == outside and len(inside) == len(outside) + LEVELS and ".." not in inside
+
+
+def _parts(location: str) -> list[str]:
+    scheme, separator, rest = location.partition("://")
+    if separator and scheme != "file":
+        return [scheme, *(part for part in rest.split("/") if part)]
+    path = unquote(urlsplit(location).path) if separator else location
+    return list(Path(path).resolve().parts)
+
+
+def _crc32c(content: bytes) -> str:
+    return encode_crc32c(google_crc32c.Checksum(content))

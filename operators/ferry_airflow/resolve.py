@@ -1,0 +1,77 @@
+"""The stage `resolve`: which commit is meant, pinned for the whole run, and what the run is going to take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from ferry_airflow.base import Manifest, StageOperator, picked
+from ferry_airflow.execution.base import Command, Result
+from ferry_airflow.target import TARGET_FIELDS, target_of, target_options
+
+
+class ResolveOperator(StageOperator):
+    """Asks the Hub for the commit of a revision; all later stages use that commit and nothing else.
+
+    It plans the conversion from the headers alone, shows the plan in the log, and refuses what the disk where it runs
+    cannot hold or where the destination cannot be written. It looks at the destination too: where the checkpoint is
+    published, the rest of the run is skipped.
+
+    :param repo: Hub repository (`org/name`), or the absolute path of a directory on the worker (templated)
+    :param destination: where the run publishes, `gs://bucket/prefix` or an absolute directory (templated)
+    :param revision: branch, tag or commit (templated); default `main`; a directory has none
+    :param model_name: name of the model in Ferry's catalogue (templated); default None: told by the config
+    :param scan_layers: as in ConvertOperator (templated); default True
+    :param save_dtype: as in ConvertOperator (templated); default `bfloat16`
+    :param ocdbt: as in ConvertOperator (templated); default True
+    :param zarr3: as in ConvertOperator (templated); default True
+    :param maxtext: as in ConvertOperator (templated); default `0.2.5`
+    :param dequantize: `staged` (default) or `fused`, as in DequantizeOperator (templated): whether the disk is to
+        hold a bf16 copy
+    :param hf_conn_id: as in StageOperator
+    :param place: as in StageOperator
+    :returns: manifest with `repo`, `commit` (None for a directory), `files`, `path` (where the source is or
+        will be), `work_dir` (where the run keeps what it makes of it), `quantized`, `model` (its published name),
+        `published` (the address where the checkpoint is already, else None) and `plan`: `family`, `bytes_in`,
+        `bytes_out`, `download_bytes`, `disk_bytes` (needed), `free_bytes`, `peak_bytes` and `seconds` (expected)
+    """
+
+    stage: ClassVar[str] = "resolve"
+    template_fields: Sequence[str] = ("repo", "revision", "destination", "model_name", "dequantize", *TARGET_FIELDS)
+
+    def __init__(
+        self,
+        *,
+        repo: str,
+        destination: str,
+        revision: str = "main",
+        model_name: str | None = None,
+        scan_layers: bool = True,
+        save_dtype: str = "bfloat16",
+        ocdbt: bool = True,
+        zarr3: bool = True,
+        maxtext: str = "0.2.5",
+        dequantize: str = "staged",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.repo = repo
+        self.destination = destination
+        self.revision = revision
+        self.model_name = model_name
+        self.scan_layers = scan_layers
+        self.save_dtype = save_dtype
+        self.ocdbt = ocdbt
+        self.zarr3 = zarr3
+        self.maxtext = maxtext
+        self.dequantize = dequantize
+
+    def command(self) -> Command:
+        arguments = ["resolve", self.repo, "--revision", self.revision, "--destination", self.destination]
+        arguments += ["--run", self.run_id, "--dequantize", self.dequantize]
+        arguments += ["--model", self.model_name] if self.model_name else []
+        return Command((*arguments, *target_options(target_of(vars(self)))), Command.STEPS)
+
+    def manifest(self, result: Result) -> Manifest:
+        self.link_target = str(result["published"] or result["path"])
+        return picked(result, "repo", "commit", "files", "path", "work_dir", "quantized", "model", "published", "plan")

@@ -1,0 +1,1 @@
+"""Scheduled onboarding: the catalogue of watched models, and what a look at the Hub finds."""

@@ -1,0 +1,207 @@
+"""The catalogue of `scheduled_onboarding`: which models are watched, and what is made of them.
+
+    schedule: "0 3 * * *"            # cron, a preset such as @daily, or null: only when triggered
+    at_most: 2                       # onboardings at once
+    defaults:                        # of every model below; a model's own value takes its place
+      destination: gs://bucket/models
+    models:
+      - repo: Qwen/Qwen3-0.6B
+        revision: {branch: main}     # or {tag: "v*"}: the newest such tag; or {commit: <40 hex digits>}
+        targets: [{scan_layers: true}, {scan_layers: false}]
+
+Each entry is judged by itself: a wrong one is reported with its line, and the others stand.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from croniter import croniter  # type: ignore[import-untyped]
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from conversion_lib.errors import BadInput
+from conversion_lib.models.catalog import model_named, published_name
+from conversion_lib.record import Target
+from ferry_airflow.scheduling.lines import Document, parse
+
+CATALOG_VARIABLE = "FERRY_CATALOG"
+DESTINATION_VARIABLE = "FERRY_DESTINATION"
+PRESETS = ("@hourly", "@daily", "@weekly", "@monthly", "@yearly")
+SCHEDULE, AT_MOST = "@daily", 2
+
+
+def _known_model(name: str) -> str:
+    try:
+        return model_named(name).name
+    except BadInput as error:
+        raise ValueError(str(error)) from error
+
+
+def _cron(schedule: str) -> str:
+    if schedule not in PRESETS and not croniter.is_valid(schedule):
+        raise ValueError(f"neither a cron expression nor one of {', '.join(PRESETS)}")
+    return schedule
+
+
+def _number(value: Any) -> Any:
+    """YAML takes `1e-5` for a string, since it has no point."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Revision(_Strict):
+    """Which commit of a repository is wanted: a branch's head, the newest tag of a pattern, or one commit."""
+
+    branch: Annotated[str, Field(min_length=1)] | None = None
+    tag: Annotated[str, Field(min_length=1)] | None = None
+    commit: Annotated[str, Field(pattern="^[0-9a-f]{40}$")] | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if sum(value is not None for value in (self.branch, self.tag, self.commit)) != 1:
+            raise ValueError("expected one of branch, tag and commit")
+        return self
+
+    def __str__(self) -> str:
+        return next(f"{name} {value}" for name, value in self if value is not None)
+
+
+class TargetChoice(_Strict):
+    """The part of a Target that a run of `onboard_checkpoint` chooses."""
+
+    scan_layers: bool = True
+    save_dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    ocdbt: bool = True
+    zarr3: bool = True
+    maxtext: Literal["0.2.5", "main"] = "0.2.5"
+
+    @property
+    def slug(self) -> str:
+        return Target(**self.model_dump()).slug
+
+
+class Entry(_Strict):
+    """One model of the catalogue; the fields after `targets` are the params of `onboard_checkpoint`."""
+
+    repo: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*$")]
+    model_name: Annotated[str, AfterValidator(_known_model)] | None = None
+    revision: Revision = Revision(branch="main")
+    targets: Annotated[list[TargetChoice], Field(min_length=1)] = [TargetChoice()]
+    destination: Annotated[str, Field(pattern="^(gs://[^/]+|/.).*$")]
+    dequantize: Literal["staged", "fused"] | None = None
+    parts: Annotated[int, Field(ge=1)] | None = None
+    max_kl: Annotated[float, BeforeValidator(_number), Field(gt=0, allow_inf_nan=False)] | None = None
+    approval: bool | None = None
+
+    @property
+    def published_as(self) -> str:
+        """The first level of its published path."""
+        return self.model_name or published_name(self.repo, self.repo)
+
+    def conf(self, commit: str, target: TargetChoice) -> dict[str, Any]:
+        """The conf of a run of `onboard_checkpoint`; where the catalogue says nothing, that DAG's defaults hold."""
+        chosen = self.model_dump(exclude={"revision", "targets"}, exclude_none=True)
+        return {**chosen, **target.model_dump(), "revision": commit}
+
+
+class _Settings(_Strict):
+    schedule: Annotated[str, AfterValidator(_cron)] | None = SCHEDULE
+    at_most: Annotated[int, Field(ge=1)] = AT_MOST
+    defaults: dict[str, Any] = {}
+    models: list[Any]
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """schedule: cron or None. at_most: onboardings at once. problems: one line for each wrong entry."""
+
+    schedule: str | None
+    at_most: int
+    entries: tuple[Entry, ...]
+    problems: tuple[str, ...]
+
+
+def catalog_path(default: Path) -> Path:
+    """The file that FERRY_CATALOG names, else `default`."""
+    return Path(os.environ.get(CATALOG_VARIABLE) or default)
+
+
+def load_catalog(path: Path) -> Catalog:
+    """The catalogue at `path`. An entry without a destination takes FERRY_DESTINATION.
+
+    Raises BadInput, with the line where there is one, where the file cannot be read, is no YAML, or is wrong outside
+    of its models.
+    """
+    try:
+        document = parse(path.read_text(encoding="utf-8"), path.name)
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    try:
+        settings = _Settings.model_validate(document.data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise BadInput(_problem(path, document, first["loc"], first)) from error
+    unknown = sorted(settings.defaults.keys() - Entry.model_fields.keys())
+    if unknown or "repo" in settings.defaults:
+        name = unknown[0] if unknown else "repo"
+        line = document.line(("defaults", name))
+        raise BadInput(f"{path.name}, line {line}: defaults.{name} is no default of a model")
+    entries: dict[int, Entry] = {}
+    problems: list[str] = []
+    for index, own in enumerate(settings.models):
+        found = _entry(path, document, settings.defaults, index, own)
+        if isinstance(found, Entry) and (repeated := _repeated(path, document, entries, index, found)):
+            problems.append(repeated)
+        elif isinstance(found, Entry):
+            entries[index] = found
+        else:
+            problems += [problem for problem in found if problem not in problems]  # of a default: once for all models
+    return Catalog(settings.schedule, settings.at_most, tuple(entries.values()), tuple(problems))
+
+
+def _entry(path: Path, document: Document, defaults: Mapping[str, Any], index: int, own: Any) -> Entry | list[str]:
+    if not isinstance(own, dict):
+        return [f"{path.name}, line {document.line(('models', index))}: expected a model, with its repo"]
+    fallback = {"destination": value} if (value := os.environ.get(DESTINATION_VARIABLE)) else {}
+    try:
+        return Entry.model_validate({**fallback, **defaults, **own})
+    except ValidationError as error:
+        problems = []
+        for one in error.errors():
+            # what the entry does not say itself is in the defaults, or nowhere
+            named = bool(one["loc"]) and one["loc"][0] in defaults and one["loc"][0] not in own
+            at = ("defaults", *one["loc"]) if named else ("models", index, *one["loc"])
+            problems.append(_problem(path, document, at, one))
+        return problems
+
+
+def _repeated(path: Path, document: Document, entries: Mapping[int, Entry], index: int, entry: Entry) -> str | None:
+    """What is wrong with an entry that would have the same things made as one before it; None: nothing."""
+
+    def made(one: Entry) -> set[tuple[str, ...]]:
+        return {(one.repo, str(one.revision), one.published_as, one.destination, t.slug) for t in one.targets}
+
+    for before, other in entries.items():
+        if both := made(entry) & made(other):
+            first, line = document.line(("models", before)), document.line(("models", index))
+            return f"{path.name}, line {line}: {entry.repo} as {min(both)[-1]} is in line {first} already"
+    return None
+
+
+def _problem(path: Path, document: Document, loc: tuple[str | int, ...], error: Any) -> str:
+    where = ".".join(str(part) for part in error["loc"]) or "model"
+    unknown = error["type"] == "extra_forbidden"
+    message = "no such key" if unknown else str(error["msg"]).removeprefix("Value error, ").rstrip(".")
+    value = error["input"]
+    shown = f"{value!r}: " if isinstance(value, str | int | float) and not unknown else ""
+    return f"{path.name}, line {document.line(loc)}: {where}: {shown}{message}"

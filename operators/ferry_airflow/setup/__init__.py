@@ -1,0 +1,1 @@
+"""What Airflow is given when the package is installed: provider, pools."""

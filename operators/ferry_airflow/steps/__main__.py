@@ -1,0 +1,68 @@
+"""The command line of the steps, with the options, exit codes and results that `ferry` has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from conversion_lib.cli.command import command
+from conversion_lib.cli.options import TARGET, Model
+from conversion_lib.program import Outcome
+from conversion_lib.progress import Reporter
+from conversion_lib.record import Target
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+
+@command(app, "resolve", TARGET)
+def resolve(
+    reporter: Reporter,
+    repo: Annotated[str, typer.Argument(metavar="REPO", help="A Hub id, or the absolute path of a directory.")],
+    target: Target,
+    destination: Annotated[str, typer.Option("--destination", help="gs://bucket/prefix or a directory.")],
+    run: Annotated[str, typer.Option("--run", help="The run that is going to work on it.")],
+    revision: Annotated[str, typer.Option("--revision", help="A branch, a tag or a commit.")] = "main",
+    dequantize: Annotated[str, typer.Option("--dequantize", metavar="staged|fused")] = "staged",
+    model: Model = None,
+) -> Outcome:
+    """Pins the commit, plans, and says what the run will take."""
+    from ferry_airflow.steps.resolve import Request
+    from ferry_airflow.steps.resolve import resolve as resolve_source
+
+    request = Request(repo, revision, target, model, destination, staged=dequantize == "staged", run=run)
+    return Outcome(resolve_source(request, reporter))
+
+
+@command(app, "clean-up")
+def clean_up(
+    reporter: Reporter,
+    work_dir: Annotated[Path, typer.Argument(metavar="WORK_DIR", help="The working directory of the run's source.")],
+    run: Annotated[str, typer.Option("--run", help="The run that has ended.")],
+    target: Annotated[str, typer.Option("--target", help="The name of the target that it wrote.")],
+    keep: Annotated[str, typer.Option("--keep", metavar="keep|keep_on_failure|remove")],
+    succeeded: Annotated[bool, typer.Option("--succeeded/--failed", help="How it ended.")],
+) -> Outcome:
+    """Removes what a run left, by a policy."""
+    from ferry_airflow.steps.files import clean_up as clean_up_files
+
+    return Outcome(clean_up_files(work_dir, run, target, keep=keep, succeeded=succeeded, reporter=reporter))
+
+
+@command(app, "upload")
+def upload(
+    reporter: Reporter,
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="A Hugging Face checkpoint in a directory.")],
+    destination: Annotated[str, typer.Argument(metavar="URL", help="gs://bucket/prefix or hf://org/name.")],
+    private: Annotated[bool, typer.Option("--private/--public", help="Of a repository that is made.")] = True,
+    message: Annotated[str, typer.Option("--message", help="Of the commit on the Hub.")] = "Export from MaxText",
+) -> Outcome:
+    """Brings an exported checkpoint to Cloud Storage or the Hub."""
+    from conversion_lib.publish.upload import upload as upload_checkpoint
+
+    return Outcome(upload_checkpoint(source, destination, private=private, message=message, reporter=reporter))
+
+
+if __name__ == "__main__":
+    app(prog_name="python -m ferry_airflow.steps")

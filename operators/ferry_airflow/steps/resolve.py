@@ -1,0 +1,189 @@
+"""The step `resolve`: the commit, the plan, and whether disk and destination can take what comes."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from conversion_lib import hub
+from conversion_lib.conversions.convert import prepare
+from conversion_lib.engine.limits import default_threads, peak_estimate
+from conversion_lib.errors import BadInput
+from conversion_lib.hub.headers import headers_of
+from conversion_lib.plan.job import Job, disk_bytes
+from conversion_lib.progress import Reporter, format_bytes
+from conversion_lib.publish.destinations import open_destination
+from conversion_lib.publish.destinations.base import MARKER_NAME
+from conversion_lib.publish.destinations.directory import DirectoryDestination
+from conversion_lib.publish.publish import Marker
+from conversion_lib.record import Target
+from conversion_lib.runs.options import DEFAULT_BUDGET
+from conversion_lib.storage.files import existing_parent
+from ferry_airflow.layout import DEQUANTIZED, DOWNLOADED, hub_work_dir, local_work_dir
+from ferry_airflow.steps.files import begin, used_bytes
+
+NETWORK_RATE = 100e6
+"""Bytes a second that a download is expected to bring: a guess, for the time that is shown."""
+
+CORE_RATE = 80e6
+"""Bytes a second that one core encodes, as docs/parts.md has it; dequantizing, converting and checking each take it."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a run is to do. `run` is its id."""
+
+    repo: str
+    revision: str
+    target: Target
+    model: str | None
+    destination: str
+    staged: bool
+    run: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the weights are or will be, and what a plan can be made from. `download_bytes` are still to come."""
+
+    repo: str
+    commit: str | None
+    files: int
+    path: Path
+    work_dir: Path
+    download_bytes: int
+
+
+def resolve(request: Request, reporter: Reporter) -> dict[str, Any]:
+    """What ResolveOperator's manifest has, `stage` and measures aside.
+
+    Raises BadInput for an unknown repository or revision, one that the token does not open, a checkpoint that cannot
+    be converted, a destination that cannot be written and a disk that is too small; OutsideFailure where the Hub or
+    the destination cannot be reached.
+    """
+    source, directory = _find(request, reporter)
+    with directory as planned:
+        job = prepare(planned, request.target, model=request.model, memory_budget=DEFAULT_BUDGET)
+    published = _published(request, source, job)
+    quantized = job.config.quantization is not None
+    plan = _plan(request, source, job, copy=quantized and request.staged)
+    _say(plan, job, reporter)
+    if published:
+        reporter.say(f"{published} is published and checked already: nothing to do")
+    else:
+        _require_space(request, source, job, plan["disk_bytes"])
+        begin(source.work_dir, request.run, request.target.slug, reporter)
+    return {
+        "repo": source.repo,
+        "commit": source.commit,
+        "files": source.files,
+        "path": str(source.path),
+        "work_dir": str(source.work_dir),
+        "quantized": quantized,
+        "model": job.plan.model_name,
+        "published": published,
+        "plan": plan,
+    }
+
+
+def _find(request: Request, reporter: Reporter) -> tuple[Source, AbstractContextManager[Path]]:
+    """The source, and a directory to plan from."""
+    if request.repo.startswith("/"):
+        directory = Path(request.repo)
+        if not directory.is_dir():
+            raise BadInput(f"{directory} is not a directory where the stages run")
+        files = sum(1 for path in directory.iterdir() if path.is_file())
+        reporter.say(f"{directory} is a directory of {files} files; nothing to download")
+        return Source(request.repo, None, files, directory, local_work_dir(directory), 0), nullcontext(directory)
+    found = hub.resolve(request.repo, request.revision, reporter=reporter)
+    needed = hub.needed_files(found)
+    reporter.say(f"{found.repo} at {request.revision} is commit {found.commit}, {len(needed)} files needed")
+    work_dir = hub_work_dir(found.repo, found.commit)
+    path = work_dir / DOWNLOADED
+    missing = sum(file.size for file in needed if not (path / file.path).exists())
+    source = Source(found.repo, found.commit, len(needed), path, work_dir, missing)
+    return source, headers_of(found.repo, found.commit, reporter=reporter)
+
+
+def _published(request: Request, source: Source, job: Job) -> str | None:
+    """The address of the checkpoint, where it is published with a passed check; None elsewhere.
+
+    Raises BadInput for a destination that there is not, or that cannot be written.
+    """
+    commit = source.commit or job.origin.commit or f"local-{job.plan.fingerprint.removeprefix('sha256:')[:12]}"
+    destination = open_destination(request.destination, f"{job.plan.model_name}/{commit}/{request.target.slug}")
+    if isinstance(destination, DirectoryDestination):
+        parent = existing_parent(destination.location.parent)
+        if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+            raise BadInput(f"{request.destination} cannot be written ({parent}): make it, or give another destination")
+    content = destination.read(MARKER_NAME)
+    try:
+        return destination.url if content is not None and Marker.model_validate_json(content).checked else None
+    except ValidationError:
+        return None  # publish says what is wrong with it
+
+
+def _plan(request: Request, source: Source, job: Job, *, copy: bool) -> dict[str, Any]:
+    """What the run is going to take: bytes, seconds. copy: of a bf16 checkpoint on the way."""
+    bytes_out = job.plan.bytes_out
+    bf16 = bytes_out // (2 if request.target.save_dtype == "float32" else 1) if copy else 0
+    there = used_bytes(source.work_dir / DEQUANTIZED) + used_bytes(source.work_dir / request.target.slug)
+    passes = 2 + (1 if copy else 0)  # convert and check, and dequantize
+    seconds = source.download_bytes / NETWORK_RATE + passes * bytes_out / (CORE_RATE * default_threads())
+    return {
+        "family": job.plan.family,
+        "bytes_in": job.bytes_in,
+        "bytes_out": bytes_out,
+        "download_bytes": source.download_bytes,
+        "disk_bytes": source.download_bytes + max(0, bf16 + disk_bytes(job.plan) - there),
+        "free_bytes": shutil.disk_usage(existing_parent(source.work_dir)).free,
+        "peak_bytes": peak_estimate(job.plan, DEFAULT_BUDGET, None),
+        "seconds": math.ceil(seconds),
+    }
+
+
+def _say(plan: dict[str, Any], job: Job, reporter: Reporter) -> None:
+    size = {key: format_bytes(plan[key]) for key in plan if key.endswith(("bytes", "_in", "_out"))}
+    reporter.say(
+        f"plan: {job.plan.model_name} ({job.plan.family}), {len(job.plan.arrays)} arrays; "
+        f"{size['bytes_in']} in, {size['bytes_out']} out; {size['download_bytes']} to download"
+    )
+    reporter.say(
+        f"plan: {size['disk_bytes']} of disk needed, {size['free_bytes']} free; at most {size['peak_bytes']} of memory "
+        f"to convert; about {plan['seconds']} s at {format_bytes(NETWORK_RATE)}/s from the Hub and "
+        f"{format_bytes(CORE_RATE)}/s for each core"
+    )
+    for line in job.plan.dropped:
+        reporter.say(f"plan: {line}")
+
+
+def _require_space(request: Request, source: Source, job: Job, needed: int) -> None:
+    """Raises BadInput where the working directory's disk, or the one that is published to, is too small.
+
+    Where they are one disk, it has to hold both.
+    """
+    work = existing_parent(source.work_dir)
+    published = disk_bytes(job.plan)
+    destination = open_destination(request.destination)
+    if isinstance(destination, DirectoryDestination):
+        there = existing_parent(destination.location)
+        if there.stat().st_dev == work.stat().st_dev:
+            needed += published
+        elif published > (free := shutil.disk_usage(there).free):
+            raise BadInput(_too_small(published, request.destination, free))
+    if needed > (free := shutil.disk_usage(work).free):
+        raise BadInput(_too_small(needed, str(source.work_dir), free))
+
+
+def _too_small(needed: int, where: str, free: int) -> str:
+    return (
+        f"the run needs {format_bytes(needed)} in {where}, and {format_bytes(free)} are free: make room, or give "
+        "another disk"
+    )

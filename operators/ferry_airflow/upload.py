@@ -1,0 +1,49 @@
+"""The stage `upload`: an exported checkpoint to where it is meant to be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from ferry_airflow.base import Manifest, StageOperator, picked
+from ferry_airflow.execution.base import Command, Result
+
+
+class UploadOperator(StageOperator):
+    """Brings an export to the Hub in one commit, or to Cloud Storage; one that lies in its directory is left there.
+
+    :param source: the manifest of `export` (templated)
+    :param private: whether a repository that is made on the Hub is private (templated); default True
+    :param message: of the commit on the Hub (templated)
+    :param hf_conn_id: as in StageOperator; the token has to be one that may write
+    :param place: as in StageOperator
+    :returns: manifest with `url`, `files`, and of the Hub `commit`
+    """
+
+    stage: ClassVar[str] = "upload"
+    template_fields: Sequence[str] = ("source", "private", "message")
+
+    def __init__(
+        self,
+        *,
+        source: Mapping[str, Any],
+        private: bool = True,
+        message: str = "Export from MaxText",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.source = source
+        self.private = private
+        self.message = message
+
+    def command(self) -> Command | Manifest:
+        destination = str(self.source["destination"])
+        self.link_target = destination
+        if destination.startswith("/"):
+            self.log.info("The export lies in %s: nothing to upload", destination)
+            return {"url": destination}
+        options = ["--private" if self.private else "--public", "--message", self.message]
+        return Command(("upload", str(self.source["path"]), destination, *options), Command.STEPS)
+
+    def manifest(self, result: Result) -> Manifest:
+        return picked(result, "url", "commit", "files")

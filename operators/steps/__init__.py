@@ -1,4 +1,0 @@
-"""What the stages run besides `ferry`'s own commands, where they run: `python -m operators.steps <step>`.
-
-Nothing here knows Airflow: a step may run in a pod.
-"""

@@ -1,0 +1,69 @@
+"""The journal: what was committed is known again, whatever the size of the pieces; a torn line is left out."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from conversion_lib.plan.pieces import Piece
+from conversion_lib.plan.plan import ArrayPlan, Plan, SourceSlice
+from conversion_lib.runs.journal import Journal
+
+
+def plan() -> Plan:
+    array = ArrayPlan("a/b", (8, 6), "float32", (2, 3), (), (SourceSlice("t", (8, 6), (0, 0)),))
+    return Plan(kind="maxtext", arrays=(array,), identity={})
+
+
+def test_committed_pieces_are_known_by_the_next_run(tmp_path):
+    journal = Journal(tmp_path / "journal", plan())
+    journal.add([Piece(0, ((0, 4), (0, 6)))])
+    journal.close()
+    again = Journal(tmp_path / "journal", plan())
+    assert again.has(Piece(0, ((0, 4), (0, 6))))
+    assert again.has(Piece(0, ((2, 4), (3, 6))))  # smaller pieces, as under a smaller budget
+    assert not again.has(Piece(0, ((0, 8), (0, 6))))
+    assert not again.has(Piece(0, ((4, 6), (0, 3))))
+
+
+def test_chunks_of_several_groups_add_up(tmp_path):
+    journal = Journal(tmp_path / "journal", plan())
+    for start in range(0, 8, 2):
+        journal.add([Piece(0, ((start, start + 2), (0, 6)))])
+    journal.close()
+    assert Journal(tmp_path / "journal", plan()).has(Piece(0, ((0, 8), (0, 6))))
+
+
+def test_a_line_cut_short_by_a_kill_does_not_count(tmp_path):
+    path = tmp_path / "journal"
+    journal = Journal(path, plan())
+    journal.add([Piece(0, ((0, 2), (0, 6)))])
+    journal.add([Piece(0, ((2, 4), (0, 6)))])
+    journal.close()
+    path.write_bytes(path.read_bytes()[:-5])
+    again = Journal(path, plan())
+    assert again.has(Piece(0, ((0, 2), (0, 6))))
+    assert not again.has(Piece(0, ((2, 4), (0, 6))))
+    again.add([Piece(0, ((4, 6), (0, 6)))])
+    again.close()
+    assert Journal(path, plan()).has(Piece(0, ((4, 6), (0, 6))))
+
+
+def test_on_a_full_disk_the_reserve_makes_room(tmp_path, monkeypatch):
+    journal = Journal(tmp_path / "journal", plan())
+    write, refused = os.write, []
+
+    def full_while_reserved(fd, data):
+        if (tmp_path / "journal.reserve").exists():
+            refused.append(write(fd, data[:5]))  # a part of the line gets in
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(fd, data)
+
+    monkeypatch.setattr(os, "write", full_while_reserved)
+    journal.add([Piece(0, ((0, 2), (0, 6)))])
+    monkeypatch.undo()
+    journal.close()
+    assert refused == [5]
+    again = Journal(tmp_path / "journal", plan())
+    assert again.has(Piece(0, ((0, 2), (0, 6))))
+    assert (tmp_path / "journal.reserve").exists()

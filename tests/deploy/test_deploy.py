@@ -1,0 +1,49 @@
+"""What lies in deploy/ is what Kubernetes and the operators take."""
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from ferry_airflow.execution import configured
+from ferry_airflow.execution.kubernetes import KubernetesPod
+from ferry_airflow.execution.pod import specification
+from tests.ferry_airflow.conftest import TASK, ferry
+from tests.support.paths import ROOT
+
+DEPLOY = ROOT / "deploy"
+MANIFESTS = sorted(path for path in (DEPLOY / "kubernetes").glob("*.yaml") if path.name != "kustomization.yaml")
+
+
+@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.name)
+def test_manifests_are_valid(path):
+    documents = list(yaml.safe_load_all(path.read_text()))
+    assert documents
+    for document in documents:
+        kubernetes_validate.validate(document, "1.31", strict=True)
+
+
+def test_kustomization_names_every_manifest():
+    resources = yaml.safe_load((DEPLOY / "kubernetes" / "kustomization.yaml").read_text())["resources"]
+    assert sorted(resources) == [path.name for path in MANIFESTS]
+
+
+@pytest.mark.parametrize("stage", ["resolve", "convert", "check", "publish"])
+def test_places_are_configured(stage, monkeypatch):
+    monkeypatch.setenv("FERRY_PLACES", str(DEPLOY / "places.yaml"))
+    found = configured(stage)
+    assert isinstance(found.place, KubernetesPod)
+    pod = specification(found.place._settings, ferry(stage, *found.options), [], TASK)
+    kubernetes_validate.validate(pod, "1.31", strict=True)
+    assert bool(pod["spec"]["nodeSelector"]) == (stage in ("convert", "check"))
+
+
+def test_pods_use_what_the_manifests_make():
+    places = yaml.safe_load((DEPLOY / "places.yaml").read_text())["kubernetes"]
+    made = {
+        (document["kind"], document["metadata"]["name"])
+        for path in MANIFESTS
+        for document in yaml.safe_load_all(path.read_text())
+    }
+    assert ("PersistentVolumeClaim", places["work_claim"]) in made
+    assert ("ServiceAccount", places["service_account"]) in made
+    assert ("Namespace", places["namespace"]) in made
