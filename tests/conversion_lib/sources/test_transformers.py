@@ -153,7 +153,7 @@ def test_a_missing_library_is_one_line(model, tmp_path, monkeypatch, library):
     monkeypatch.setitem(sys.modules, library, None)
     result = ferry_here("convert", model("qwen3"), tmp_path / "out", "--loader", "transformers")
     assert result.returncode == 2
-    assert f"needs {library}, which is not installed: pip install ferry[check]" in result.stderr
+    assert f"needs {library}, which is not installed: pip install 'ferry-checkpoints[check]'" in result.stderr
     assert not (tmp_path / "out").exists()
 
 
