@@ -40,7 +40,7 @@ from conversion_lib.sources.remote import Remote
 from conversion_lib.sources.safetensors import SafetensorsSource
 from conversion_lib.sources.transformers import TransformersSource
 from conversion_lib.storage.files import write_atomically
-from conversion_lib.storage.locations import Place
+from conversion_lib.storage.locations import Location
 
 DEFAULT_LOADER = "safetensors"
 LOADERS = (DEFAULT_LOADER, "transformers")
@@ -156,7 +156,7 @@ def convert(
     return run(Conversion("convert", layout, prepared, sink, begin, lambda job: None), options, reporter)
 
 
-def _leave_plan(path: Place, plan: Plan) -> None:
+def _leave_plan(path: Location, plan: Plan) -> None:
     """Raises BadInput where the run goes by another plan already: chunks of two do not fit together."""
     if not path.write_first(plan.to_json()) and Plan.from_json(path.read() or b"").arrays != plan.arrays:
         raise BadInput(

@@ -17,7 +17,7 @@ from conversion_lib.plan.parts import Part
 from conversion_lib.plan.plan import Plan
 from conversion_lib.progress import SILENT, Reporter
 from conversion_lib.record import Target
-from conversion_lib.runs.bucket_workspace import CloudLayout
+from conversion_lib.runs.bucket_workspace import BucketLayout
 from conversion_lib.runs.layouts import layout_at
 from conversion_lib.runs.note import PLAN_NAME, Run
 from conversion_lib.runs.workspace import Layout
@@ -60,7 +60,7 @@ def finalize(destination: Path | str, *, reporter: Reporter = SILENT) -> Finaliz
     )
 
 
-def _finished(layout: Layout | CloudLayout, reporter: Reporter) -> FinalizeResult:
+def _finished(layout: Layout | BucketLayout, reporter: Reporter) -> FinalizeResult:
     """Where no run is unfinished: the checkpoint that is there. Raises BadInput where there is none."""
     path, record = layout.shown, layout.finished()
     if record is None:
@@ -69,7 +69,7 @@ def _finished(layout: Layout | CloudLayout, reporter: Reporter) -> FinalizeResul
     return FinalizeResult(path=path, fingerprint=record.fingerprint, already=True)
 
 
-def _require_every_part(layout: Layout | CloudLayout, run: Run) -> Plan:
+def _require_every_part(layout: Layout | BucketLayout, run: Run) -> Plan:
     """The plan of a run whose parts have all done their shares. Raises BadInput that names the first that has not."""
     parts = [Part(index, len(run.chunks)) for index, chunks in enumerate(run.chunks) if chunks]
     for part in parts:
@@ -84,11 +84,11 @@ def _require_every_part(layout: Layout | CloudLayout, run: Run) -> Plan:
     return plan
 
 
-def _remedy(layout: Layout | CloudLayout, part: Part) -> str:
+def _remedy(layout: Layout | BucketLayout, part: Part) -> str:
     return f"run `ferry convert SRC {layout.shown} --part {part}`"
 
 
-def _plan(layout: Layout | CloudLayout, run: Run) -> Plan:
+def _plan(layout: Layout | BucketLayout, run: Run) -> Plan:
     path = layout.notes / PLAN_NAME
     content = path.read()
     try:

@@ -15,7 +15,7 @@ from conversion_lib.plan.job import Job, disk_bytes
 from conversion_lib.plan.parts import WHOLE, chunk_count, shares
 from conversion_lib.plan.pieces import Piece
 from conversion_lib.progress import Reporter, format_bytes
-from conversion_lib.runs.bucket_workspace import CloudLayout, CloudWorkspace
+from conversion_lib.runs.bucket_workspace import BucketLayout, BucketWorkspace
 from conversion_lib.runs.note import Run
 from conversion_lib.runs.options import Options
 from conversion_lib.runs.workspace import Layout, Workspace
@@ -64,7 +64,7 @@ class Conversion:
     """
 
     name: str
-    layout: Layout | CloudLayout
+    layout: Layout | BucketLayout
     prepare: Callable[[int | None], Job]
     sink: Callable[[Job], Sink]
     begin: Callable[[Job], None]
@@ -118,7 +118,7 @@ def _execute(
     conversion: Conversion,
     job: Job,
     share: Sequence[Piece],
-    workspace: Workspace | CloudWorkspace,
+    workspace: Workspace | BucketWorkspace,
     options: Options,
     reporter: Reporter,
 ) -> executor.Totals:

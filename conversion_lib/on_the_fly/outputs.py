@@ -15,12 +15,12 @@ from pydantic import ValidationError
 from conversion_lib.errors import BadInput, FerryError
 from conversion_lib.on_the_fly.claim import STALE_SECONDS, Claim, Note
 from conversion_lib.record import COMMIT_NAME, CheckpointRecord, read_record
-from conversion_lib.runs.bucket_workspace import BESIDE_CLAIM, CloudLayout
+from conversion_lib.runs.bucket_workspace import BESIDE_CLAIM, BucketLayout
 from conversion_lib.runs.layouts import layout_at
 from conversion_lib.runs.locks import LOCK_NAME
 from conversion_lib.runs.workspace import REPLACED_NAME
 from conversion_lib.sources.orbax import METADATA, STEP_METADATA, open_orbax
-from conversion_lib.storage.gcs import SCHEME, CloudPlace
+from conversion_lib.storage.gcs import SCHEME, BucketLocation
 
 WORK_NAME = ".ferry"
 """The work directory of a conversion; names in it that begin as its locks do are left alone."""
@@ -85,7 +85,7 @@ class DirectoryOutput:
 class BucketOutput:
     """A prefix in a bucket."""
 
-    def __init__(self, layout: CloudLayout) -> None:
+    def __init__(self, layout: BucketLayout) -> None:
         self._layout = layout
         self.destination = str(layout.root)
         self.items: Path | str = f"{layout.root}/0/items"
@@ -109,7 +109,7 @@ class BucketClaim:
 
     descriptor = -1
 
-    def __init__(self, place: CloudPlace) -> None:
+    def __init__(self, place: BucketLocation) -> None:
         self._place = place
         self._held: ExitStack | None = None
         self._watched = (0, 0.0)
@@ -160,6 +160,6 @@ def output_at(destination: str | Path) -> DirectoryOutput | BucketOutput:
     if "://" in text and not text.startswith(SCHEME):
         raise BadInput(f"{text}: give a directory or gs://bucket/prefix")
     layout = layout_at(text)
-    if isinstance(layout, CloudLayout):
+    if isinstance(layout, BucketLayout):
         return BucketOutput(layout)
     return DirectoryOutput(Path(text).expanduser().absolute())

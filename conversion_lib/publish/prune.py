@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from conversion_lib.errors import BadInput
 from conversion_lib.progress import SILENT, Reporter, format_bytes
 from conversion_lib.publish.destinations import open_destination
-from conversion_lib.publish.destinations.base import MARKER_NAME, Destination, Location
+from conversion_lib.publish.destinations.base import MARKER_NAME, Destination, StoredVersion
 from conversion_lib.publish.publish import Latest, Marker, latest_name
 
 DAY_SECONDS = 86_400.0
@@ -49,7 +49,7 @@ class PruneResult:
 
 @dataclass(frozen=True, slots=True)
 class _Version:
-    location: Location
+    location: StoredVersion
     marker: Marker
 
     @property
@@ -99,7 +99,7 @@ def prune(
     return PruneResult(url, remove, found, stay, sum(removable.bytes for removable in found))
 
 
-def _versions(base: Destination, locations: Iterable[Location], reporter: Reporter) -> list[_Version]:
+def _versions(base: Destination, locations: Iterable[StoredVersion], reporter: Reporter) -> list[_Version]:
     """The committed locations, without those whose marker nobody understands."""
     versions = []
     for location in locations:

@@ -10,7 +10,7 @@ from conversion_lib.progress import SILENT, Reporter
 from conversion_lib.publish.destinations.base import Item
 from conversion_lib.publish.manifest import FileEntry, build_manifest, checkpoint_manifest, digest_of
 from conversion_lib.record import COMMIT_NAME, checkpoint_root
-from conversion_lib.storage.gcs import SCHEME, CloudPlace, stored_at
+from conversion_lib.storage.gcs import SCHEME, BucketLocation, stored_at
 
 
 class Staged(Protocol):
@@ -49,7 +49,7 @@ def checkpoint_digest(path: Path, *, reporter: Reporter = SILENT) -> str:
     for a missing or uncommitted checkpoint.
     """
     place = stored_at(checkpoint_root(path))
-    return digest_of(open_staged(str(place) if isinstance(place, CloudPlace) else path).step(reporter))
+    return digest_of(open_staged(str(place) if isinstance(place, BucketLocation) else path).step(reporter))
 
 
 class StagedDirectory:
@@ -78,7 +78,7 @@ class StagedPrefix:
 
     def __init__(self, url: str) -> None:
         whole = url.rstrip("/").removesuffix("/items")
-        self._place = CloudPlace.parse(whole.removesuffix("/0"))
+        self._place = BucketLocation.parse(whole.removesuffix("/0"))
         self.url = str(self._place)
         self._blobs: dict[str, Any] = {}
 

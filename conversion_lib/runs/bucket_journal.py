@@ -8,16 +8,16 @@ from conversion_lib.plan.pieces import Piece
 from conversion_lib.plan.plan import Plan
 from conversion_lib.runs.journal import Committed, line_of
 from conversion_lib.storage.files import in_parallel
-from conversion_lib.storage.gcs import REQUESTS, CloudPlace
+from conversion_lib.storage.gcs import REQUESTS, BucketLocation
 
 
-class CloudJournal(Committed):
+class BucketJournal(Committed):
     """The committed chunks of one part, in the objects below `place`.
 
     require_claim: raises OutsideFailure where this run may not write there any more.
     """
 
-    def __init__(self, place: CloudPlace, plan: Plan, require_claim: Callable[[], None]) -> None:
+    def __init__(self, place: BucketLocation, plan: Plan, require_claim: Callable[[], None]) -> None:
         super().__init__(plan)
         self._place, self._require_claim = place, require_claim
         names = _read(place, self)
@@ -33,19 +33,19 @@ class CloudJournal(Committed):
         """Nothing: every group is an object of its own."""
 
 
-def journal_place(work: CloudPlace, part: int) -> CloudPlace:
+def journal_place(work: BucketLocation, part: int) -> BucketLocation:
     """Where the journal of a part lies; a run of the whole is part 0."""
     return work / f"journal-{part}"
 
 
-def committed_chunks(place: CloudPlace, plan: Plan) -> int:
+def committed_chunks(place: BucketLocation, plan: Plan) -> int:
     """How many chunks of `plan` the journal at `place` has; 0 where there is none."""
     committed = Committed(plan)
     _read(place, committed)
     return committed.count
 
 
-def _read(place: CloudPlace, into: Committed) -> list[str]:
+def _read(place: BucketLocation, into: Committed) -> list[str]:
     names = place.below()
     for line in in_parallel(lambda name, _: (place / name).read(), names, threads=REQUESTS):
         into.take(line or b"")

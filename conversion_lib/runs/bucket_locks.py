@@ -16,7 +16,7 @@ from conversion_lib.plan.parts import Part
 from conversion_lib.progress import Reporter
 from conversion_lib.runs.locks import CLAIM_NAME
 from conversion_lib.storage import lease as claims
-from conversion_lib.storage.gcs import CloudPlace
+from conversion_lib.storage.gcs import BucketLocation
 from conversion_lib.storage.gcs_client import delete, explained
 
 
@@ -31,12 +31,12 @@ class RunClaim(claims.Claim):
         return not self.lost.is_set()
 
 
-def take_alone(work: CloudPlace, held: ExitStack, reporter: Reporter) -> RunClaim:
+def take_alone(work: BucketLocation, held: ExitStack, reporter: Reporter) -> RunClaim:
     """Holds the place alone until `held` is closed. Raises OutsideFailure where any run is at work."""
     return _take(work, f"{CLAIM_NAME}.json", lambda name: True, held, f"another run is at work in {work}", reporter)
 
 
-def take_part(work: CloudPlace, part: Part, held: ExitStack, reporter: Reporter) -> RunClaim:
+def take_part(work: BucketLocation, part: Part, held: ExitStack, reporter: Reporter) -> RunClaim:
     """Holds a part until `held` is closed. Raises OutsideFailure where it, or one that is alone, is at work."""
     alone = f"{CLAIM_NAME}.json"
     busy = f"part {part}, or a run that needs the place alone, is at work in {work}"
@@ -44,7 +44,7 @@ def take_part(work: CloudPlace, part: Part, held: ExitStack, reporter: Reporter)
 
 
 def _take(
-    work: CloudPlace, mine: str, rivals: Callable[[str], bool], held: ExitStack, busy: str, reporter: Reporter
+    work: BucketLocation, mine: str, rivals: Callable[[str], bool], held: ExitStack, busy: str, reporter: Reporter
 ) -> RunClaim:
     busy = f"{busy}; wait for it to end"
     with explained(str(work), "claim the place"):
@@ -62,7 +62,9 @@ def _take(
     return claim
 
 
-def _standing_still(work: CloudPlace, watched: Callable[[str], bool], busy: str, reporter: Reporter) -> dict[str, int]:
+def _standing_still(
+    work: BucketLocation, watched: Callable[[str], bool], busy: str, reporter: Reporter
+) -> dict[str, int]:
     """The claims of dead runs with their generations. Raises OutsideFailure as soon as one is rewritten."""
     seen: dict[str, int] | None = None
     since = time.monotonic()

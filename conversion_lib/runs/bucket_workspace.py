@@ -24,12 +24,12 @@ from conversion_lib.plan.parts import WHOLE, Part
 from conversion_lib.plan.plan import Plan
 from conversion_lib.progress import SILENT, Reporter
 from conversion_lib.record import COMMIT_NAME, HF_DIR_NAME, RECORD_NAME, REPORT_DIR_NAME, CheckpointRecord
-from conversion_lib.runs.bucket_journal import CloudJournal, committed_chunks, journal_place
+from conversion_lib.runs.bucket_journal import BucketJournal, committed_chunks, journal_place
 from conversion_lib.runs.differences import identity_in, refuse_difference
 from conversion_lib.runs.locks import CLAIM_NAME
 from conversion_lib.runs.note import RUN_NAME, Run, joined
-from conversion_lib.storage.gcs import CloudPlace
-from conversion_lib.storage.locations import Place
+from conversion_lib.storage.gcs import BucketLocation
+from conversion_lib.storage.locations import Location
 
 if TYPE_CHECKING:
     from conversion_lib.runs.bucket_locks import RunClaim
@@ -43,13 +43,13 @@ OURS = (STEP_NAME, WORK_NAME, HF_DIR_NAME, REPORT_DIR_NAME, RECORD_NAME)
 
 
 @dataclass(frozen=True)
-class CloudLayout:
+class BucketLayout:
     """The objects of one destination, `root`. alone: whether a stranger's object below it is refused.
 
     reporter: told when another run's claim is waited for.
     """
 
-    root: CloudPlace
+    root: BucketLocation
     alone: bool = True
     reporter: Reporter = SILENT
 
@@ -59,12 +59,12 @@ class CloudLayout:
         return str(self.root)
 
     @property
-    def step(self) -> Place:
+    def step(self) -> Location:
         """Where the arrays are written."""
         return self.root / STEP_NAME
 
     @property
-    def notes(self) -> CloudPlace:
+    def notes(self) -> BucketLocation:
         """Where a run keeps what later ones read."""
         return self.root / WORK_NAME
 
@@ -77,9 +77,9 @@ class CloudLayout:
                 if path.is_file():
                     (self.root / path.relative_to(name).as_posix()).write_first(path.read_bytes())
 
-    def open(self, run: Run, *, part: Part | None, overwrite: bool, needed_bytes: int) -> CloudWorkspace:
-        """A CloudWorkspace here; a bucket has room for all."""
-        return CloudWorkspace(self, run, part=part, overwrite=overwrite)
+    def open(self, run: Run, *, part: Part | None, overwrite: bool, needed_bytes: int) -> BucketWorkspace:
+        """A BucketWorkspace here; a bucket has room for all."""
+        return BucketWorkspace(self, run, part=part, overwrite=overwrite)
 
     @contextmanager
     def exclusively(self) -> Iterator[None]:
@@ -152,14 +152,14 @@ class CloudLayout:
         return bool(ours)
 
 
-class CloudWorkspace:
+class BucketWorkspace:
     """One run's place in a bucket: what `Workspace` is on a file system, with claims for locks.
 
     Raises BadInput where the destination or an unfinished run is of another source, target, version or number of
     parts, unless it may be overwritten; OutsideFailure where another run is at work.
     """
 
-    def __init__(self, layout: CloudLayout, run: Run, *, part: Part | None = None, overwrite: bool = False) -> None:
+    def __init__(self, layout: BucketLayout, run: Run, *, part: Part | None = None, overwrite: bool = False) -> None:
         self.layout, self.run = layout, run
         self._part, self._overwrite = part, overwrite
         self._held = ExitStack()
@@ -167,7 +167,7 @@ class CloudWorkspace:
         self.already = False
         """Whether the very same run has been finished here: then there is nothing to do."""
 
-    def __enter__(self) -> CloudWorkspace:
+    def __enter__(self) -> BucketWorkspace:
         _refuse_strangers(self.layout)
         try:
             self._prepare()
@@ -179,13 +179,13 @@ class CloudWorkspace:
     def __exit__(self, *exc: object) -> None:
         self._held.close()
 
-    def open_journal(self, plan: Plan) -> CloudJournal:
+    def open_journal(self, plan: Plan) -> BucketJournal:
         """The journal of this part, to add to for as long as the claim is held."""
         place = journal_place(self.layout.notes, (self._part or WHOLE).index)
-        return CloudJournal(place, plan, self._require_claim)
+        return BucketJournal(place, plan, self._require_claim)
 
     def commit(self) -> None:
-        """See `CloudLayout.commit`."""
+        """See `BucketLayout.commit`."""
         self.layout.commit()
 
     def abandon(self) -> None:
@@ -260,7 +260,7 @@ class CloudWorkspace:
         return True
 
 
-def _refuse_strangers(layout: CloudLayout) -> None:
+def _refuse_strangers(layout: BucketLayout) -> None:
     """Nothing of somebody else's is touched, whatever --overwrite says."""
     if not layout.alone:
         return

@@ -6,22 +6,22 @@ from pathlib import Path
 
 from conversion_lib.progress import SILENT, Reporter
 from conversion_lib.record import HF_DIR_NAME, HF_RECORD_NAME, RECORD_NAME, REPORT_DIR_NAME
-from conversion_lib.runs.bucket_workspace import CloudLayout
+from conversion_lib.runs.bucket_workspace import BucketLayout
 from conversion_lib.runs.workspace import Layout
-from conversion_lib.storage.gcs import SCHEME, CloudPlace
+from conversion_lib.storage.gcs import SCHEME, BucketLocation
 
 
-def layout_at(destination: Path | str, reporter: Reporter = SILENT) -> Layout | CloudLayout:
+def layout_at(destination: Path | str, reporter: Reporter = SILENT) -> Layout | BucketLayout:
     """Of a MaxText checkpoint at `destination`, a directory or gs://bucket/prefix. reporter: hears of waits."""
     if isinstance(destination, str) and destination.startswith(SCHEME):
-        return CloudLayout(CloudPlace.parse(destination), reporter=reporter)
+        return BucketLayout(BucketLocation.parse(destination), reporter=reporter)
     return maxtext_layout(Path(destination))
 
 
-def unfinished_layouts(destination: str, reporter: Reporter = SILENT) -> list[Layout | CloudLayout]:
+def unfinished_layouts(destination: str, reporter: Reporter = SILENT) -> list[Layout | BucketLayout]:
     """Of every kind of run that may have been left at `destination`."""
     layout = layout_at(destination, reporter)
-    return [layout] if isinstance(layout, CloudLayout) else [layout, hf_layout(Path(destination))]
+    return [layout] if isinstance(layout, BucketLayout) else [layout, hf_layout(Path(destination))]
 
 
 def maxtext_layout(destination: Path) -> Layout:

@@ -26,10 +26,10 @@ from conversion_lib.runs.locks import LOCK_NAME, Locks
 from conversion_lib.runs.note import RUN_NAME, Run, joined
 from conversion_lib.storage.disk import bytes_below, check_disk
 from conversion_lib.storage.files import disk_error, existing_parent, remove_temporaries, sync_directory, write_first
-from conversion_lib.storage.locations import LocalPlace, Place
+from conversion_lib.storage.locations import LocalLocation, Location
 
 if TYPE_CHECKING:
-    from conversion_lib.runs.bucket_workspace import CloudLayout
+    from conversion_lib.runs.bucket_workspace import BucketLayout
 
 REPLACED_NAME = "replaced"
 
@@ -64,14 +64,14 @@ class Layout:
         return str(self.record.parent)
 
     @property
-    def step(self) -> Place:
+    def step(self) -> Location:
         """Where the arrays are written."""
-        return LocalPlace(self.build)
+        return LocalLocation(self.build)
 
     @property
-    def notes(self) -> Place:
+    def notes(self) -> Location:
         """Where a run keeps what later ones read."""
-        return LocalPlace(self.work)
+        return LocalLocation(self.work)
 
     @contextmanager
     def drafts(self) -> Iterator[Path]:
@@ -239,7 +239,7 @@ class Workspace:
         final = self.layout.final
         if self._overwrite or not final.exists() or _is_empty(final):
             return False
-        held = identity_in(LocalPlace(self.layout.record).read())
+        held = identity_in(LocalLocation(self.layout.record).read())
         if held is None:
             raise BadInput(f"{final} is there already and was not written by ferry; --overwrite replaces it")
         refuse_difference(held, self.run.identity, f"{final} is there already, from another run")
@@ -338,7 +338,7 @@ def _refuse_strangers(layout: Layout) -> None:
         if (
             layout.final.exists()
             and not _is_empty(layout.final)
-            and identity_in(LocalPlace(layout.record).read()) is None
+            and identity_in(LocalLocation(layout.record).read()) is None
         ):
             raise BadInput(f"{layout.final} was not written by ferry, and stays. Choose an empty or a new directory")
         return
@@ -364,7 +364,7 @@ def _is_empty(path: Path) -> bool:
     return path.is_dir() and not any(path.iterdir())
 
 
-def clean(layouts: Iterable[Layout | CloudLayout]) -> list[str]:
+def clean(layouts: Iterable[Layout | BucketLayout]) -> list[str]:
     """Removes what unfinished runs left, and returns where. Raises OutsideFailure where a run is at work there."""
     removed = []
     for layout in layouts:

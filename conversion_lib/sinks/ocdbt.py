@@ -13,20 +13,20 @@ from urllib.parse import unquote
 
 import tensorstore as ts
 
-from conversion_lib.storage.locations import Place
+from conversion_lib.storage.locations import Location
 
 MANIFEST = "manifest.ocdbt"
 CONFIG = {"max_inline_value_bytes": 1024}
 """As MaxText's checkpoints have it: smaller values lie in the tree itself."""
 
 
-def store(directory: Place, context: Any) -> Any:
+def store(directory: Location, context: Any) -> Any:
     """The OCDBT store in `directory`, made where there is none."""
     spec = {"driver": "ocdbt", "base": directory.spec, "config": CONFIG}
     return ts.KvStore.open(spec, context=context).result()
 
 
-def merge(items: Place, parts: Sequence[str], context: Any) -> None:
+def merge(items: Location, parts: Sequence[str], context: Any) -> None:
     """Makes the store at `items` refer to everything that the stores `parts`, directories in it, hold; no data move.
 
     context: the one that the parts were written with; TensorStore copies by reference only within one.
@@ -37,7 +37,7 @@ def merge(items: Place, parts: Sequence[str], context: Any) -> None:
             store(items / part, context).experimental_copy_range_to(whole.with_transaction(transaction)).result()
 
 
-def sweep(items: Place, parts: Sequence[str], context: Any) -> None:
+def sweep(items: Location, parts: Sequence[str], context: Any) -> None:
     """Removes data files that the newest version of no store refers to.
 
     The parts' own trees are kept whole, so that a run that is killed after this can still be resumed.
@@ -48,7 +48,7 @@ def sweep(items: Place, parts: Sequence[str], context: Any) -> None:
     items.remove(path for path in items.below() if path not in kept and path[: path.rfind("/") + 1] in data)
 
 
-def _referenced(directory: Place, context: Any) -> set[str]:
+def _referenced(directory: Location, context: Any) -> set[str]:
     """The data files that the newest version of the store in `directory` and its tree of versions are made of.
 
     A commit reads the tree of versions, which begins with the seventeenth, though none of the versions it lists.

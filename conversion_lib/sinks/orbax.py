@@ -26,8 +26,8 @@ from conversion_lib.record import COMMIT_NAME, Target
 from conversion_lib.sinks import ocdbt
 from conversion_lib.sources.orbax import METADATA, STEP_METADATA
 from conversion_lib.storage import gcs as cloud_place
-from conversion_lib.storage.gcs import CloudPlace
-from conversion_lib.storage.locations import LocalPlace, Place
+from conversion_lib.storage.gcs import BucketLocation
+from conversion_lib.storage.locations import LocalLocation, Location
 
 STEP_LEAF = "step"
 ZSTD_LEVEL = {True: 3, False: 1}
@@ -44,10 +44,10 @@ class OrbaxSink:
     In a bucket a part has several folders, since one takes one commit a second and sends one data file at a time.
     """
 
-    def __init__(self, build: Place, plan: Plan, target: Target, *, part: int = 0, threads: int = 2) -> None:
+    def __init__(self, build: Location, plan: Plan, target: Target, *, part: int = 0, threads: int = 2) -> None:
         self._build, self._plan, self._target = build, plan, target
         self._items = build / "items"
-        streams = CLOUD_STREAMS if isinstance(build, CloudPlace) and target.ocdbt else 1
+        streams = CLOUD_STREAMS if isinstance(build, BucketLocation) and target.ocdbt else 1
         self._folders = [f"{FOLDER}{part * streams + stream}" for stream in range(streams)]
         # merging by reference needs one context for all stores; chunks are written once, so nothing is cached
         self._context = ts.Context(
@@ -105,7 +105,7 @@ class OrbaxSink:
 
     def _sweep_locks(self) -> None:
         """Removes the lock files that a TensorStore leaves which was killed; it has none in a bucket."""
-        if isinstance(self._items, LocalPlace):
+        if isinstance(self._items, LocalLocation):
             self._items.remove(path for path in self._items.below() if path.endswith(".__lock"))
 
     def _merge(self) -> None:

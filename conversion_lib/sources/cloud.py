@@ -27,7 +27,7 @@ from conversion_lib.sources.remote import write_header
 from conversion_lib.sources.safetensors import ReadRun, SafetensorsSource
 from conversion_lib.storage import gcs as cloud_place
 from conversion_lib.storage.files import in_parallel
-from conversion_lib.storage.gcs import CloudPlace
+from conversion_lib.storage.gcs import BucketLocation
 
 BLOCK_BYTES = 4 << 20
 CACHE_SHARE = 16
@@ -40,7 +40,7 @@ BESIDE = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt", "LICENSE*", "NO
 class CloudRemote:
     """A checkpoint at `place` whose headers and small files lie in `headers`."""
 
-    place: CloudPlace
+    place: BucketLocation
     headers: Path
     generations: dict[str, Any]
     """Of each shard, as TensorStore tells it."""
@@ -64,7 +64,7 @@ def checkpoint_in_bucket(url: str, memory_budget: int) -> Iterator[tuple[Path, C
     Of Hugging Face's it has the headers, and the weights are where the second value says. Raises BadInput where there
     is no checkpoint.
     """
-    if items_in(CloudPlace.parse(url)) is not None:
+    if items_in(BucketLocation.parse(url)) is not None:
         with mirrored(url) as mirror:
             yield mirror, None
     else:
@@ -79,7 +79,7 @@ def in_bucket(url: str, memory_budget: int) -> Iterator[CloudRemote]:
     A file's time of modification here is the time at which its object was written: an object that is written anew
     counts as changed. Raises BadInput where there is no checkpoint.
     """
-    place = CloudPlace.parse(url)
+    place = BucketLocation.parse(url)
     objects = {name: blob for blob in place.blobs() if "/" not in (name := blob.name[len(place.name) + 1 :])}
     shards = [name for name in objects if name.endswith(".safetensors")]
     if not shards:
@@ -108,26 +108,26 @@ def in_bucket(url: str, memory_budget: int) -> Iterator[CloudRemote]:
             raise BadInput(str(error).replace(directory, url)) from error
 
 
-def open_store(place: CloudPlace) -> Any:
+def open_store(place: BucketLocation) -> Any:
     """TensorStore's store of the objects below."""
     return ts.KvStore.open(place.spec, context=ts.Context(cloud_place.TENSORSTORE_REQUESTS)).result()
 
 
-def _first_bytes(store: Any, place: CloudPlace, name: str, generations: dict[str, Any], count: int) -> bytes:
+def _first_bytes(store: Any, place: BucketLocation, name: str, generations: dict[str, Any], count: int) -> bytes:
     result = _result(store.read(name, byte_range=slice(0, count)), place / name)
     if result.state != "value" or generations.setdefault(name, result.stamp.generation) != result.stamp.generation:
         raise _changed(place / name)
     return bytes(result.value)
 
 
-def _result(future: Any, what: CloudPlace) -> Any:
+def _result(future: Any, what: BucketLocation) -> Any:
     try:
         return future.result()
     except (ValueError, OSError, RuntimeError) as error:
         raise OutsideFailure(f"reading {what} failed: {tensorstore_reason(error)}") from error
 
 
-def _changed(what: CloudPlace) -> BadInput:
+def _changed(what: BucketLocation) -> BadInput:
     return BadInput(f"{what} changed while it was read; run again when the source is at rest")
 
 

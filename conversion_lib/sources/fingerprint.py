@@ -15,7 +15,7 @@ from conversion_lib.record import HF_RECORD_NAME, PROVENANCE_NAME, Origin
 from conversion_lib.sources.orbax import items_dir
 from conversion_lib.sources.remote import Remote
 from conversion_lib.sources.safetensors import SafetensorsSource
-from conversion_lib.storage.gcs import CloudPlace, stored_at
+from conversion_lib.storage.gcs import BucketLocation, stored_at
 
 
 def origin_of(directory: Path, remote: Remote | None = None) -> Origin:
@@ -75,7 +75,7 @@ def orbax_content(items: Path) -> dict[str, str]:
 def _versions(items: Path) -> Iterator[tuple[str, int, int]]:
     """Of every file of a MaxText checkpoint, in a fixed order: its name, bytes, and what a change of it changes."""
     place = stored_at(items)
-    if isinstance(place, CloudPlace):
+    if isinstance(place, BucketLocation):
         yield from ((blob.name[len(place.name) + 1 :], blob.size, int(blob.generation)) for blob in place.blobs())
         return
     for parent, directories, names in os.walk(items):

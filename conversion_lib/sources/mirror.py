@@ -25,7 +25,7 @@ from conversion_lib.record import (
 )
 from conversion_lib.sources.orbax import MANIFEST, METADATA, PARTS, STEP_METADATA
 from conversion_lib.storage.files import in_parallel
-from conversion_lib.storage.gcs import MIRROR_NOTE, REQUESTS, CloudPlace
+from conversion_lib.storage.gcs import MIRROR_NOTE, REQUESTS, BucketLocation
 
 STEP = "0"
 STEP_FILES = (STEP_METADATA, COMMIT_NAME)
@@ -33,7 +33,7 @@ ITEMS_FILES = (METADATA, MANIFEST)
 REPORT = (f"{REPORT_DIR_NAME}/{CHECK_NAME}", f"{REPORT_DIR_NAME}/{REPORT_PAGE_NAME}")
 
 
-def items_in(place: CloudPlace) -> str | None:
+def items_in(place: BucketLocation) -> str | None:
     """The path from `place` to the `items` of the Orbax checkpoint at DST, DST/0 or DST/0/items, if there is one."""
     for path in PARTS:
         alone = not path.startswith(STEP) or _steps(place) == [0]  # else it is a training run's directory
@@ -42,7 +42,7 @@ def items_in(place: CloudPlace) -> str | None:
     return None
 
 
-def _steps(place: CloudPlace) -> list[int]:
+def _steps(place: BucketLocation) -> list[int]:
     return sorted(int(name) for name in place.children() if name.isdigit())
 
 
@@ -53,7 +53,7 @@ def mirrored(url: str) -> Iterator[Path]:
     What is raised meanwhile names the bucket. A report that a check leaves in it is brought to the bucket at the end.
     Raises BadInput where there is no Orbax checkpoint, and where there are several: a training run's directory.
     """
-    place = CloudPlace.parse(url)
+    place = BucketLocation.parse(url)
     items = items_in(place)
     if items is None:
         raise BadInput(f"{url} holds no Orbax checkpoint: {_instead(place)}")
@@ -71,7 +71,7 @@ def mirrored(url: str) -> Iterator[Path]:
             raise kind(str(error).replace(str(mirror), str(root))) from error
 
 
-def _instead(place: CloudPlace) -> str:
+def _instead(place: BucketLocation) -> str:
     """What there is where a checkpoint is not."""
     if (steps := _steps(place)) and items_in(place / str(steps[-1])) is not None:
         named = ", ".join(map(str, steps))
@@ -79,17 +79,17 @@ def _instead(place: CloudPlace) -> str:
     return f"no {METADATA} in it, in items/ or in 0/items/"
 
 
-def _split(place: CloudPlace, items: str) -> tuple[CloudPlace, str]:
+def _split(place: BucketLocation, items: str) -> tuple[BucketLocation, str]:
     """DST, and the path from it to its `items`."""
     whole = (place / items).name
     for below in ("0/items", "items"):
         if whole == below or whole.endswith(f"/{below}"):
             name = whole.removesuffix(below).rstrip("/")
-            return CloudPlace(place.bucket, name, place.client), below
+            return BucketLocation(place.bucket, name, place.client), below
     return place / items, ""
 
 
-def _fetch(root: CloudPlace, mirror: Path, below: str) -> None:
+def _fetch(root: BucketLocation, mirror: Path, below: str) -> None:
     """Fills the mirror, its note first."""
     mirror.mkdir()
     (mirror / MIRROR_NOTE).write_text(str(root))
@@ -111,7 +111,7 @@ def _contents(mirror: Path) -> dict[str, bytes]:
     return {path: (mirror / path).read_bytes() for path in REPORT if (mirror / path).is_file()}
 
 
-def _bring_back(root: CloudPlace, mirror: Path, before: dict[str, bytes]) -> None:
+def _bring_back(root: BucketLocation, mirror: Path, before: dict[str, bytes]) -> None:
     """Writes the report to the bucket where it is another than before; the verdict last, as `ferry check` does."""
     try:
         for path, content in reversed(_contents(mirror).items()):

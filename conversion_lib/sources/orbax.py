@@ -20,8 +20,8 @@ from conversion_lib.core.dtypes import itemsize
 from conversion_lib.core.tensors import Array, TensorInfo
 from conversion_lib.errors import BadInput, FerryError, OutsideFailure, tensorstore_reason
 from conversion_lib.storage import gcs as cloud_place
-from conversion_lib.storage.gcs import CloudPlace, stored_at
-from conversion_lib.storage.locations import Place
+from conversion_lib.storage.gcs import BucketLocation, stored_at
+from conversion_lib.storage.locations import Location
 
 METADATA = "_METADATA"
 STEP_METADATA = "_CHECKPOINT_METADATA"
@@ -60,7 +60,7 @@ def is_orbax(path: Path) -> bool:
     return any((path / part / METADATA).is_file() for part in PARTS)
 
 
-def array_spec(items: Place, name: str, *, ocdbt: bool, zarr3: bool) -> dict[str, Any]:
+def array_spec(items: Location, name: str, *, ocdbt: bool, zarr3: bool) -> dict[str, Any]:
     """TensorStore's spec for the leaf with the dotted `name`."""
     kvstore = {"driver": "ocdbt", "base": items.spec, "path": f"{name}/"} if ocdbt else (items / name).spec
     return {"driver": "zarr3" if zarr3 else "zarr", "kvstore": kvstore}
@@ -119,7 +119,7 @@ class OrbaxSource:
         return arrays
 
     def _explained(self, what: str, error: ValueError) -> FerryError:
-        lasting = not isinstance(self._place, CloudPlace) or str(error).startswith(LASTING)
+        lasting = not isinstance(self._place, BucketLocation) or str(error).startswith(LASTING)
         return (BadInput if lasting else OutsideFailure)(f"{self.items}: {what}: {tensorstore_reason(error)}")
 
     def chunk_shape(self, name: str) -> tuple[int, ...]:

@@ -37,7 +37,7 @@ ReadRun = Callable[[int, memoryview], None]
 """Fills a view with the bytes of one file from an offset on. Raises EOFError where the file ends before."""
 
 
-class Place(NamedTuple):
+class Location(NamedTuple):
     """Where a tensor lies: its file and the offset of its first byte there."""
 
     file: Path
@@ -57,7 +57,7 @@ class SafetensorsSource:
         self.files = _files(self.directory, index)
         self.tensors: Mapping[str, TensorInfo]
         tensors: dict[str, TensorInfo] = {}
-        self._places: dict[str, Place] = {}
+        self._places: dict[str, Location] = {}
         self._header_hash = hashlib.sha256()
         for file in self.files:
             shard = file.name
@@ -65,7 +65,7 @@ class SafetensorsSource:
                 if name in tensors and index.get(name) != shard:
                     continue
                 tensors[name] = info
-                self._places[name] = Place(file, offset)
+                self._places[name] = Location(file, offset)
         file_of = {file.name: file for file in self.files}
         for name, shard in index.items():
             if name not in tensors or self._places[name].file is not file_of[shard]:
@@ -78,7 +78,7 @@ class SafetensorsSource:
         """Hex sha256 over the names and headers of all shards: names, shapes, dtypes and offsets."""
         return self._header_hash.hexdigest()
 
-    def place(self, name: str) -> Place:
+    def place(self, name: str) -> Location:
         return self._places[name]
 
     def _read_header(self, file: Path) -> list[tuple[str, TensorInfo, int, int]]:

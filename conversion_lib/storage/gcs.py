@@ -1,4 +1,4 @@
-"""A place in a bucket: an object, or a prefix of objects' names. See `places.Place`."""
+"""A place in a bucket: an object, or a prefix of objects' names. See `places.Location`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from conversion_lib.storage.files import in_parallel
-from conversion_lib.storage.locations import LocalPlace, Place
+from conversion_lib.storage.locations import LocalLocation, Location
 
 REQUESTS = 32
 """To Cloud Storage at a time, where there are many objects."""
@@ -22,7 +22,7 @@ MIRROR_DEPTH = 2
 
 
 @dataclass(frozen=True)
-class CloudPlace:
+class BucketLocation:
     """An object, or a prefix of objects' names, in a bucket. Errors are BadInput or OutsideFailure, in one line."""
 
     bucket: str
@@ -31,13 +31,13 @@ class CloudPlace:
     """The client's bucket: one for all places of a run, since it keeps connections."""
 
     @staticmethod
-    def parse(url: str) -> CloudPlace:
+    def parse(url: str) -> BucketLocation:
         """The place at gs://bucket/prefix. Raises BadInput for another URL, and for a name that is not allowed."""
         from conversion_lib.storage import gcs_client as client
 
         bucket, prefix = client.split_url(url)
         client.require_name(prefix, url)
-        return CloudPlace(bucket, prefix, client.open_bucket(bucket))
+        return BucketLocation(bucket, prefix, client.open_bucket(bucket))
 
     @property
     def spec(self) -> dict[str, Any]:
@@ -52,9 +52,9 @@ class CloudPlace:
         """The object, as the client has it."""
         return self.client.blob(self.name)
 
-    def __truediv__(self, path: str) -> CloudPlace:
+    def __truediv__(self, path: str) -> BucketLocation:
         name = "/".join(part for part in (self.name, path.strip("/")) if part)
-        return CloudPlace(self.bucket, name, self.client)
+        return BucketLocation(self.bucket, name, self.client)
 
     def __str__(self) -> str:
         return f"{SCHEME}{self.bucket}/{self.name}"
@@ -131,11 +131,11 @@ class CloudPlace:
         """Nothing: an object is durable when its upload is answered."""
 
 
-def stored_at(path: Path) -> Place:
+def stored_at(path: Path) -> Location:
     """Where what is called `path` really lies: there itself, or in the bucket that it is part of the mirror of."""
     for parent in (path, *path.parents[:MIRROR_DEPTH]):
         note = parent / MIRROR_NOTE
         if note.is_file():
-            place = CloudPlace.parse(note.read_text())
+            place = BucketLocation.parse(note.read_text())
             return place if path == parent else place / path.relative_to(parent).as_posix()
-    return LocalPlace(path)
+    return LocalLocation(path)

@@ -13,7 +13,7 @@ SYNC_THREADS = 8
 """Without OCDBT there are as many directories as chunks, and syncing one is mostly waiting."""
 
 
-class Place(Protocol):
+class Location(Protocol):
     """A file or a directory, by its path from there; a bucket has no directories, so that none need be made."""
 
     @property
@@ -21,7 +21,7 @@ class Place(Protocol):
         """TensorStore's spec of the directory."""
         ...
 
-    def __truediv__(self, path: str) -> Place: ...
+    def __truediv__(self, path: str) -> Location: ...
 
     def read(self) -> bytes | None:
         """The file's content, None where there is no such file."""
@@ -53,7 +53,7 @@ class Place(Protocol):
 
 
 @dataclass(frozen=True)
-class LocalPlace:
+class LocalLocation:
     """A path on a file system of this machine."""
 
     path: Path
@@ -63,8 +63,8 @@ class LocalPlace:
         # a path, since a `file://` URL would read `%`, `#` and `?` as its own
         return {"driver": "file", "path": f"{self.path}/"}
 
-    def __truediv__(self, path: str) -> LocalPlace:
-        return LocalPlace(self.path / path)
+    def __truediv__(self, path: str) -> LocalLocation:
+        return LocalLocation(self.path / path)
 
     def __str__(self) -> str:
         return str(self.path)

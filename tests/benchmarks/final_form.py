@@ -15,7 +15,7 @@ import tensorstore as ts
 from conversion_lib.core.boxes import Box, slices
 from conversion_lib.sinks.ocdbt import CONFIG
 from conversion_lib.sources.orbax import array_spec, open_orbax
-from conversion_lib.storage.locations import LocalPlace
+from conversion_lib.storage.locations import LocalLocation
 
 SAMPLES = 4
 """Chunks kept of each array, spread over it: more than a processor's cache holds, so that they come from memory."""
@@ -31,7 +31,7 @@ class FinalForm:
         self._arrays: list[tuple[str, dict[str, Any], str]] = []
         for number, path in enumerate(sorted(path for path in source.tensors if path != "step")):
             name = path.replace("/", ".")
-            spec = array_spec(LocalPlace(source.items), name, ocdbt=source.ocdbt, zarr3=source.zarr3)
+            spec = array_spec(LocalLocation(source.items), name, ocdbt=source.ocdbt, zarr3=source.zarr3)
             array = ts.open(spec, read=True).result()
             file = directory / f"{number}.npy"
             unsigned = np.dtype(f"u{array.dtype.numpy_dtype.itemsize}")
@@ -55,8 +55,8 @@ class FinalForm:
 
     def _kvstore(self, build: Path, name: str) -> dict[str, Any]:
         if not self._ocdbt:
-            return LocalPlace(build / name).spec
-        return {"driver": "ocdbt", "base": LocalPlace(build).spec, "path": f"{name}/", "config": CONFIG}
+            return LocalLocation(build / name).spec
+        return {"driver": "ocdbt", "base": LocalLocation(build).spec, "path": f"{name}/", "config": CONFIG}
 
 
 def _sampled(array: Any) -> list[Box]:

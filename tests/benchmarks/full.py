@@ -24,7 +24,7 @@ import typer
 from rich.console import Console
 
 from conversion_lib.core.dtypes import itemsize
-from conversion_lib.storage.locations import LocalPlace
+from conversion_lib.storage.locations import LocalLocation
 from tests.benchmarks.bench import WORK
 from tests.benchmarks.contest import DEFAULT_BUDGET, FERRY, MIB, PEAK_ABOVE_BUDGET
 from tests.benchmarks.inputs import TINY_DEEPSEEK_V3, full_size_deepseek, make_sparse
@@ -172,7 +172,7 @@ def _rate(since: tuple[float, int], until: tuple[float, int]) -> float:
 
 def stored_chunks(output: Path, plan: JsonObject) -> int:
     """How many chunks of the plan's arrays the OCDBT store at `output` has keys for."""
-    base = LocalPlace(output / "0" / "items").spec
+    base = LocalLocation(output / "0" / "items").spec
     store = ts.KvStore.open({"driver": "ocdbt", "base": base}).result()
     names = {array["path"].replace("/", ".").encode() for array in plan["arrays"]}
     keys = (key.partition(b"/") for key in store.list().result())

@@ -71,7 +71,7 @@ class Item:
 
 
 @dataclass(frozen=True, slots=True)
-class Location:
+class StoredVersion:
     """What lies at <model>/<commit>/<target> under a base, whole or not.
 
     committed: its marker is there. touched: when something of it was last written, in seconds since 1970.
@@ -118,7 +118,7 @@ class Destination(Protocol):
         """Removes what lies here, committed or not: the marker first, so that nobody reads what is half gone."""
         ...
 
-    def locations(self) -> list[Location]:
+    def locations(self) -> list[StoredVersion]:
         """Of a base: every location under it that a publisher has begun or committed, sorted."""
         ...
 

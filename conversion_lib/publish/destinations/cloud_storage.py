@@ -27,9 +27,9 @@ from conversion_lib.publish.destinations.base import (
     MARKER_NAME,
     OWN_NAMES,
     Item,
-    Location,
     Manifest,
     Stored,
+    StoredVersion,
 )
 from conversion_lib.publish.manifest import FileEntry, file_crc32c
 from conversion_lib.record import COMMIT_NAME
@@ -207,7 +207,7 @@ class CloudStorageDestination:
             self._delete(list(blobs.values()))
             self._delete(last)
 
-    def locations(self) -> list[Location]:
+    def locations(self) -> list[StoredVersion]:
         with explained(self.url, "list"):
             grouped: dict[str, dict[str, Any]] = defaultdict(dict)
             for blob in self._list():
@@ -215,7 +215,7 @@ class CloudStorageDestination:
                 if len(place) == LEVELS:
                     grouped["/".join(place)][path] = blob
         return [
-            Location(
+            StoredVersion(
                 path=place,
                 committed=MARKER_NAME in blobs,
                 files=len(blobs),

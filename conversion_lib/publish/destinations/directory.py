@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from conversion_lib.errors import BadInput, OutsideFailure
 from conversion_lib.progress import Reporter
-from conversion_lib.publish.destinations.base import LEVELS, MANIFEST_NAME, MARKER_NAME, Item, Location, Manifest
+from conversion_lib.publish.destinations.base import LEVELS, MANIFEST_NAME, MARKER_NAME, Item, Manifest, StoredVersion
 from conversion_lib.publish.manifest import FileEntry, build_manifest, copy_checked, list_files
 from conversion_lib.storage.disk import check_disk
 from conversion_lib.storage.files import disk_error, one_at_a_time, sync_directory, write_atomically
@@ -122,7 +122,7 @@ class DirectoryDestination:
         except OSError as error:
             raise disk_error(error, f"cannot remove {self.url}") from error
 
-    def locations(self) -> list[Location]:
+    def locations(self) -> list[StoredVersion]:
         under = "/".join(["*"] * (LEVELS - 1))
         marked = {marker.parent for marker in self.location.glob(f"{under}/*/{MARKER_NAME}")}
         whole = {path for path in marked if not path.name.startswith(".")}
@@ -134,7 +134,7 @@ class DirectoryDestination:
         for path, target in targets.items():
             stats = _stats(path)
             found.append(
-                Location(
+                StoredVersion(
                     path=target.relative_to(self.location).as_posix(),
                     committed=path in whole,
                     files=len(stats),

@@ -22,7 +22,7 @@ from conversion_lib.runs.options import Options
 from conversion_lib.runs.workspace import Workspace, read_run
 from conversion_lib.sinks import ocdbt
 from conversion_lib.sinks.orbax import OrbaxSink
-from conversion_lib.storage.locations import LocalPlace
+from conversion_lib.storage.locations import LocalLocation
 from tests.support.checkpoints import DEEPSEEK_V3, Result, answer, ferry_here, random_tensors, write_checkpoint
 from tests.support.checkpoints import refused as refused_whatever_else_is_said
 from tests.support.orbax_reader import restore
@@ -208,7 +208,7 @@ def test_a_chunk_that_is_not_there_is_named(tmp_path, source, monkeypatch, ocdbt
                 convert(source, out, target)
     items, key = out / ".ferry/0/items", "params.params.decoder.decoder_norm.scale/" + ("c/0" if zarr3 else "0")
     if ocdbt_on:
-        stores = [ocdbt.store(LocalPlace(path), ts.Context()) for path in items.glob("ocdbt.process_*")]
+        stores = [ocdbt.store(LocalLocation(path), ts.Context()) for path in items.glob("ocdbt.process_*")]
         holders = [store for store in stores if store.read(key).result().state == "value"]
         assert len(holders) == 1
         holders[0].write(key, None).result()

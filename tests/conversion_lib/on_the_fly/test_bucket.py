@@ -20,7 +20,7 @@ from conversion_lib.program import run_command
 from conversion_lib.progress import SILENT
 from conversion_lib.record import Target
 from conversion_lib.runs.bucket_workspace import BESIDE_CLAIM
-from conversion_lib.storage.gcs import CloudPlace
+from conversion_lib.storage.gcs import BucketLocation
 from tests.support.checkpoints import QWEN3, ferry_here, random_tensors, write_checkpoint
 from tests.support.fakes.cloud_storage import FakeCloudStorage
 from tests.support.sparse_checkpoints import llama_tensors
@@ -47,10 +47,10 @@ def ensure(source: Path, **settings: Any) -> Path | str:
 
 
 def test_it_is_converted_once(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (CloudPlace.parse(OUTPUT) / "run1/checkpoints/100").write(b"the run's own")
+    (BucketLocation.parse(OUTPUT) / "run1/checkpoints/100").write(b"the run's own")
     pathways = {"checkpoint_storage_use_ocdbt": False, "checkpoint_storage_use_zarr3": False}
     assert ensure(source, **pathways) == f"{OUTPUT}/0/items"
-    place = CloudPlace.parse(OUTPUT)
+    place = BucketLocation.parse(OUTPUT)
     assert place.children() == {"0", "ferry.json", "hf", "run1"}, "claims are given back"
     said = json.loads((place / "0/items/_METADATA").read() or b"")
     assert (said["use_ocdbt"], said["use_zarr3"]) == (False, False)
@@ -64,7 +64,7 @@ def test_it_is_converted_once(source: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_who_holds_the_claim_is_waited_for(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first, second = (BucketClaim(CloudPlace.parse(OUTPUT) / BESIDE_CLAIM) for _ in range(2))
+    first, second = (BucketClaim(BucketLocation.parse(OUTPUT) / BESIDE_CLAIM) for _ in range(2))
     assert first.take() and not second.take()
     with pytest.raises(OutsideFailure, match=f"{OUTPUT}/0/items was not committed within 0 s"):
         ensure(source, wait_seconds=0.2)
@@ -75,7 +75,7 @@ def test_who_holds_the_claim_is_waited_for(source: Path, monkeypatch: pytest.Mon
 
 def test_a_claim_that_stands_still_is_taken_over(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("conversion_lib.on_the_fly.outputs.STALE_SECONDS", 0.2)
-    place = CloudPlace.parse(OUTPUT) / BESIDE_CLAIM
+    place = BucketLocation.parse(OUTPUT) / BESIDE_CLAIM
     place.write(b'{"run": "of a machine that is gone", "beats": 7}')
     claim = BucketClaim(place)
     assert not claim.take()
@@ -86,7 +86,7 @@ def test_a_claim_that_stands_still_is_taken_over(monkeypatch: pytest.MonkeyPatch
 
 def test_a_failure_is_told_to_those_that_wait(source: Path) -> None:
     """Until somebody tries again, and without being in the way of a conversion by hand."""
-    failing, waiting = (BucketClaim(CloudPlace.parse(OUTPUT) / BESIDE_CLAIM) for _ in range(2))
+    failing, waiting = (BucketClaim(BucketLocation.parse(OUTPUT) / BESIDE_CLAIM) for _ in range(2))
     assert failing.take() and waiting.read() is None
     failing.release(failure="the disk was full")
     note = waiting.read()
@@ -96,13 +96,13 @@ def test_a_failure_is_told_to_those_that_wait(source: Path) -> None:
     convert(source, OUTPUT, Target())
     assert waiting.take() and waiting.read() is None
     waiting.release()
-    assert CloudPlace.parse(OUTPUT).children() == {"0", "ferry.json", "hf"}
+    assert BucketLocation.parse(OUTPUT).children() == {"0", "ferry.json", "hf"}
 
 
 def test_bad_input_is_told_at_once(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A host that only waits hears of it from the one that converts."""
     monkeypatch.setattr("conversion_lib.on_the_fly.ensuring.POLL_SECONDS", 0.02)
-    converting = BucketClaim(CloudPlace.parse(OUTPUT) / BESIDE_CLAIM)
+    converting = BucketClaim(BucketLocation.parse(OUTPUT) / BESIDE_CLAIM)
     assert converting.take()
     threading.Timer(0.2, lambda: converting.release(failure="the repository is gated", final=True)).start()
     with pytest.raises(BadInput, match=r"process .* could not convert: the repository is gated"):
@@ -112,7 +112,7 @@ def test_bad_input_is_told_at_once(source: Path, monkeypatch: pytest.MonkeyPatch
 def test_the_drop_ins_write_to_a_bucket_and_read_from_it(source: Path, tmp_path: Path) -> None:
     words = ["model_name=qwen3-0.6b", f"base_output_directory={OUTPUT}", f"hf_model_path={source}"]
     assert run_command(lambda reporter: to_maxtext.run(words, reporter)) == 0
-    assert (CloudPlace.parse(OUTPUT) / "0/commit_success.txt").read() is not None
+    assert (BucketLocation.parse(OUTPUT) / "0/commit_success.txt").read() is not None
     words = [words[0], f"load_parameters_path={OUTPUT}/0/items", f"base_output_directory={tmp_path / 'back'}"]
     assert run_command(lambda reporter: to_huggingface.run([*words, "weight_dtype=bfloat16"], reporter)) == 0
     assert ferry_here("compare", source, tmp_path / "back").returncode == 0

@@ -6,7 +6,7 @@ import pytest
 import tensorstore as ts
 
 from conversion_lib.sinks import ocdbt
-from conversion_lib.storage.locations import LocalPlace
+from conversion_lib.storage.locations import LocalLocation
 
 FOLDERS = ["ocdbt.process_0", "ocdbt.process_1"]
 
@@ -18,7 +18,7 @@ def parts(tmp_path, monkeypatch):
     context = ts.Context()
     directories = [tmp_path / folder for folder in FOLDERS]
     for number, directory in enumerate(directories):
-        store = ocdbt.store(LocalPlace(directory), context)
+        store = ocdbt.store(LocalLocation(directory), context)
         for commit in range(30):
             for future in [store.write(f"{number}/{commit:03d}/{i}", bytes([commit]) * 500) for i in range(5)]:
                 future.result()
@@ -26,7 +26,7 @@ def parts(tmp_path, monkeypatch):
 
 
 def values(directory) -> dict[bytes, bytes]:
-    store = ocdbt.store(LocalPlace(directory), ts.Context())
+    store = ocdbt.store(LocalLocation(directory), ts.Context())
     return {key: store.read(key).result().value for key in store.list().result()}
 
 
@@ -36,7 +36,7 @@ def bytes_in(directories) -> int:
 
 def test_a_merged_store_has_what_its_parts_have(parts):
     items, directories, context = parts
-    ocdbt.merge(LocalPlace(items), FOLDERS, context)
+    ocdbt.merge(LocalLocation(items), FOLDERS, context)
     everything = values(items)
     assert len(everything) == 300
     assert all(value == bytes([int(key.split(b"/")[1])]) * 500 for key, value in everything.items())
@@ -45,11 +45,11 @@ def test_a_merged_store_has_what_its_parts_have(parts):
 
 def test_a_sweep_removes_what_is_dead_and_nothing_else(parts):
     items, directories, context = parts
-    ocdbt.merge(LocalPlace(items), FOLDERS, context)
+    ocdbt.merge(LocalLocation(items), FOLDERS, context)
     before = values(items)
     size = bytes_in(directories)
     (directories[0] / "d" / "left-by-a-kill").write_bytes(bytes(10_000))
-    ocdbt.sweep(LocalPlace(items), FOLDERS, context)
+    ocdbt.sweep(LocalLocation(items), FOLDERS, context)
     assert not (directories[0] / "d" / "left-by-a-kill").exists()
     assert bytes_in(directories) < size
     assert values(items) == before
@@ -60,10 +60,10 @@ def test_a_sweep_removes_what_is_dead_and_nothing_else(parts):
 def test_a_swept_store_takes_further_commits(parts):
     """A commit reads the tree of versions: a run that is killed after the sweep goes on writing."""
     items, directories, context = parts
-    ocdbt.merge(LocalPlace(items), FOLDERS, context)
+    ocdbt.merge(LocalLocation(items), FOLDERS, context)
     before = values(directories[0])
-    ocdbt.sweep(LocalPlace(items), FOLDERS, context)
-    store = ocdbt.store(LocalPlace(directories[0]), ts.Context())
+    ocdbt.sweep(LocalLocation(items), FOLDERS, context)
+    store = ocdbt.store(LocalLocation(directories[0]), ts.Context())
     for number in range(300):
         store.write(f"more/{number}", b"x").result()
     assert values(directories[0]) == before | {f"more/{number}".encode(): b"x" for number in range(300)}
