@@ -140,7 +140,7 @@ class StreamedSource(SafetensorsSource):
         sizes = {file.path: file.size for file in self._remote.resolved.files}
         demands = {name: Demand(name, sizes[name]) for name in names}
         for piece, tensors in self._stored_tensors(plan, todo).items():
-            shards = {self.place(tensor).file.name for tensor in tensors}
+            shards = {self.offset_of(tensor).file.name for tensor in tensors}
             last = max(shards, key=place.__getitem__)
             self._shards_of[piece] = [last, *(shards - {last})]
             demands[last].users += 1
@@ -148,7 +148,7 @@ class StreamedSource(SafetensorsSource):
                 demands[shard].later += 1
                 demands[shard].until = max(demands[shard].until, place[last])
             for tensor in tensors:
-                if (shard := self.place(tensor).file.name) != last:
+                if (shard := self.offset_of(tensor).file.name) != last:
                     demands[shard].ranges.add(self._range(tensor))
         output = sum(size(piece.box) * itemsize(plan.arrays[piece.array].dtype) for piece in todo)
         self._begin(list(demands.values()), output)
@@ -211,7 +211,7 @@ class StreamedSource(SafetensorsSource):
         }
 
     def _range(self, tensor: str) -> Range:
-        offset = self.place(tensor).offset
+        offset = self.offset_of(tensor).offset
         return offset, offset + self.tensors[tensor].nbytes
 
 

@@ -37,7 +37,7 @@ ReadRun = Callable[[int, memoryview], None]
 """Fills a view with the bytes of one file from an offset on. Raises EOFError where the file ends before."""
 
 
-class Location(NamedTuple):
+class TensorOffset(NamedTuple):
     """Where a tensor lies: its file and the offset of its first byte there."""
 
     file: Path
@@ -57,7 +57,7 @@ class SafetensorsSource:
         self.files = _files(self.directory, index)
         self.tensors: Mapping[str, TensorInfo]
         tensors: dict[str, TensorInfo] = {}
-        self._places: dict[str, Location] = {}
+        self._offsets: dict[str, TensorOffset] = {}
         self._header_hash = hashlib.sha256()
         for file in self.files:
             shard = file.name
@@ -65,10 +65,10 @@ class SafetensorsSource:
                 if name in tensors and index.get(name) != shard:
                     continue
                 tensors[name] = info
-                self._places[name] = Location(file, offset)
+                self._offsets[name] = TensorOffset(file, offset)
         file_of = {file.name: file for file in self.files}
         for name, shard in index.items():
-            if name not in tensors or self._places[name].file is not file_of[shard]:
+            if name not in tensors or self._offsets[name].file is not file_of[shard]:
                 raise BadInput(f"{self.directory / INDEX_NAME} names tensor {name} in {shard}, which does not have it")
         self.tensors = tensors
         self._handles = Handles()
@@ -78,8 +78,8 @@ class SafetensorsSource:
         """Hex sha256 over the names and headers of all shards: names, shapes, dtypes and offsets."""
         return self._header_hash.hexdigest()
 
-    def place(self, name: str) -> Location:
-        return self._places[name]
+    def offset_of(self, name: str) -> TensorOffset:
+        return self._offsets[name]
 
     def _read_header(self, file: Path) -> list[tuple[str, TensorInfo, int, int]]:
         actual = file.stat().st_size
@@ -107,12 +107,12 @@ class SafetensorsSource:
         info = self.tensors.get(name)
         if info is None:
             raise BadInput(f"{self.directory} has no tensor {name}")
-        place, box = self._places[name], box or whole(info.shape)
+        at, box = self._offsets[name], box or whole(info.shape)
         dtype = numpy_dtype(info.dtype)
         try:
-            return _read_box(self._runs(place.file), place.offset, info.shape, dtype, box)
+            return _read_box(self._runs(at.file), at.offset, info.shape, dtype, box)
         except (OSError, EOFError) as error:
-            raise OutsideFailure(f"{place.file}: reading tensor {name} failed: {error}") from error
+            raise OutsideFailure(f"{at.file}: reading tensor {name} failed: {error}") from error
 
     def _runs(self, file: Path) -> ReadRun:
         """How the bytes of `file` are read: here, from the file itself."""
@@ -221,8 +221,8 @@ def _read_box(read: ReadRun, offset: int, shape: tuple[int, ...], dtype: np.dtyp
     result = np.empty(wanted, dtype)
     # some of each row: whole rows are read in pieces and cut, unless only a small part of them is wanted
     if len(shape) == 2 and wanted[1] * 4 < shape[1] and wanted[1] * dtype.itemsize >= 512:
-        for place, row in enumerate(range(rows.start, rows.stop)):
-            result[place] = _read_run(read, offset + (row * inner + box[1][0]) * dtype.itemsize, wanted[1], dtype)
+        for index, row in enumerate(range(rows.start, rows.stop)):
+            result[index] = _read_run(read, offset + (row * inner + box[1][0]) * dtype.itemsize, wanted[1], dtype)
         return result
     columns = tuple(slice(start, stop) for start, stop in box[1:])
     step = max(1, COVER_BYTES // max(inner * dtype.itemsize, 1))

@@ -31,7 +31,7 @@ class ReportData:
 def render(data: ReportData) -> str:
     """The report as HTML with its plots inside."""
     environment = Environment(
-        loader=PackageLoader("conversion_lib.logits", "."), autoescape=True, undefined=StrictUndefined
+        loader=PackageLoader("conversion_lib.logits.verdict", "."), autoescape=True, undefined=StrictUndefined
     )
     result, comparison, layers = data.result, data.comparison, data.result.layers
     drawn = {

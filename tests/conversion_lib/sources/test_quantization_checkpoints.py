@@ -120,7 +120,7 @@ def test_a_scale_that_is_no_number_leaves_nothing(tmp_path):
     stored = SafetensorsSource(source)
     name = "model.layers.1.mlp.experts.down_proj_scales"
     with Path(stored.tensors[name].file).open("r+b") as file:
-        file.seek(stored.place(name).offset + 5)
+        file.seek(stored.offset_of(name).offset + 5)
         file.write(b"\xff")
     with pytest.raises(BadInput, match=r"down_proj_scales\[0, 2, 1\] is 255"):
         convert(source, tmp_path / "out", Target())

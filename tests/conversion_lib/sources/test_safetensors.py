@@ -78,7 +78,7 @@ def test_the_index_says_which_of_two_copies_counts(tmp_path):
     )
     source = SafetensorsSource(tmp_path)
     assert source.read("x").tolist() == [2, 2]
-    assert source.place("x").file.name == "b.safetensors"
+    assert source.offset_of("x").file.name == "b.safetensors"
 
 
 def test_an_index_that_names_a_missing_tensor(tmp_path):
