@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from conversion_lib.storage.files import in_parallel
+from conversion_lib.storage.locations import SCHEME as SCHEME
 from conversion_lib.storage.locations import LocalLocation, Location
 
 REQUESTS = 32
 """To Cloud Storage at a time, where there are many objects."""
 TENSORSTORE_REQUESTS: dict[str, Any] = {"gcs_request_concurrency": {"limit": 64}}
 """TensorStore's settings for Cloud Storage. It tries again itself: up to 32 times, 1 s to 32 s apart."""
-SCHEME = "gs://"
 MIRROR_NOTE = ".ferry_mirror_of"
 """In a directory that stands for a place in a bucket: the place's URL. See `mirror`."""
 MIRROR_DEPTH = 2

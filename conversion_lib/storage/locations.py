@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from conversion_lib.errors import BadInput
 from conversion_lib.storage.files import in_parallel, sync_directory, write_atomically, write_first
 
+SCHEME = "gs://"
 SYNC_THREADS = 8
 """Without OCDBT there are as many directories as chunks, and syncing one is mostly waiting."""
 
@@ -94,3 +96,18 @@ class LocalLocation:
     def settle(self) -> None:
         directories = {path.parent for path in self.path.rglob("*")}
         in_parallel(lambda directory, _: sync_directory(directory), directories, threads=SYNC_THREADS)
+
+
+def location(where: Path | str) -> Location:
+    """The location that a path or gs://bucket/prefix names.
+
+    Raises BadInput for another URL scheme.
+    """
+    text = str(where)
+    if text.startswith(SCHEME):
+        from conversion_lib.storage.gcs import BucketLocation  # its client takes long to import
+
+        return BucketLocation.parse(text)
+    if "://" in text:
+        raise BadInput(f"{text}: expected a directory or gs://bucket/prefix")
+    return LocalLocation(Path(where))

@@ -1,0 +1,28 @@
+"""What a path or a URL names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from conversion_lib.errors import BadInput
+from conversion_lib.storage.gcs import BucketLocation
+from conversion_lib.storage.locations import LocalLocation, location
+
+
+def test_a_path_names_a_directory(tmp_path: Path) -> None:
+    assert location(tmp_path) == location(str(tmp_path)) == LocalLocation(tmp_path)
+
+
+def test_a_url_names_a_prefix_in_a_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://127.0.0.1:1")  # no credentials; nothing is asked
+    found = location("gs://bucket/some/prefix/")
+    assert isinstance(found, BucketLocation)
+    assert str(found) == "gs://bucket/some/prefix"
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/prefix", "hf://org/name", "file:///directory", "gs://"])
+def test_another_scheme_is_refused(url: str) -> None:
+    with pytest.raises(BadInput, match=r"expected .*bucket/prefix"):
+        location(url)
