@@ -9,6 +9,7 @@ Layout of a converted checkpoint at `DST`::
     DST/hf/                    config, tokenizer and generation files of the source
     DST/report/                what `ferry check` writes: check.json, report.html
     DST/.ferry/                work in progress: only while a conversion is unfinished
+    DST/.ferry_on_the_fly.json who converts for a training run, or how that failed
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from conversion_lib.errors import BadInput
 
 RECORD_NAME = "ferry.json"
+STEP_NAME = "0"
+WORK_NAME = ".ferry"
+ON_THE_FLY_LEASE = ".ferry_on_the_fly.json"
 HF_DIR_NAME = "hf"
 REPORT_DIR_NAME = "report"
 CHECK_NAME = "check.json"
@@ -52,18 +56,18 @@ class Target(BaseModel):
     """How many shards of axis 0 the chunks fit; left out of the JSON where it is the default, as in older records."""
 
     @classmethod
-    def parse(cls, values: Mapping[str, Any], name: Callable[[str], str] = lambda field: field) -> Target:
-        """The Target with these fields. `name` says what a field is called. Raises BadInput for a wrong value."""
+    def parse(cls, values: Mapping[str, Any], label: Callable[[str], str] = lambda field: f"{field} is ") -> Target:
+        """The Target with these fields. Raises BadInput for a wrong value; `label` is how that begins."""
         dtype = values.get("save_dtype")
         if isinstance(dtype, str) and dtype.startswith(("float8", "fp8", "int8")):
             raise BadInput(
-                f"{name('save_dtype')} {dtype}: MaxText can save it, ferry does not; write bfloat16 or float32"
+                f"{label('save_dtype')}{dtype}: MaxText can save it, ferry does not; write bfloat16 or float32"
             )
         try:
             return cls.model_validate(values)
         except ValidationError as error:
             first = error.errors()[0]
-            raise BadInput(f"{name(str(first['loc'][0]))} {first['input']}: {first['msg'].lower()}") from None
+            raise BadInput(f"{label(str(first['loc'][0]))}{first['input']}: {first['msg'].lower()}") from None
 
     @property
     def slug(self) -> str:
@@ -116,14 +120,20 @@ def read_record(checkpoint: Path) -> CheckpointRecord | None:
     A published checkpoint has it in its provenance. Raises BadInput where the file is there but is not a record.
     """
     root = checkpoint_root(checkpoint)
-    path = root / RECORD_NAME
+    return record_in(lambda name: (root / name).read_bytes() if (root / name).exists() else None, str(root))
+
+
+def record_in(read: Callable[[str], bytes | None], where: str) -> CheckpointRecord | None:
+    """As `read_record`, of the files that `read` gives by their names in DST; `where` is DST for a person."""
+    name = RECORD_NAME
     try:
-        if path.exists():
-            return CheckpointRecord.model_validate_json(path.read_bytes())
-        path = root / PROVENANCE_NAME
-        return _Published.model_validate_json(path.read_bytes()).record if path.exists() else None
+        if (content := read(name)) is not None:
+            return CheckpointRecord.model_validate_json(content)
+        name = PROVENANCE_NAME
+        return _Published.model_validate_json(content).record if (content := read(name)) is not None else None
     except ValidationError as error:
-        raise BadInput(f"{path} is not a checkpoint record of this version: {error.errors()[0]['msg']}") from error
+        problem = error.errors()[0]["msg"]
+        raise BadInput(f"{where}/{name} is not a checkpoint record of this version: {problem}") from error
 
 
 class _Published(BaseModel):

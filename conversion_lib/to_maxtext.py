@@ -39,7 +39,7 @@ def target_of(arguments: Arguments) -> Target:
         "zarr3": arguments.flag("checkpoint_storage_use_zarr3", True),
         "shards": arguments.count("simulated_cpu_devices_count", SHARDS),
     }
-    return Target.parse(values, lambda field: "--" + field.replace("_", "-"))
+    return Target.parse(values, lambda field: f"--{field.replace('_', '-')} ")
 
 
 def run(words: Sequence[str], reporter: Reporter) -> Outcome:

@@ -149,9 +149,9 @@ def finalize(reporter: Reporter, dst: DstUrl) -> Outcome:
 @command(app, "clean")
 def clean(reporter: Reporter, dst: DstUrl) -> Outcome:
     """Removes what an unfinished run left at DST; a finished checkpoint is not touched."""
-    from conversion_lib.runs.layouts import unfinished_layouts
+    from conversion_lib.runs.trees import begun_stagings
     from conversion_lib.runs.workspace import clean as clean_workspaces
 
-    removed = clean_workspaces(unfinished_layouts(dst, reporter))
+    removed = clean_workspaces(begun_stagings(dst), reporter)
     lines = [f"removed {path}" for path in removed] or [f"nothing unfinished at {dst}"]
     return Outcome({"removed": removed}, list(lines))

@@ -79,7 +79,7 @@ def build_target(
         "compression": compression,
         "chunk_bytes": parse_size(chunk_bytes, "--chunk-bytes"),
     }
-    return Target.parse(values, lambda field: "--" + field.replace("_", "-"))
+    return Target.parse(values, lambda field: f"--{field.replace('_', '-')} ")
 
 
 def build_options(

@@ -28,9 +28,9 @@ from conversion_lib.record import (
     CheckpointRecord,
     Target,
 )
-from conversion_lib.runs.layouts import layout_at
 from conversion_lib.runs.note import PLAN_NAME
 from conversion_lib.runs.options import DEFAULT_OPTIONS, Options
+from conversion_lib.runs.trees import maxtext_staging
 from conversion_lib.sinks.orbax import OrbaxSink
 from conversion_lib.sources.fingerprint import files_identity, origin_of
 from conversion_lib.sources.joined import joined
@@ -127,7 +127,7 @@ def convert(
     leaves the rest to `finalize`. Raises BadInput where the source or the destination is not as it must be,
     OutsideFailure where writing failed.
     """
-    layout = replace(layout_at(destination, reporter), alone=not options.among_others)
+    staging = maxtext_staging(destination, alone=not options.among_others)
 
     def prepared(limit: int | None) -> Job:
         return prepare(
@@ -144,16 +144,16 @@ def convert(
 
     def sink(job: Job) -> OrbaxSink:
         threads = options.threads or default_threads()
-        return OrbaxSink(layout.step, job.plan, target, part=(options.part or WHOLE).index, threads=threads)
+        return OrbaxSink(staging.build, job.plan, target, part=(options.part or WHOLE).index, threads=threads)
 
     def begin(job: Job) -> None:
-        _leave_plan(layout.notes / PLAN_NAME, job.plan)
-        with layout.drafts() as directory:
+        _leave_plan(staging.work / PLAN_NAME, job.plan)
+        with staging.drafts() as directory:
             carry_files(job.directory, job.config, directory / HF_DIR_NAME)
             record = _record(job, target).model_dump_json(indent=2)
             write_atomically(directory / RECORD_NAME, record.encode())
 
-    return run(Conversion("convert", layout, prepared, sink, begin, lambda job: None), options, reporter)
+    return run(Conversion("convert", staging, prepared, sink, begin, lambda job: None), options, reporter)
 
 
 def _leave_plan(path: Location, plan: Plan) -> None:

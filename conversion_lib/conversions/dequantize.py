@@ -14,8 +14,8 @@ from conversion_lib.plan.chunking import run_shape
 from conversion_lib.plan.job import Job, bytes_in
 from conversion_lib.plan.plan import ArrayPlan, Plan, SourceSlice
 from conversion_lib.progress import SILENT, Reporter
-from conversion_lib.runs.layouts import hf_layout
 from conversion_lib.runs.options import DEFAULT_OPTIONS, Options
+from conversion_lib.runs.trees import hf_staging
 from conversion_lib.sinks.safetensors import SafetensorsSink
 from conversion_lib.sources.fingerprint import files_identity, origin_of
 from conversion_lib.sources.quantization import dequantized, left_out
@@ -37,20 +37,20 @@ def dequantize(
     Shards keep their names; tensors that are not quantized are copied. Resumes and finishes as `convert` does.
     Raises BadInput where the source is not quantized.
     """
-    layout = hf_layout(destination)
+    staging = hf_staging(destination)
 
     def sink(job: Job) -> SafetensorsSink:
         files = {name: Path(info.file).name for name, info in job.source.tensors.items()}
-        return SafetensorsSink(layout.build, job.plan, files)
+        return SafetensorsSink(staging.build.path, job.plan, files)
 
     def finish(job: Job) -> None:
-        carry_files(job.directory, job.config, layout.build)
-        seal(layout.build, job.plan, job.origin)
+        carry_files(job.directory, job.config, staging.build.path)
+        seal(staging.build.path, job.plan, job.origin)
 
     def prepared(limit: int | None) -> Job:
         return _prepare_dequantized(directory, remote, limit or largest_chunk(options.memory_budget))
 
-    return run(Conversion("dequantize", layout, prepared, sink, lambda job: None, finish), options, reporter)
+    return run(Conversion("dequantize", staging, prepared, sink, lambda job: None, finish), options, reporter)
 
 
 def _prepare_dequantized(directory: Path, remote: Remote | None, limit: int) -> Job:

@@ -22,8 +22,8 @@ from conversion_lib.models.hf_config import ModelConfig
 from conversion_lib.plan.job import Job
 from conversion_lib.plan.plan import ArrayPlan
 from conversion_lib.progress import SILENT, Reporter
-from conversion_lib.runs.layouts import hf_layout
 from conversion_lib.runs.options import DEFAULT_OPTIONS, Options
+from conversion_lib.runs.trees import hf_staging
 from conversion_lib.sinks.safetensors import SafetensorsSink, SliceWrite
 from conversion_lib.sources.safetensors import SINGLE_NAME
 
@@ -57,7 +57,7 @@ def export(
     Resumes and finishes as `convert` does. Raises BadInput where the checkpoint or the destination is not as it must
     be, OutsideFailure where writing failed.
     """
-    layout = hf_layout(destination)
+    staging = hf_staging(destination)
 
     def prepared(limit: int | None) -> Job:
         budget = options.memory_budget
@@ -67,13 +67,13 @@ def export(
         return _prepare(given, dtype, limit or largest_chunk(budget))
 
     def sink(job: Job) -> SafetensorsSink:
-        return ExportSink(layout.build, job.plan, shards(job.plan.arrays))
+        return ExportSink(staging.build.path, job.plan, shards(job.plan.arrays))
 
     def finish(job: Job) -> None:
-        carry_files(job.directory, job.config, layout.build)
-        seal(layout.build, job.plan, job.origin)
+        carry_files(job.directory, job.config, staging.build.path)
+        seal(staging.build.path, job.plan, job.origin)
 
-    return run(Conversion("export", layout, prepared, sink, lambda job: None, finish), options, reporter)
+    return run(Conversion("export", staging, prepared, sink, lambda job: None, finish), options, reporter)
 
 
 class ExportSink(SafetensorsSink):

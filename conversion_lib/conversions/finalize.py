@@ -17,11 +17,12 @@ from conversion_lib.plan.parts import Part
 from conversion_lib.plan.plan import Plan
 from conversion_lib.progress import SILENT, Reporter
 from conversion_lib.record import Target
-from conversion_lib.runs.bucket_workspace import BucketLayout
-from conversion_lib.runs.layouts import layout_at
+from conversion_lib.runs.journal import Journal
 from conversion_lib.runs.note import PLAN_NAME, Run
-from conversion_lib.runs.workspace import Layout
+from conversion_lib.runs.trees import maxtext_staging
+from conversion_lib.runs.workspace import exclusively, finished, journal_of, unfinished
 from conversion_lib.sinks.orbax import OrbaxSink
+from conversion_lib.storage.staging import Staging
 
 
 class FinalizeResult(RunResult):
@@ -37,22 +38,22 @@ def finalize(destination: Path | str, *, reporter: Reporter = SILENT) -> Finaliz
     or unfinished, naming it, and where nothing was begun; OutsideFailure where a part is at work.
     """
     started = time.monotonic()
-    layout = layout_at(destination, reporter)
-    if not layout.begun():
-        return _finished(layout, reporter)
-    with layout.exclusively():
-        run = layout.unfinished()
+    staging = maxtext_staging(destination)
+    if not staging.begun():
+        return _finished(staging, reporter)
+    with exclusively(staging, reporter):
+        run = unfinished(staging)
         if run is None:
-            result = _finished(layout, reporter)
-            layout.clear()  # left by a run that was ended just after it had committed
+            result = _finished(staging, reporter)
+            staging.clear()  # left by a run that was ended just after it had committed
             return result
-        plan = _require_every_part(layout, run)
-        OrbaxSink(layout.step, plan, Target.model_validate_json(run.identity["target"])).finish()
-        layout.commit()
+        plan = _require_every_part(staging, run)
+        OrbaxSink(staging.build, plan, Target.model_validate_json(run.identity["target"])).finish()
+        staging.commit()
     seconds = time.monotonic() - started
     reporter.say(f"finalize: {sum(run.chunks)} chunks of {len(run.chunks)} parts in {seconds:.1f} s")
     return FinalizeResult(
-        path=layout.shown,
+        path=staging.shown,
         fingerprint=plan.fingerprint,
         already=False,
         chunks=sum(run.chunks),
@@ -60,36 +61,36 @@ def finalize(destination: Path | str, *, reporter: Reporter = SILENT) -> Finaliz
     )
 
 
-def _finished(layout: Layout | BucketLayout, reporter: Reporter) -> FinalizeResult:
+def _finished(staging: Staging, reporter: Reporter) -> FinalizeResult:
     """Where no run is unfinished: the checkpoint that is there. Raises BadInput where there is none."""
-    path, record = layout.shown, layout.finished()
+    path, record = staging.shown, finished(staging)
     if record is None:
         raise BadInput(f"{path} holds no conversion to finalize; `ferry convert SRC {path} --part I/N` begins one")
     reporter.say(f"{path} is already done: fingerprint {record.fingerprint[:12]}")
     return FinalizeResult(path=path, fingerprint=record.fingerprint, already=True)
 
 
-def _require_every_part(layout: Layout | BucketLayout, run: Run) -> Plan:
+def _require_every_part(staging: Staging, run: Run) -> Plan:
     """The plan of a run whose parts have all done their shares. Raises BadInput that names the first that has not."""
     parts = [Part(index, len(run.chunks)) for index, chunks in enumerate(run.chunks) if chunks]
     for part in parts:
-        if not layout.started(part.index):
-            raise BadInput(f"part {part} has not been started: {_remedy(layout, part)}")
-    plan = _plan(layout, run)
+        if not journal_of(staging, part.index).exists():
+            raise BadInput(f"part {part} has not been started: {_remedy(staging, part)}")
+    plan = _plan(staging, run)
     for part in parts:
         chunks = run.chunks[part.index]
-        left = chunks - layout.committed(part.index, plan)
+        left = chunks - Journal(journal_of(staging, part.index), plan).count
         if left:
-            raise BadInput(f"part {part} has {left} of {chunks} chunks to go: {_remedy(layout, part)}")
+            raise BadInput(f"part {part} has {left} of {chunks} chunks to go: {_remedy(staging, part)}")
     return plan
 
 
-def _remedy(layout: Layout | BucketLayout, part: Part) -> str:
-    return f"run `ferry convert SRC {layout.shown} --part {part}`"
+def _remedy(staging: Staging, part: Part) -> str:
+    return f"run `ferry convert SRC {staging.shown} --part {part}`"
 
 
-def _plan(layout: Layout | BucketLayout, run: Run) -> Plan:
-    path = layout.notes / PLAN_NAME
+def _plan(staging: Staging, run: Run) -> Plan:
+    path = staging.work / PLAN_NAME
     content = path.read()
     try:
         plan = Plan.from_json(content or b"")

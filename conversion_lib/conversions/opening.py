@@ -16,7 +16,7 @@ from conversion_lib.models import catalog
 from conversion_lib.models.hf_config import CONFIG_NAME, load_config
 from conversion_lib.plan.parts import WHOLE, Part
 from conversion_lib.progress import Reporter, format_bytes
-from conversion_lib.record import HF_DIR_NAME, Origin, checkpoint_root, read_record
+from conversion_lib.record import HF_DIR_NAME, WORK_NAME, Origin, checkpoint_root, read_record
 from conversion_lib.sources.maxtext import MaxTextSource
 from conversion_lib.sources.remote import Remote
 from conversion_lib.storage.gcs import SCHEME, stored_at
@@ -57,10 +57,9 @@ def opened(
         yield hub.cached_download(src, revision=revision or "main", reporter=reporter), None
     else:
         from conversion_lib.hub.streaming import shelf_directory, streamed
-        from conversion_lib.runs.layouts import maxtext_layout
 
         name, output = f"shards-{(part or WHOLE).index}", None if dst.startswith(SCHEME) else Path(dst)
-        shelf = (maxtext_layout(output).work if output else shelf_directory(dst)) / name
+        shelf = (output.absolute() / WORK_NAME if output else shelf_directory(dst)) / name
         with streamed(src, revision or "main", shelf, output=output, reporter=reporter) as remote:
             yield remote.headers, remote
 

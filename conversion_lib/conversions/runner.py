@@ -15,12 +15,13 @@ from conversion_lib.plan.job import Job, disk_bytes
 from conversion_lib.plan.parts import WHOLE, chunk_count, shares
 from conversion_lib.plan.pieces import Piece
 from conversion_lib.progress import Reporter, format_bytes
-from conversion_lib.runs.bucket_workspace import BucketLayout, BucketWorkspace
+from conversion_lib.runs.journal import Journal
 from conversion_lib.runs.note import Run
 from conversion_lib.runs.options import Options
-from conversion_lib.runs.workspace import Layout, Workspace
+from conversion_lib.runs.workspace import Workspace, journal_of
 from conversion_lib.sinks.base import Sink
 from conversion_lib.sources.fingerprint import refuse_change
+from conversion_lib.storage.staging import Staging
 
 
 class RunResult(BaseModel):
@@ -64,7 +65,7 @@ class Conversion:
     """
 
     name: str
-    layout: Layout | BucketLayout
+    staging: Staging
     prepare: Callable[[int | None], Job]
     sink: Callable[[Job], Sink]
     begin: Callable[[Job], None]
@@ -74,7 +75,7 @@ class Conversion:
 def run(conversion: Conversion, options: Options, reporter: Reporter) -> ConvertResult:
     """Executes a plan, or a part of it, in a workspace; the whole is committed too."""
     started = time.monotonic()
-    layout, part = conversion.layout, options.part or WHOLE
+    staging, part = conversion.staging, options.part or WHOLE
     job = conversion.prepare(None)
     given = shares(job.plan, job.source.tensors, part.count)
     noted = Run(
@@ -83,9 +84,12 @@ def run(conversion: Conversion, options: Options, reporter: Reporter) -> Convert
         chunks=tuple(chunk_count(job.plan, share) for share in given),
     )
     needed = 0 if options.skip_disk_check else disk_bytes(job.plan)
-    with layout.open(noted, part=options.part, overwrite=options.overwrite, needed_bytes=needed) as workspace:
+    workspace = Workspace(
+        staging, noted, part=options.part, overwrite=options.overwrite, needed_bytes=needed, reporter=reporter
+    )
+    with workspace:
         result = ConvertResult(
-            path=layout.shown,
+            path=staging.shown,
             fingerprint=job.plan.fingerprint,
             already=workspace.already,
             part=str(part) if options.part else None,
@@ -97,7 +101,7 @@ def run(conversion: Conversion, options: Options, reporter: Reporter) -> Convert
             # whoever began had another memory budget
             job = conversion.prepare(workspace.run.chunk_limit)
             given = shares(job.plan, job.source.tensors, part.count)
-        done = layout.committed(part.index, job.plan) == workspace.run.chunks[part.index]
+        done = Journal(journal_of(staging, part.index), job.plan).count == workspace.run.chunks[part.index]
         if options.part and done:
             reporter.say(f"{result.path}: part {part} is already done")
             return result.model_copy(update={"already": True})
@@ -118,7 +122,7 @@ def _execute(
     conversion: Conversion,
     job: Job,
     share: Sequence[Piece],
-    workspace: Workspace | BucketWorkspace,
+    workspace: Workspace,
     options: Options,
     reporter: Reporter,
 ) -> executor.Totals:

@@ -55,16 +55,17 @@ def run(job: Job, reporter: Reporter) -> Outcome:
 def _must_overwrite(job: Job, directory: Path) -> bool:
     """Whether something else is in the way; an unfinished run of this very job is gone on with."""
     from conversion_lib.conversions.convert import prepare
-    from conversion_lib.runs.layouts import layout_at
+    from conversion_lib.runs.trees import maxtext_staging
+    from conversion_lib.runs.workspace import finished, unfinished
 
-    layout = layout_at(job.destination)
-    if not job.overwrite or layout.finished() is not None:
+    staging = maxtext_staging(job.destination)
+    if not job.overwrite or finished(staging) is not None:
         return job.overwrite
-    unfinished = layout.unfinished()
-    if unfinished is None:
+    begun = unfinished(staging)
+    if begun is None:
         return False
     plan = prepare(directory, job.target, model=job.model, memory_budget=job.memory_budget).plan
-    return unfinished.identity != plan.full_identity
+    return begun.identity != plan.full_identity
 
 
 def _end_with_parent() -> None:

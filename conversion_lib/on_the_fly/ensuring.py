@@ -19,11 +19,11 @@ from typing import Any
 
 from conversion_lib.errors import BadInput, FerryError, OutsideFailure
 from conversion_lib.on_the_fly.child import Job
-from conversion_lib.on_the_fly.claim import Note
-from conversion_lib.on_the_fly.outputs import BucketOutput, DirectoryOutput, Foreign, RightToConvert, output_at
+from conversion_lib.on_the_fly.output import Foreign, Output
 from conversion_lib.on_the_fly.wanted import Wanted, target_of, wanted
 from conversion_lib.progress import Reporter
 from conversion_lib.runs.options import DEFAULT_BUDGET
+from conversion_lib.storage.lease import Note
 
 WAIT_SECONDS = 6 * 3600.0
 POLL_SECONDS = 2.0
@@ -85,7 +85,7 @@ def ensure_checkpoint(
         zarr3=checkpoint_storage_use_zarr3,
         maxtext=maxtext,
     )
-    output = output_at(output_directory)
+    output = Output(output_directory)
     asked = wanted(str(model), revision, target, token)
     job = Job(
         source=asked.source,
@@ -102,14 +102,14 @@ def ensure_checkpoint(
 class _Ensurance:
     """One call of ensure_checkpoint."""
 
-    def __init__(self, asked: Wanted, output: DirectoryOutput | BucketOutput, job: Job, reporter: Reporter) -> None:
+    def __init__(self, asked: Wanted, output: Output, job: Job, reporter: Reporter) -> None:
         self._wanted, self._output, self._job, self._reporter = asked, output, job, reporter
         self._child: subprocess.Popen[str] | None = None
-        self._claim: RightToConvert = output.claim(self._end_child)
+        self._lease = output.lease(self._end_child)
 
     def run(self, may_convert: bool, reconvert: bool, wait_seconds: float) -> Path | str:
         deadline = time.monotonic() + wait_seconds
-        before = self._claim.read()
+        before = self._lease.read()
         waited = False
         while True:
             found = self._look(at_commit=not waited)
@@ -120,9 +120,9 @@ class _Ensurance:
                     f"{self._output.destination} holds another checkpoint; it differs in {'; '.join(found)}. Give "
                     "another directory, the settings that it has, or reconvert=True"
                 )
-            if may_convert and self._claim.take():
+            if may_convert and self._lease.acquire():
                 return self._convert(at_commit=not waited)
-            note = self._claim.read()
+            note = self._lease.read()
             self._refuse_failure(note, before, may_convert)
             if time.monotonic() >= deadline:
                 raise OutsideFailure(self._nothing_came(note, wait_seconds))
@@ -148,7 +148,7 @@ class _Ensurance:
         return found
 
     def _convert(self, *, at_commit: bool) -> Path | str:
-        """Converts, with the claim held, unless somebody has while it was free."""
+        """Converts, with the lease held, unless somebody has while it was free."""
         failure, final = None, False
         try:
             if self._look(at_commit=at_commit) != []:
@@ -162,7 +162,7 @@ class _Ensurance:
             failure, final = str(error), isinstance(error, BadInput)
             raise
         finally:
-            self._claim.release(failure=failure, final=final)
+            self._lease.release(failure=failure, final=final)
 
     def _run_child(self) -> None:
         """Raises BadInput or OutsideFailure, by the exit code, where the conversion fails."""
@@ -170,7 +170,7 @@ class _Ensurance:
         self._child = subprocess.Popen(
             [sys.executable, "-m", "conversion_lib.on_the_fly", self._job.model_dump_json()],
             env=child_environment(os.environ, self._wanted.token),
-            pass_fds=[self._claim.descriptor] if self._claim.descriptor >= 0 else [],
+            pass_fds=[self._lease.descriptor] if self._lease.descriptor >= 0 else [],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -189,7 +189,7 @@ class _Ensurance:
             raise _failure(self._job.source, code, list(lines))
 
     def _end_child(self) -> None:
-        """Also called where this call is interrupted, or its claim was taken over."""
+        """Also called where this call is interrupted, or its lease was taken over."""
         child = self._child
         if child is None or child.poll() is not None:
             return
@@ -217,10 +217,10 @@ class _Ensurance:
 
 
 def _whose(note: Note | None) -> str:
-    """Who is at work by a claim's note, or who was and failed."""
+    """Who is at work by a lease's note, or who was and failed."""
     if note is None:
         return ""
-    return f"; {note} failed: {note.failure}" if note.failure else f"; {note} holds the claim"
+    return f"; {note} failed: {note.failure}" if note.failure else f"; {note} holds the lease"
 
 
 def child_environment(environment: Mapping[str, str], token: str | None) -> dict[str, str]:

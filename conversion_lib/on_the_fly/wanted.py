@@ -15,7 +15,7 @@ import numpy as np
 from conversion_lib.conversions.opening import known_directory
 from conversion_lib.errors import BadInput
 from conversion_lib.maxtext.names import is_model_name, model_of
-from conversion_lib.on_the_fly.outputs import Foreign
+from conversion_lib.on_the_fly.output import Foreign
 from conversion_lib.record import CheckpointRecord, Target
 
 HUB_SECONDS = 30.0
@@ -33,7 +33,7 @@ def target_of(dtype: Any, **settings: Any) -> Target:
 
     Raises BadInput for what Ferry does not write, naming the setting.
     """
-    return Target.parse({**settings, "save_dtype": _dtype_name(dtype)}, lambda field: ARGUMENTS.get(field, field))
+    return Target.parse({**settings, "save_dtype": _dtype_name(dtype)}, lambda field: f"{ARGUMENTS.get(field, field)}=")
 
 
 def _dtype_name(dtype: Any) -> Any:
@@ -98,7 +98,7 @@ class Wanted:
             "checkpoint_storage_use_ocdbt": (there.ocdbt, here.ocdbt),
             "checkpoint_storage_use_zarr3": (there.zarr3, here.zarr3),
         }
-        if there.dtypes is not None and here.save_dtype not in there.dtypes:
+        if here.save_dtype not in there.dtypes:
             pairs["dtype"] = (" and ".join(sorted(there.dtypes)), here.save_dtype)
         return _named({name: pair for name, pair in pairs.items() if pair[0] is not None})
 

@@ -28,9 +28,9 @@ from conversion_lib import __version__
 from conversion_lib.errors import BadInput
 from conversion_lib.progress import SILENT, Reporter
 from conversion_lib.publish.destinations import open_destination
-from conversion_lib.publish.destinations.base import MARKER_NAME, Destination, Item, Manifest
-from conversion_lib.publish.manifest import FileEntry, crc32c_of, digest_of
-from conversion_lib.publish.staged import Staged, StagedDirectory, open_staged
+from conversion_lib.publish.destinations.base import MARKER_NAME, Destination, Item
+from conversion_lib.publish.manifest import Manifest, digest_of
+from conversion_lib.publish.staged import Staged, open_staged
 from conversion_lib.publish.verdict import Verdict, parse_verdict, require_pass
 from conversion_lib.record import (
     CHECK_NAME,
@@ -41,8 +41,11 @@ from conversion_lib.record import (
     REPORT_DIR_NAME,
     REPORT_PAGE_NAME,
     CheckpointRecord,
+    record_in,
 )
+from conversion_lib.storage.checksums import FileEntry, crc32c_of
 from conversion_lib.storage.files import in_parallel
+from conversion_lib.storage.locations import location
 
 REPORT_FILES = (CHECK_NAME, REPORT_PAGE_NAME)
 """What is published of a report's directory: a person may keep other things there."""
@@ -119,7 +122,7 @@ def publish(
     report_url, files = _read_report(staged, report)
     verdict = parse_verdict(files.get(CHECK_NAME), f"{report_url}/{CHECK_NAME}")
     if not unchecked:
-        require_pass(verdict, digest, staged.url, f"{report_url}/{CHECK_NAME}")
+        require_pass(verdict, digest, str(staged), f"{report_url}/{CHECK_NAME}")
     if verdict is not None and verdict.digest != digest:
         verdict = None  # of another checkpoint: not for this one's readers
     items = [staged.item("0", entry) for entry in step]
@@ -157,20 +160,16 @@ def _commit(record: CheckpointRecord) -> str:
 
 
 def _read_record(staged: Staged) -> CheckpointRecord:
-    content = staged.read(RECORD_NAME)
-    if content is None:
-        raise BadInput(f"{staged.url} has no {RECORD_NAME}: publish takes what `ferry convert` wrote")
-    try:
-        return CheckpointRecord.model_validate_json(content)
-    except ValidationError as error:
-        what = error.errors()[0]["msg"]
-        raise BadInput(f"{staged.url}/{RECORD_NAME} is not a checkpoint record of this version: {what}") from error
+    record = record_in(lambda name: staged.read(name) if name == RECORD_NAME else None, str(staged))
+    if record is None:
+        raise BadInput(f"{staged} has no {RECORD_NAME}: publish takes what `ferry convert` wrote")
+    return record
 
 
 def _read_report(staged: Staged, report: Path | None) -> tuple[str, dict[str, bytes]]:
     """Where the report lies, beside the checkpoint unless `report` says otherwise, and its files by name."""
-    read = staged.read if report is None else StagedDirectory(report.absolute().parent).read
-    where = f"{staged.url}/{REPORT_DIR_NAME}" if report is None else str(report)
+    read = staged.read if report is None else Staged(location(report.absolute().parent)).read
+    where = f"{staged}/{REPORT_DIR_NAME}" if report is None else str(report)
     folder = REPORT_DIR_NAME if report is None else report.absolute().name
     found = {name: read(f"{folder}/{name}") for name in REPORT_FILES}
     return where, {name: content for name, content in found.items() if content is not None}

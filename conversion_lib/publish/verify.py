@@ -10,9 +10,10 @@ from pydantic import ValidationError
 from conversion_lib.errors import BadInput
 from conversion_lib.progress import SILENT, Reporter
 from conversion_lib.publish.destinations import open_destination
-from conversion_lib.publish.destinations.base import MANIFEST_NAME, MARKER_NAME, OWN_NAMES, Manifest
-from conversion_lib.publish.manifest import FileEntry, crc32c_of, digest_of
+from conversion_lib.publish.destinations.base import MANIFEST_NAME, MARKER_NAME, OWN_NAMES
+from conversion_lib.publish.manifest import Manifest, digest_of
 from conversion_lib.publish.publish import Marker
+from conversion_lib.storage.checksums import FileEntry, crc32c_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, TYPE_CHECKING, Any, Literal, cast
 
+from conversion_lib.progress import SILENT, Reporter
+from conversion_lib.storage.checksums import FileEntry
 from conversion_lib.storage.files import in_parallel
+from conversion_lib.storage.gcs_staging import MarkerStaging
 from conversion_lib.storage.locations import SCHEME as SCHEME
 from conversion_lib.storage.locations import LocalLocation, Location
+from conversion_lib.storage.staging import Tree
+
+if TYPE_CHECKING:
+    from conversion_lib.storage.gcs_lease import BucketLease
 
 REQUESTS = 32
 """To Cloud Storage at a time, where there are many objects."""
@@ -38,6 +45,10 @@ class BucketLocation:
         bucket, prefix = client.split_url(url)
         client.require_name(prefix, url)
         return BucketLocation(bucket, prefix, client.open_bucket(bucket))
+
+    @property
+    def handle(self) -> str:
+        return str(self)
 
     @property
     def spec(self) -> dict[str, Any]:
@@ -127,8 +138,77 @@ class BucketLocation:
 
         in_parallel(remove, list(paths), threads=REQUESTS)
 
+    def entries(
+        self, *, sums: Location | None = None, reporter: Reporter = SILENT, task: str = "reading"
+    ) -> list[FileEntry]:
+        """What the service says of its objects: none is read."""
+        blobs = (blob for blob in self.blobs() if not blob.name.endswith("/"))
+        entries = [entry_of(blob.name[len(self._prefix) :], blob) for blob in blobs]
+        return sorted(entries, key=lambda entry: entry.path)
+
+    def stored(self, entry: FileEntry) -> StoredGeneration:
+        return StoredGeneration((self / entry.path).blob, entry.generation or 0)
+
+    def lease(self, on_lost: Callable[[], None] = lambda: None) -> BucketLease:
+        from conversion_lib.storage.gcs_lease import BucketLease
+
+        return BucketLease(self, on_lost)
+
+    def log(self) -> BucketLog:
+        return BucketLog(self)
+
+    def staging(self, tree: Tree) -> MarkerStaging:
+        return MarkerStaging(self, tree)
+
     def settle(self) -> None:
         """Nothing: an object is durable when its upload is answered."""
+
+
+def entry_of(path: str, blob: Any) -> FileEntry:
+    """The entry of an object that the client has listed or written."""
+    return FileEntry(path=path, size=blob.size, crc32c=blob.crc32c or "", generation=int(blob.generation))
+
+
+class StoredGeneration:
+    """One generation of an object."""
+
+    def __init__(self, blob: Any, generation: int) -> None:
+        self.bucket, self.name, self.generation = str(blob.bucket.name), str(blob.name), generation
+        self._blob = blob
+
+    def open(self, mode: Literal["rb"]) -> IO[bytes]:
+        from conversion_lib.storage import gcs_client as client
+
+        return cast(IO[bytes], self._blob.open(mode, if_generation_match=self.generation, retry=client.RETRY))
+
+
+class BucketLog:
+    """A log whose lines are objects below `location`, since an object cannot be appended to."""
+
+    def __init__(self, location: BucketLocation) -> None:
+        self._location, self._next = location, 0
+
+    def replay(self, take: Callable[[bytes], bool]) -> None:
+        names = self._location.below()
+        for line in in_parallel(lambda name, _: (self._location / name).read(), names, threads=REQUESTS):
+            take(line or b"")
+        self._next = 1 + max((int(name.partition(".")[0]) for name in names), default=-1)
+
+    def open(self) -> None:
+        """Nothing: every line is an object of its own."""
+
+    def append(self, line: bytes) -> None:
+        (self._location / f"{self._next:08d}.json").write(line)
+        self._next += 1
+
+    def exists(self) -> bool:
+        return bool(self._location.below())
+
+    def remove(self) -> None:
+        self._location.remove(self._location.below())
+
+    def close(self) -> None:
+        """Nothing, as for `open`."""
 
 
 def stored_at(path: Path) -> Location:

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Literal, Protocol
 
 from conversion_lib.errors import BadInput
+from conversion_lib.progress import SILENT, Reporter
+from conversion_lib.storage.checksums import FileEntry, entries_below
 from conversion_lib.storage.files import in_parallel, sync_directory, write_atomically, write_first
+from conversion_lib.storage.lease import FileLease, Lease
+from conversion_lib.storage.logs import FileLog, Log
+from conversion_lib.storage.staging import RenameStaging, Staging, Tree
 
 SCHEME = "gs://"
 SYNC_THREADS = 8
 """Without OCDBT there are as many directories as chunks, and syncing one is mostly waiting."""
+
+
+class StoredObject(Protocol):
+    """A file that lies in Cloud Storage: one generation of one object."""
+
+    bucket: str
+    name: str
+    generation: int
+
+    def open(self, mode: Literal["rb"]) -> IO[bytes]: ...
 
 
 class Location(Protocol):
@@ -21,6 +36,11 @@ class Location(Protocol):
     @property
     def spec(self) -> dict[str, Any]:
         """TensorStore's spec of the directory."""
+        ...
+
+    @property
+    def handle(self) -> Path | str:
+        """What other libraries are given: a path, or the URL."""
         ...
 
     def __truediv__(self, path: str) -> Location: ...
@@ -45,8 +65,37 @@ class Location(Protocol):
         """Every file in the directory and below, by its path from here."""
         ...
 
+    def children(self) -> set[str]:
+        """The names directly below, of files and of directories."""
+        ...
+
     def remove(self, paths: Iterable[str]) -> None:
         """Removes those of the files below that are there."""
+        ...
+
+    def entries(
+        self, *, sums: Location | None = None, reporter: Reporter = SILENT, task: str = "reading"
+    ) -> list[FileEntry]:
+        """Every file in the directory and below with its size and CRC32C, sorted.
+
+        sums: where the CRC32C of files is kept that had to be read for this, so that the next call need not.
+        """
+        ...
+
+    def stored(self, entry: FileEntry) -> Path | StoredObject:
+        """The file below with this entry, to be copied."""
+        ...
+
+    def lease(self, on_lost: Callable[[], None] = ...) -> Lease:
+        """The right to write that the file stands for."""
+        ...
+
+    def log(self) -> Log:
+        """The log that is kept under this name."""
+        ...
+
+    def staging(self, tree: Tree) -> Staging:
+        """How the files of `tree` are built in this directory, and committed."""
         ...
 
     def settle(self) -> None:
@@ -64,6 +113,10 @@ class LocalLocation:
     def spec(self) -> dict[str, Any]:
         # a path, since a `file://` URL would read `%`, `#` and `?` as its own
         return {"driver": "file", "path": f"{self.path}/"}
+
+    @property
+    def handle(self) -> Path:
+        return self.path
 
     def __truediv__(self, path: str) -> LocalLocation:
         return LocalLocation(self.path / path)
@@ -89,9 +142,30 @@ class LocalLocation:
     def below(self) -> list[str]:
         return [path.relative_to(self.path).as_posix() for path in self.path.rglob("*") if not path.is_dir()]
 
+    def children(self) -> set[str]:
+        return {path.name for path in self.path.iterdir()} if self.path.is_dir() else set()
+
     def remove(self, paths: Iterable[str]) -> None:
         for path in paths:
             (self.path / path).unlink(missing_ok=True)
+
+    def entries(
+        self, *, sums: Location | None = None, reporter: Reporter = SILENT, task: str = "reading"
+    ) -> list[FileEntry]:
+        kept = sums.path if isinstance(sums, LocalLocation) else None
+        return entries_below(self.path, sums=kept, reporter=reporter, task=task) if self.path.is_dir() else []
+
+    def stored(self, entry: FileEntry) -> Path:
+        return self.path / entry.path
+
+    def lease(self, on_lost: Callable[[], None] = lambda: None) -> FileLease:
+        return FileLease(self.path, on_lost)
+
+    def log(self) -> FileLog:
+        return FileLog(self.path.with_name(f"{self.path.name}.jsonl"))
+
+    def staging(self, tree: Tree) -> RenameStaging:
+        return RenameStaging(self.path, tree)
 
     def settle(self) -> None:
         directories = {path.parent for path in self.path.rglob("*")}

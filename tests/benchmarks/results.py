@@ -19,7 +19,7 @@ from rich.table import Table
 from tests.support.paths import ROOT
 
 RESULTS = Path(__file__).with_name("results.jsonl")
-PACKAGES = ("ferry", "tensorstore", "numpy", "orbax-checkpoint", "jax")
+PACKAGES = ("ferry-checkpoints", "tensorstore", "numpy", "orbax-checkpoint", "jax")
 
 
 @dataclass(frozen=True)

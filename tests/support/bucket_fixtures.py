@@ -9,9 +9,8 @@ import pytest
 
 from conversion_lib.conversions.convert import convert
 from conversion_lib.record import Target
-from conversion_lib.storage import gcs as place
+from conversion_lib.storage import gcs, lease
 from conversion_lib.storage import gcs_client as client
-from conversion_lib.storage import lease as claim
 from tests.support.buckets import WHOLE
 from tests.support.checkpoints import QWEN3, random_tensors, write_checkpoint
 from tests.support.fakes.cloud_storage import FakeCloudStorage
@@ -42,9 +41,9 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCloudStorage]:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", running.endpoint)
         monkeypatch.setenv("TENSORSTORE_GCS_HTTP_URL", running.endpoint)
         monkeypatch.setenv("GOOGLE_AUTH_TOKEN_FOR_TESTING", "token")
-        monkeypatch.setattr(claim, "BEAT_SECONDS", 0.5)
-        monkeypatch.setattr(claim, "DEAD_SECONDS", 3.0)
-        monkeypatch.setattr(claim, "POLL_SECONDS", 0.05)
+        monkeypatch.setattr(lease, "HEARTBEAT_SECONDS", 0.5)
+        monkeypatch.setattr(lease, "EXPIRED_SECONDS", 3.0)
+        monkeypatch.setattr(lease, "POLL_SECONDS", 0.05)
         monkeypatch.setattr(client, "RETRY", client.RETRY.with_delay(initial=0.01, maximum=0.1))
-        monkeypatch.setattr(place, "TENSORSTORE_REQUESTS", place.TENSORSTORE_REQUESTS | QUICK_RETRIES)
+        monkeypatch.setattr(gcs, "TENSORSTORE_REQUESTS", gcs.TENSORSTORE_REQUESTS | QUICK_RETRIES)
         yield running

@@ -10,6 +10,7 @@ import numpy as np
 
 from conversion_lib.core.tensors import Array
 from conversion_lib.errors import BadInput
+from conversion_lib.models.transformers_library import INSTALL
 
 TOKENIZER = "tokenizer.json"
 SEED = 20240229
@@ -51,7 +52,7 @@ def _texts(path: Path, vocab: int) -> tuple[list[Array], Array]:
     try:
         from tokenizers import Tokenizer
     except ImportError as error:
-        raise BadInput(f"{path} needs tokenizers, which is not installed: pip install ferry[check]") from error
+        raise BadInput(f"{path} needs tokenizers, which is not installed: {INSTALL}") from error
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises nothing more particular

@@ -12,6 +12,7 @@ from conversion_lib.core.tensors import Array
 from conversion_lib.errors import BadInput
 from conversion_lib.logits.verdict import blocks
 from conversion_lib.logits.verdict.compare import HISTOGRAM_EDGES, Comparison, LayerDifference
+from conversion_lib.models.transformers_library import INSTALL
 
 FLOOR = 1e-17
 """What zero is drawn as, on a scale of logarithms."""
@@ -24,9 +25,7 @@ def require_plotting() -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
-        raise BadInput(
-            "the report's plots need matplotlib, which is not installed: pip install ferry[check]"
-        ) from error
+        raise BadInput(f"the report's plots need matplotlib, which is not installed: {INSTALL}") from error
 
 
 def kl_by_token(comparison: Comparison, threshold: float, prompts: Sequence[Array]) -> str:

@@ -13,48 +13,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Protocol
 
-from pydantic import BaseModel, ConfigDict
-
 from conversion_lib.progress import Reporter
-from conversion_lib.publish.manifest import FileEntry
+from conversion_lib.publish.manifest import Manifest
+from conversion_lib.storage.checksums import FileEntry
+from conversion_lib.storage.locations import StoredObject
 
 MANIFEST_NAME = "manifest.json"
 MARKER_NAME = "ferry_commit.json"
 """What a reader looks for: written last, and only there when everything else is."""
-CLAIM_NAME = ".ferry_claim.json"
-"""Where there are no locks: who is at work here."""
-OWN_NAMES = frozenset({MANIFEST_NAME, MARKER_NAME, CLAIM_NAME})
+LEASE_NAME = ".ferry_lease.json"
+"""Who is publishing here."""
+OWN_NAMES = frozenset({MANIFEST_NAME, MARKER_NAME, LEASE_NAME})
 """What lies at a location and is in no manifest."""
 LEVELS = 3
 """A location lies at <model>/<commit>/<target> under its base."""
-
-
-class Manifest(BaseModel):
-    """`manifest.json`: every file of a location but itself and the marker.
-
-    digest: the checkpoint's own, of the files under `0/`. checked: whether a passing verdict came with it.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    format: int = 1
-    digest: str
-    checked: bool
-    ferry: str
-    files: list[FileEntry]
-
-    def to_json(self) -> bytes:
-        return self.model_dump_json(indent=1, exclude_none=True).encode() + b"\n"
-
-
-class Stored(Protocol):
-    """A file that lies in Cloud Storage already: this generation of this object."""
-
-    bucket: str
-    name: str
-    generation: int
-
-    def open(self) -> IO[bytes]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +34,12 @@ class Item:
     """A file to publish: its entry, and the file, the object or the bytes it is made from."""
 
     entry: FileEntry
-    source: Path | bytes | Stored
+    source: Path | bytes | StoredObject
 
     def open(self) -> IO[bytes]:
         if isinstance(self.source, bytes):
             return io.BytesIO(self.source)
-        return self.source.open("rb") if isinstance(self.source, Path) else self.source.open()
+        return self.source.open("rb")
 
 
 @dataclass(frozen=True, slots=True)

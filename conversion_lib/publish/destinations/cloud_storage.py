@@ -11,9 +11,9 @@ import io
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any
 
 from google.api_core import exceptions
 from pydantic import ValidationError
@@ -21,22 +21,22 @@ from pydantic import ValidationError
 from conversion_lib.errors import BadInput, OutsideFailure
 from conversion_lib.progress import Reporter
 from conversion_lib.publish.destinations.base import (
-    CLAIM_NAME,
+    LEASE_NAME,
     LEVELS,
     MANIFEST_NAME,
     MARKER_NAME,
     OWN_NAMES,
     Item,
-    Manifest,
-    Stored,
     StoredVersion,
 )
-from conversion_lib.publish.manifest import FileEntry, file_crc32c
+from conversion_lib.publish.manifest import Manifest
 from conversion_lib.record import COMMIT_NAME
 from conversion_lib.storage import gcs_client as client
+from conversion_lib.storage.checksums import FileEntry, file_crc32c
 from conversion_lib.storage.files import in_parallel
+from conversion_lib.storage.gcs import BucketLocation, entry_of
 from conversion_lib.storage.gcs_client import delete, explained
-from conversion_lib.storage.lease import Claim
+from conversion_lib.storage.locations import StoredObject
 
 UPLOAD_CHUNK_BYTES = 16 << 20
 """Held in memory for each upload of a large file; a multiple of 256 KiB, as the service wants."""
@@ -53,21 +53,18 @@ class CloudStorageDestination:
     def __init__(self, base: str, path: str) -> None:
         self.bucket_name, self.base = client.split_url(base)
         self.prefix = "/".join(part for part in (self.base, path) if part)
-        client.require_name(self._root + CLAIM_NAME, base)
-        self._bucket = client.open_bucket(self.bucket_name)
+        client.require_name(self._root + LEASE_NAME, base)
+        self._location = BucketLocation(self.bucket_name, self.prefix, client.open_bucket(self.bucket_name))
+        self._bucket = self._location.client
         self._there: dict[str, Any] = {}
-        self._claim = Claim(self._blob(CLAIM_NAME))
+        self._lease = (self._location / LEASE_NAME).lease()
 
     @property
     def url(self) -> str:
         return f"gs://{self.bucket_name}/{self.prefix}"
 
-    @contextmanager
-    def exclusive(self, reporter: Reporter) -> Iterator[None]:
-        with explained(self.url, "claim the place"):
-            self._claim.take(lambda: reporter.say(f"another run is publishing to {self.url}: waiting for it"))
-        with self._claim.kept_alive():
-            yield
+    def exclusive(self, reporter: Reporter) -> AbstractContextManager[None]:
+        return self._lease.waited_for(lambda: reporter.say(f"another run is publishing to {self.url}: waiting for it"))
 
     def read(self, path: str) -> bytes | None:
         with explained(self.url, "read"):
@@ -86,7 +83,9 @@ class CloudStorageDestination:
                     " destination, or remove it"
                 )
             kept = {
-                entry.path: _entry(entry.path, self._there[entry.path]) for entry in manifest.files if self._same(entry)
+                entry.path: entry_of(entry.path, self._there[entry.path])
+                for entry in manifest.files
+                if self._same(entry)
             }
             if kept.keys() != paths:
                 # what is to be replaced at the end must be deleted: said now rather than when all has been sent
@@ -109,7 +108,7 @@ class CloudStorageDestination:
         return {entry.path for entry in earlier.files}
 
     def put(self, item: Item, advance: Callable[[int], None], stopped: threading.Event) -> FileEntry:
-        self._require_claim()
+        self._lease.require(self.url)
         entry, blob = item.entry, self._blob(item.entry.path)
         with explained(self.url, f"write {entry.path}"):
             try:
@@ -131,7 +130,7 @@ class CloudStorageDestination:
                 raise self._changed(entry, "a file with other bytes") from None
         if not _is(blob, entry):
             raise self._changed(entry, f"{blob.size} bytes with {blob.crc32c}")
-        return _entry(entry.path, blob)
+        return entry_of(entry.path, blob)
 
     def _upload(self, item: Item, blob: Any, advance: Callable[[int], None], stopped: threading.Event) -> None:
         blob.chunk_size = UPLOAD_CHUNK_BYTES
@@ -145,7 +144,7 @@ class CloudStorageDestination:
                 retry=client.RETRY,
             )
 
-    def _copy(self, source: Stored, blob: Any, entry: FileEntry) -> None:
+    def _copy(self, source: StoredObject, blob: Any, entry: FileEntry) -> None:
         """Within the service, in as many calls as it wants."""
         original = blob.client.bucket(source.bucket).blob(source.name, generation=source.generation)
         token = ""
@@ -166,14 +165,9 @@ class CloudStorageDestination:
 
     def commit(self, manifest: bytes, marker: bytes) -> None:
         self._write(MANIFEST_NAME, manifest)
-        with explained(self.url, "keep the claim"):
-            self._claim.beat()
-        self._require_claim()
+        self._lease.heartbeat()
+        self._lease.require(self.url)
         self._write(MARKER_NAME, marker)
-
-    def _require_claim(self) -> None:
-        if self._claim.lost.is_set():
-            raise OutsideFailure(f"another run took {self.url} over while this one stood still: run again")
 
     def _write(self, path: str, content: bytes) -> None:
         blob = self._blob(path)
@@ -192,16 +186,14 @@ class CloudStorageDestination:
         self._there[path] = blob
 
     def entries(self, reporter: Reporter) -> list[FileEntry]:
-        with explained(self.url, "list"):
-            entries = [_entry(self._relative(blob), blob) for blob in self._list()]
-        return sorted(entries, key=lambda entry: entry.path)
+        return self._location.entries()
 
     def remove(self) -> None:
         with explained(self.url, "remove"):
             blobs = {self._relative(blob): blob for blob in self._list()}
             first = [blobs.pop(path) for path in (MARKER_NAME, ORBAX_COMMIT) if path in blobs]
             last = [blobs.pop(path) for path in (MANIFEST_NAME,) if path in blobs]  # tells what the rest is
-            blobs.pop(CLAIM_NAME, None)  # given back by `exclusive`
+            blobs.pop(LEASE_NAME, None)  # given back by `exclusive`
             for blob in first:
                 delete(blob)
             self._delete(list(blobs.values()))
@@ -276,10 +268,6 @@ def _is(blob: Any, entry: FileEntry) -> bool:
     return (blob.size, blob.crc32c) == (entry.size, entry.crc32c)
 
 
-def _entry(path: str, blob: Any) -> FileEntry:
-    return FileEntry(path=path, size=blob.size, crc32c=blob.crc32c or "", generation=int(blob.generation))
-
-
 class _Watched(io.RawIOBase):
     """A stream whose progress is seen, and that ends where the work is stopped."""
 
@@ -298,14 +286,3 @@ class _Watched(io.RawIOBase):
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         return self._stream.seek(offset, whence)
-
-
-class StoredObject:
-    """One generation of an object, as the source of a file to publish."""
-
-    def __init__(self, blob: Any) -> None:
-        self.bucket, self.name, self.generation = str(blob.bucket.name), str(blob.name), int(blob.generation)
-        self._blob = blob
-
-    def open(self) -> IO[bytes]:
-        return cast(IO[bytes], self._blob.open("rb", if_generation_match=self.generation, retry=client.RETRY))

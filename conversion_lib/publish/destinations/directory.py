@@ -14,10 +14,12 @@ from pydantic import ValidationError
 
 from conversion_lib.errors import BadInput, OutsideFailure
 from conversion_lib.progress import Reporter
-from conversion_lib.publish.destinations.base import LEVELS, MANIFEST_NAME, MARKER_NAME, Item, Manifest, StoredVersion
-from conversion_lib.publish.manifest import FileEntry, build_manifest, copy_checked, list_files
+from conversion_lib.publish.destinations.base import LEASE_NAME, LEVELS, MANIFEST_NAME, MARKER_NAME, Item, StoredVersion
+from conversion_lib.publish.manifest import Manifest
+from conversion_lib.storage.checksums import FileEntry, copy_checked, entries_below, list_files
 from conversion_lib.storage.disk import check_disk
 from conversion_lib.storage.files import disk_error, one_at_a_time, sync_directory, write_atomically
+from conversion_lib.storage.lease import FileLease
 
 PARTIAL = ".ferry-partial"
 
@@ -30,7 +32,7 @@ class DirectoryDestination:
         self.location = self.base / path
         name = self.location.name
         self.staging = self.location.with_name(f".{name}{PARTIAL}")
-        self.lock = self.location.with_name(f".{name}.ferry-lock")
+        self._lease = FileLease(self.location.with_name(f".{name}{LEASE_NAME}"))
 
     @property
     def url(self) -> str:
@@ -42,7 +44,7 @@ class DirectoryDestination:
             reporter.say(f"another run is publishing to {self.url}: waiting for it")
 
         try:
-            with one_at_a_time(self.lock, waiting):
+            with self._lease.waited_for(waiting):
                 yield
             with suppress(OSError):
                 self.location.parent.rmdir()  # of a commit whose last target has been removed
@@ -101,6 +103,8 @@ class DirectoryDestination:
         return item.entry
 
     def commit(self, manifest: bytes, marker: bytes) -> None:
+        self._lease.heartbeat()
+        self._lease.require(self.url)
         write_atomically(self.staging / MANIFEST_NAME, manifest)
         write_atomically(self.staging / MARKER_NAME, marker)
         for directory, _, _ in os.walk(self.staging):
@@ -109,7 +113,7 @@ class DirectoryDestination:
         sync_directory(self.location.parent)
 
     def entries(self, reporter: Reporter) -> list[FileEntry]:
-        return build_manifest(self.location, reporter=reporter, task=f"verifying {self.url}")
+        return entries_below(self.location, reporter=reporter, task=f"verifying {self.url}")
 
     def remove(self) -> None:
         try:

@@ -11,10 +11,11 @@ from pydantic import ValidationError
 
 from conversion_lib.errors import FerryError
 from conversion_lib.publish.destinations import open_destination
-from conversion_lib.publish.destinations.base import MANIFEST_NAME, MARKER_NAME, Manifest
-from conversion_lib.publish.manifest import encode_crc32c
+from conversion_lib.publish.destinations.base import MANIFEST_NAME, MARKER_NAME
+from conversion_lib.publish.manifest import Manifest
 from conversion_lib.publish.publish import Marker
 from conversion_lib.record import REPORT_DIR_NAME, REPORT_PAGE_NAME
+from conversion_lib.storage.checksums import encode_crc32c
 from ferry_airflow.plugin.runs import Run
 from ferry_airflow.scheduling.catalog import DESTINATION_VARIABLE
 

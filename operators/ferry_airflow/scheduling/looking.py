@@ -19,7 +19,8 @@ from conversion_lib.hub import hub_endpoint, resolve
 from conversion_lib.hub.errors import explain
 from conversion_lib.progress import SILENT, Reporter
 from conversion_lib.publish.destinations import open_destination
-from conversion_lib.publish.destinations.base import MANIFEST_NAME, MARKER_NAME, Destination, Manifest
+from conversion_lib.publish.destinations.base import MANIFEST_NAME, MARKER_NAME, Destination
+from conversion_lib.publish.manifest import Manifest
 from conversion_lib.publish.publish import Marker
 from conversion_lib.record import PROVENANCE_NAME
 from ferry_airflow.scheduling.catalog import Entry, Revision, TargetChoice

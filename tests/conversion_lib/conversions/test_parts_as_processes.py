@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from conversion_lib.runs.layouts import maxtext_layout
-from conversion_lib.runs.workspace import read_run
+from conversion_lib.runs.trees import maxtext_staging
+from conversion_lib.runs.workspace import unfinished
 from tests.conversion_lib.conversions.test_parts_together import deepseek, refused, same
 from tests.support.checkpoints import QWEN3, answer, command, ferry_here, random_tensors, write_checkpoint
 from tests.support.sparse_checkpoints import llama_tensors
@@ -56,7 +56,7 @@ def test_four_processes_at_once(tmp_path, large, options):
     results = [worker.communicate(timeout=120) for worker in workers]
     assert [worker.returncode for worker in workers] == [0] * 4, results
     assert {json.loads(stdout)["already"] for stdout, _ in results} == {False}
-    noted = read_run(maxtext_layout(out))
+    noted = unfinished(maxtext_staging(out))
     assert noted is not None
     done = answer(ferry_here("finalize", out, "--json"))
     assert done["chunks"] == sum(noted.chunks)
@@ -116,7 +116,7 @@ from conversion_lib.sinks import ocdbt
 for owner, names in ((os, ("rename", "replace")), (shutil, ("rmtree",)), (ocdbt, ("merge", "sweep"))):
     for name in names:
         setattr(owner, name, deadly(getattr(owner, name)))
-from conversion_lib.cli import main
+from conversion_lib.cli.main import main
 main()
 """
 """`ferry`, killed before the nth of the calls that change what others see."""

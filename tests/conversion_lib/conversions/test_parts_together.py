@@ -16,10 +16,10 @@ from conversion_lib.mapping import to_maxtext as mapping
 from conversion_lib.plan import parts as module
 from conversion_lib.plan.parts import Part, chunk_count, shares
 from conversion_lib.record import Target
-from conversion_lib.runs.layouts import maxtext_layout
 from conversion_lib.runs.note import Run
 from conversion_lib.runs.options import Options
-from conversion_lib.runs.workspace import Workspace, read_run
+from conversion_lib.runs.trees import maxtext_staging
+from conversion_lib.runs.workspace import Workspace, unfinished
 from conversion_lib.sinks import ocdbt
 from conversion_lib.sinks.orbax import OrbaxSink
 from conversion_lib.storage.locations import LocalLocation
@@ -170,7 +170,7 @@ def test_missing_parts_are_named(tmp_path, source, monkeypatch):
     convert_part(source, out, "1/3")
     convert_part(source, out, "2/3")
     journal = out / ".ferry/journal-2.jsonl"
-    total = read_run(maxtext_layout(out)).chunks[2]
+    total = unfinished(maxtext_staging(out)).chunks[2]
     line = json.loads(journal.read_text())
     journal.write_text(json.dumps({"pieces": line["pieces"][:2]}) + "\n")
     refused(ferry_here("finalize", out), f"part 2/3 has {total - 2} of {total} chunks to go")
@@ -184,7 +184,7 @@ def test_an_empty_part_need_not_be_started(tmp_path, source):
     counts = None
     for index in range(40):
         result = convert_part(source, tmp_path / "out", f"{index}/40")
-        counts = read_run(maxtext_layout(tmp_path / "out")).chunks
+        counts = unfinished(maxtext_staging(tmp_path / "out")).chunks
         if counts[index] == 0:
             assert result.already
             assert not (tmp_path / f"out/.ferry/journal-{index}.jsonl").exists()
@@ -242,7 +242,7 @@ def test_overwrite_of_another_unfinished_run(tmp_path, source):
     convert_part(source, out, "0/2")
     result = convert_part(source, out, "0/3", overwrite=True)
     assert not result.already
-    assert len(read_run(maxtext_layout(out)).chunks) == 3
+    assert len(unfinished(maxtext_staging(out)).chunks) == 3
 
 
 def held_part(source: Path, out: Path, part: str) -> Workspace:
@@ -252,7 +252,7 @@ def held_part(source: Path, out: Path, part: str) -> Workspace:
         chunk_count(job.plan, share) for share in shares(job.plan, job.source.tensors, Part.parse(part).count)
     )
     run = Run(identity=job.plan.full_identity, chunk_limit=job.chunk_limit, chunks=counts)
-    return Workspace(maxtext_layout(out), run, part=Part.parse(part))
+    return Workspace(maxtext_staging(out), run, part=Part.parse(part))
 
 
 def test_while_a_part_is_at_work(tmp_path, source):

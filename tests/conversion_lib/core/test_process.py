@@ -7,7 +7,7 @@ import sys
 
 FAULTS = """
 import resource
-from conversion_lib.process import reuse_freed_memory
+from conversion_lib.core.process import reuse_freed_memory
 {setting}
 faults = []
 for _ in range(4):
@@ -19,7 +19,7 @@ print(faults[-1])
 
 
 PEAK = """
-from conversion_lib.process import peak_bytes
+from conversion_lib.core.process import peak_bytes
 before = peak_bytes()
 held = bytearray(b"x") * (256 << 20)
 print((peak_bytes() - before) >> 20)
@@ -41,7 +41,7 @@ def test_the_peak_is_of_what_was_touched():
 
 HOLES = """
 from pathlib import Path
-from conversion_lib.process import HeapLimit, reuse_freed_memory
+from conversion_lib.core.process import HeapLimit, reuse_freed_memory
 reuse_freed_memory()
 resident = lambda: int(Path("/proc/self/statm").read_text().split()[1]) * 4096 >> 20
 heap = HeapLimit({allowed} << 20)

@@ -37,7 +37,7 @@ def manifest(stage, **more):
 def test_missing_extra_says_what_to_install(tmp_path, monkeypatch, package):
     real = importlib.util.find_spec
     monkeypatch.setattr(run, "find_spec", lambda name: None if name == package else real(name))
-    with pytest.raises(BadInput, match=rf"{package}.*pip install 'ferry\[airflow,check\]'"):
+    with pytest.raises(BadInput, match=rf"{package}.*pip install 'ferry-checkpoints\[airflow,check\]'"):
         run_demo(tmp_path / "demo", SILENT)
     assert not (tmp_path / "demo").exists()
 

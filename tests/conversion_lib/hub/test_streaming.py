@@ -162,8 +162,9 @@ def test_a_header_other_than_the_shards_own(hub: LocalHub, tmp_path: Path) -> No
 KILLED = """
 import sys
 from pathlib import Path
-from conversion_lib import engine
-from conversion_lib.convert import Options, convert
+from conversion_lib.engine import executor as engine
+from conversion_lib.conversions.convert import convert
+from conversion_lib.runs.options import Options
 from conversion_lib.record import Target
 from conversion_lib.hub.streaming import streamed
 engine.GROUP_SECONDS = 0.0

@@ -15,12 +15,12 @@ from conversion_lib import to_huggingface, to_maxtext
 from conversion_lib.conversions.convert import convert
 from conversion_lib.errors import BadInput, OutsideFailure
 from conversion_lib.on_the_fly import ensure_checkpoint
-from conversion_lib.on_the_fly.outputs import BucketClaim
+from conversion_lib.on_the_fly.output import Output
 from conversion_lib.program import run_command
 from conversion_lib.progress import SILENT
-from conversion_lib.record import Target
-from conversion_lib.runs.bucket_workspace import BESIDE_CLAIM
+from conversion_lib.record import ON_THE_FLY_LEASE, Target
 from conversion_lib.storage.gcs import BucketLocation
+from conversion_lib.storage.lease import Lease
 from tests.support.checkpoints import QWEN3, ferry_here, random_tensors, write_checkpoint
 from tests.support.fakes.cloud_storage import FakeCloudStorage
 from tests.support.sparse_checkpoints import llama_tensors
@@ -51,7 +51,7 @@ def test_it_is_converted_once(source: Path, monkeypatch: pytest.MonkeyPatch) -> 
     pathways = {"checkpoint_storage_use_ocdbt": False, "checkpoint_storage_use_zarr3": False}
     assert ensure(source, **pathways) == f"{OUTPUT}/0/items"
     place = BucketLocation.parse(OUTPUT)
-    assert place.children() == {"0", "ferry.json", "hf", "run1"}, "claims are given back"
+    assert place.children() == {"0", "ferry.json", "hf", "run1"}, "leases are given back"
     said = json.loads((place / "0/items/_METADATA").read() or b"")
     assert (said["use_ocdbt"], said["use_zarr3"]) == (False, False)
     monkeypatch.setattr("sys.executable", "/no/python")
@@ -63,38 +63,43 @@ def test_it_is_converted_once(source: Path, monkeypatch: pytest.MonkeyPatch) -> 
         ensure(source, scan_layers=False, **pathways)
 
 
-def test_who_holds_the_claim_is_waited_for(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first, second = (BucketClaim(BucketLocation.parse(OUTPUT) / BESIDE_CLAIM) for _ in range(2))
-    assert first.take() and not second.take()
-    with pytest.raises(OutsideFailure, match=f"{OUTPUT}/0/items was not committed within 0 s"):
+def leases(count: int) -> list[Lease]:
+    return [Output(OUTPUT).lease(lambda: None) for _ in range(count)]
+
+
+def test_who_holds_the_lease_is_waited_for(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = leases(2)
+    assert first.acquire() and not second.acquire()
+    with pytest.raises(OutsideFailure, match=f"{OUTPUT}/0/items was not committed within 0 s; process .* holds"):
         ensure(source, wait_seconds=0.2)
     first.release()
-    assert second.take()
+    assert second.acquire()
     second.release()
 
 
-def test_a_claim_that_stands_still_is_taken_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("conversion_lib.on_the_fly.outputs.STALE_SECONDS", 0.2)
-    place = BucketLocation.parse(OUTPUT) / BESIDE_CLAIM
-    place.write(b'{"run": "of a machine that is gone", "beats": 7}')
-    claim = BucketClaim(place)
-    assert not claim.take()
+def test_a_lease_that_has_expired_is_taken_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("conversion_lib.storage.lease.EXPIRED_SECONDS", 0.2)
+    (BucketLocation.parse(OUTPUT) / ON_THE_FLY_LEASE).write(b'{"run": "of a machine that is gone", "beats": 7}')
+    (lease,) = leases(1)
+    assert not lease.acquire()
     time.sleep(0.3)
-    assert claim.take()
-    claim.release()
+    assert lease.acquire()
+    lease.release()
 
 
 def test_a_failure_is_told_to_those_that_wait(source: Path) -> None:
     """Until somebody tries again, and without being in the way of a conversion by hand."""
-    failing, waiting = (BucketClaim(BucketLocation.parse(OUTPUT) / BESIDE_CLAIM) for _ in range(2))
-    assert failing.take() and waiting.read() is None
+    failing, waiting = leases(2)
+    assert failing.acquire()
     failing.release(failure="the disk was full")
     note = waiting.read()
     assert note is not None and (note.failure, note.failure_is_final) == ("the disk was full", False)
     with pytest.raises(OutsideFailure, match=r"within 0 s; process .* failed: the disk was full"):
         ensure(source, may_convert=False, wait_seconds=0.1)
     convert(source, OUTPUT, Target())
-    assert waiting.take() and waiting.read() is None
+    assert waiting.acquire()
+    note = waiting.read()
+    assert note is not None and note.failure is None
     waiting.release()
     assert BucketLocation.parse(OUTPUT).children() == {"0", "ferry.json", "hf"}
 
@@ -102,8 +107,8 @@ def test_a_failure_is_told_to_those_that_wait(source: Path) -> None:
 def test_bad_input_is_told_at_once(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A host that only waits hears of it from the one that converts."""
     monkeypatch.setattr("conversion_lib.on_the_fly.ensuring.POLL_SECONDS", 0.02)
-    converting = BucketClaim(BucketLocation.parse(OUTPUT) / BESIDE_CLAIM)
-    assert converting.take()
+    (converting,) = leases(1)
+    assert converting.acquire()
     threading.Timer(0.2, lambda: converting.release(failure="the repository is gated", final=True)).start()
     with pytest.raises(BadInput, match=r"process .* could not convert: the repository is gated"):
         ensure(source, may_convert=False, wait_seconds=60)
@@ -119,5 +124,5 @@ def test_the_drop_ins_write_to_a_bucket_and_read_from_it(source: Path, tmp_path:
 
 
 def test_another_kind_of_url(source: Path) -> None:
-    with pytest.raises(BadInput, match="s3://bucket/x: give a directory or gs://bucket/prefix"):
+    with pytest.raises(BadInput, match="s3://bucket/x: expected a directory or gs://bucket/prefix"):
         ensure_checkpoint(source, "s3://bucket/x", reporter=SILENT)

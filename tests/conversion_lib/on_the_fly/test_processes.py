@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from conversion_lib.on_the_fly.claim import Claim
+from conversion_lib.on_the_fly.output import Output
 from tests.support.checkpoints import QWEN3, ferry_here, random_tensors, write_checkpoint
 from tests.support.faults import Fault, build_shim
 from tests.support.sparse_checkpoints import llama_tensors
@@ -170,7 +170,7 @@ def test_what_cannot_be_converted_fails_for_all_at_once(tmp_path: Path, jobs: li
 
 def test_bad_input_in_the_second_try_is_not_that_of_the_first(source: Path, tmp_path: Path) -> None:
     """What a failed conversion left is not taken for the failure of the next."""
-    claim = Claim(tmp_path / "out" / ".ferry" / "lock-on-the-fly", lambda: None)
-    assert claim.take()
-    claim.release(failure="an old one", final=True)
+    lease = Output(tmp_path / "out").lease(lambda: None)
+    assert lease.acquire()
+    lease.release(failure="an old one", final=True)
     assert Job(source, tmp_path / "out").end()[0] == {"path": str(tmp_path / "out/0/items")}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from conversion_lib.storage import gcs_client as client
-from conversion_lib.storage import lease as claim
+from conversion_lib.storage import lease
 from tests.support.fakes.cloud_storage import FakeCloudStorage
 from tests.support.published_checkpoints import make_checkpoint
 
@@ -23,8 +23,8 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCloudStorage]:
     """Cloud Storage with one bucket; waits are as short as a test wants them. No publisher is thought dead."""
     with FakeCloudStorage(["bucket"]) as running:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", running.endpoint)
-        monkeypatch.setattr(claim, "BEAT_SECONDS", 0.1)
-        monkeypatch.setattr(claim, "POLL_SECONDS", 0.05)
+        monkeypatch.setattr(lease, "HEARTBEAT_SECONDS", 0.1)
+        monkeypatch.setattr(lease, "POLL_SECONDS", 0.05)
         monkeypatch.setattr(client, "RETRY", client.RETRY.with_delay(initial=0.01, maximum=0.1))
         yield running
 

@@ -63,7 +63,7 @@ def test_outages_at_the_worst_places(checkpoint: Path, fake: FakeCloudStorage) -
         Fault(what="reset", method="POST", name="*/manifest.json", applied=True),
         Fault(503, "PUT", "*/large", applied=True),
         Fault(503, "POST", f"models/{LATEST}", applied=True),
-        Fault(503, "DELETE", "*/.ferry_claim.json", applied=True),
+        Fault(503, "DELETE", "*/.ferry_lease.json", applied=True),
     ]
     result = publish(checkpoint, "gs://bucket/models")
     assert all(fault.times == 0 for fault in fake.faults)
@@ -128,7 +128,7 @@ def test_bad_input(checkpoint: Path, fake: FakeCloudStorage, monkeypatch: pytest
     fake.denied = {"storage.objects.delete"}
     with pytest.raises(BadInput, match=r"cannot list in .*: the credentials do not allow it"):
         publish(checkpoint, "gs://bucket/models")
-    assert fake.names("bucket") == [f"models/{PLACE}/.ferry_claim.json"]  # which cannot be given back
+    assert fake.names("bucket") == [f"models/{PLACE}/.ferry_lease.json"]  # which cannot be given back
     fake.denied = set()
     fake.objects.clear()
     with pytest.raises(BadInput, match="no published checkpoint at"):

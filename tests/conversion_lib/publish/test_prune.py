@@ -128,7 +128,7 @@ def test_a_version_goes_marker_first(versions: str, fake: FakeCloudStorage) -> N
     prune(versions, keep=4, remove=True)
     deleted = [path for method, path in fake.requests[begun:] if method == "DELETE"]
     assert "ferry_commit.json" in deleted[0] and "commit_success.txt" in deleted[1]
-    assert "manifest.json" in deleted[-2] and ".ferry_claim.json" in deleted[-1]
+    assert "manifest.json" in deleted[-2] and ".ferry_lease.json" in deleted[-1]
     assert all("ifGenerationMatch=" in path for path in deleted)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from conversion_lib.errors import BadInput
 from conversion_lib.publish.staged import checkpoint_digest
-from tests.conversion_lib.publish.test_manifest import make_checkpoint
+from tests.conversion_lib.storage.test_checksums import make_checkpoint
 
 
 def test_digest_takes_any_of_the_three_paths_and_the_checkpoint_alone(tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ from conversion_lib.errors import BadInput, OutsideFailure
 from conversion_lib.publish.destinations import cloud_storage
 from conversion_lib.publish.publish import PublishResult, publish
 from conversion_lib.publish.verify import verify
-from conversion_lib.storage import gcs_client as client
-from conversion_lib.storage import lease as claim
+from conversion_lib.storage import lease
+from conversion_lib.storage.locations import location
 from tests.support.fakes.cloud_storage import FakeCloudStorage, Fault
 from tests.support.published_checkpoints import LATEST, PLACE, STEP, make_checkpoint, names, read, write_verdict
 
@@ -28,8 +28,8 @@ def killed_publisher(checkpoint: Path, url: str, at: str) -> None:
     """A publisher in its own process that kills itself when it comes to the file `at`."""
     code = f"""
 import os, pathlib, signal
-from conversion_lib import publish
-from conversion_lib.destinations import base
+from conversion_lib.publish import publish
+from conversion_lib.publish.destinations import base
 original = base.Item.open
 def dies(item):
     if item.entry.path == {at!r}:
@@ -43,7 +43,7 @@ publish.publish(pathlib.Path({str(checkpoint)!r}), {url!r}, threads=1)
 
 
 def test_killed_and_run_again(checkpoint: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(claim, "DEAD_SECONDS", 0.5)
+    monkeypatch.setattr(lease, "EXPIRED_SECONDS", 0.5)
     location = f"{url}/{PLACE}"
     killed_publisher(checkpoint, url, "hf/config.json")
     assert read(location, "ferry_commit.json") is None
@@ -58,7 +58,7 @@ def test_killed_and_run_again(checkpoint: Path, url: str, monkeypatch: pytest.Mo
 def test_killed_and_then_something_else(
     checkpoint: Path, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(claim, "DEAD_SECONDS", 0.5)
+    monkeypatch.setattr(lease, "EXPIRED_SECONDS", 0.5)
     killed_publisher(checkpoint, url, "hf/config.json")
     other = make_checkpoint(tmp_path / "other", salt=b"other")
     (other / "0" / "items" / "d" / "large").write_bytes(b"small")
@@ -82,9 +82,9 @@ def test_killed_and_then_something_else(
 def test_killed_at_any_request(
     checkpoint: Path, fake: FakeCloudStorage, monkeypatch: pytest.MonkeyPatch, name: str, skip: int
 ) -> None:
-    monkeypatch.setattr(claim, "DEAD_SECONDS", 0.5)
+    monkeypatch.setattr(lease, "EXPIRED_SECONDS", 0.5)
     fake.faults = [Fault(what="reset", name=f"*{name}", method="P*", skip=skip, seconds=1.0)]
-    code = f"import pathlib; from conversion_lib import publish; publish.publish({str(checkpoint)!r}, 'gs://bucket')"
+    code = f"import pathlib; from conversion_lib.publish import publish; publish.publish({str(checkpoint)!r}, 'gs://bucket')"
     with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL) as process:
         while fake.faults[0].times:
             assert process.poll() is None, "ended before the request came"
@@ -94,7 +94,7 @@ def test_killed_at_any_request(
     assert published == (name == "latest-*")
     assert verify(publish(checkpoint, "gs://bucket").url).problems == []
     assert json.loads(read("gs://bucket", LATEST) or b"")["location"] == PLACE.partition("/")[2]
-    assert not [name for name in names("gs://bucket") if "ferry_claim" in name]
+    assert not [name for name in names("gs://bucket") if "ferry_lease" in name]
 
 
 def at_once(*runs: Callable[[], PublishResult]) -> tuple[list[PublishResult], list[Exception]]:
@@ -120,7 +120,7 @@ def test_two_at_once(checkpoint: Path, url: str) -> None:
     assert not failures
     assert sorted(result.bytes_copied > 0 for result in results) == [False, False, True]
     assert verify(results[0].url).problems == []
-    assert not [name for name in names(url) if "claim" in name or "lock" in name]
+    assert not [name for name in names(url) if "lease" in name]
 
 
 def test_two_different_ones_at_once_do_not_mix(checkpoint: Path, url: str, tmp_path: Path) -> None:
@@ -134,21 +134,21 @@ def test_two_different_ones_at_once_do_not_mix(checkpoint: Path, url: str, tmp_p
     assert (verified.problems, verified.digest) == ([], results[0].digest)
 
 
-def test_claim_in_a_bucket_taken_over(
+def test_a_lease_in_a_bucket_that_is_taken_over(
     checkpoint: Path, fake: FakeCloudStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A run that stood still so long that another took its place writes no marker."""
+    """A run that was stopped so long that another took its lease over writes no marker."""
     original = cloud_storage.CloudStorageDestination.commit
 
     def late(self: cloud_storage.CloudStorageDestination, manifest: bytes, marker: bytes) -> None:
-        fake.put("bucket", f"{PLACE}/.ferry_claim.json", b"another run")
+        fake.put("bucket", f"{PLACE}/.ferry_lease.json", b"another run")
         original(self, manifest, marker)
 
     monkeypatch.setattr(cloud_storage.CloudStorageDestination, "commit", late)
     with pytest.raises(OutsideFailure, match=r"another run took gs://bucket/.* over"):
         publish(checkpoint, "gs://bucket")
     assert read(f"gs://bucket/{PLACE}", "ferry_commit.json") is None
-    assert read(f"gs://bucket/{PLACE}", ".ferry_claim.json") == b"another run"
+    assert read(f"gs://bucket/{PLACE}", ".ferry_lease.json") == b"another run"
 
 
 def test_different_commits_at_once_and_the_pointer(url: str, tmp_path: Path) -> None:
@@ -160,12 +160,12 @@ def test_different_commits_at_once_and_the_pointer(url: str, tmp_path: Path) -> 
     assert [problem for result in results for problem in verify(result.url).problems] == []
 
 
-def test_a_beat_whose_answer_is_lost_loses_no_claim(fake: FakeCloudStorage) -> None:
-    held = claim.Claim(client.open_bucket("bucket").blob("claim"))
-    held.take(lambda: None)
-    fake.faults = [Fault(503, "POST", "claim", applied=True)]
-    held.beat()
+def test_a_heartbeat_whose_answer_is_lost_loses_no_lease(fake: FakeCloudStorage) -> None:
+    held = location("gs://bucket/lease").lease()
+    assert held.acquire()
+    fake.faults = [Fault(503, "POST", "lease", applied=True)]
+    held.heartbeat()
     assert fake.faults[0].times == 0 and not held.lost.is_set()
-    fake.put("bucket", "claim", b"another run's")
-    held.beat()
+    fake.put("bucket", "lease", b"another run's")
+    held.heartbeat()
     assert held.lost.is_set()

@@ -19,8 +19,9 @@ from conversion_lib.errors import BadInput, OutsideFailure
 from conversion_lib.plan.parts import Part
 from conversion_lib.progress import SILENT, Reporter
 from conversion_lib.record import Target
-from conversion_lib.runs.layouts import layout_at
 from conversion_lib.runs.options import Options
+from conversion_lib.runs.trees import maxtext_staging
+from conversion_lib.runs.workspace import exclusively
 from conversion_lib.storage import lease as claim
 from tests.support.buckets import ROOT, STORAGES, URL, WHOLE, assert_the_same, names
 from tests.support.checkpoints import ferry_here
@@ -67,7 +68,7 @@ def test_one_commit_a_second_is_kept_to(
     fake: FakeCloudStorage, source: Path, beside: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake.write_interval = 0.3
-    monkeypatch.setattr(claim, "BEAT_SECONDS", 0.5)
+    monkeypatch.setattr(claim, "HEARTBEAT_SECONDS", 0.5)
     to_cloud(source)
     assert_the_same(fake, beside, tmp_path)
 
@@ -106,8 +107,9 @@ def test_parts_and_finalize(fake: FakeCloudStorage, source: Path, beside: Path, 
 KILLED = """
 import sys
 from pathlib import Path
-from conversion_lib import engine
-from conversion_lib.convert import Options, convert
+from conversion_lib.engine import executor as engine
+from conversion_lib.conversions.convert import convert
+from conversion_lib.runs.options import Options
 from conversion_lib.record import Target
 engine.GROUP_SECONDS = 0.0
 convert(Path(sys.argv[1]), sys.argv[2], Target(), options=Options(64 << 20, 2))
@@ -130,13 +132,13 @@ def test_a_killed_run_is_gone_on_with(
     assert "0/commit_success.txt" not in names(fake)
     journaled = sum(".ferry/journal-0/" in name for name in names(fake))
     result = to_cloud(source, reporter=Reporter())
-    assert "a run has claimed gs://bucket/models/qwen/.ferry: watching" in capsys.readouterr().err
+    assert "a run holds a lease in gs://bucket/models/qwen/.ferry: watching" in capsys.readouterr().err
     assert not result.already and result.pieces_skipped >= journaled > 0
     assert_the_same(fake, beside, tmp_path)
 
 
 def test_a_run_that_is_alive_is_left_alone(fake: FakeCloudStorage, source: Path, tmp_path: Path) -> None:
-    with layout_at(URL).exclusively():
+    with exclusively(maxtext_staging(URL)):
         with pytest.raises(OutsideFailure, match=r"another run is at work in gs://bucket/models/qwen/.ferry"):
             to_cloud(source)
         with pytest.raises(OutsideFailure, match="is at work"):

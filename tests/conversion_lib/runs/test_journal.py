@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+from pathlib import Path
 
 from conversion_lib.plan.pieces import Piece
 from conversion_lib.plan.plan import ArrayPlan, Plan, SourceSlice
 from conversion_lib.runs.journal import Journal
+from conversion_lib.storage.logs import FileLog
 
 
 def plan() -> Plan:
@@ -15,11 +17,15 @@ def plan() -> Plan:
     return Plan(kind="maxtext", arrays=(array,), identity={})
 
 
+def opened(path: Path) -> Journal:
+    return Journal(FileLog(path), plan()).open()
+
+
 def test_committed_pieces_are_known_by_the_next_run(tmp_path):
-    journal = Journal(tmp_path / "journal", plan())
+    journal = opened(tmp_path / "journal")
     journal.add([Piece(0, ((0, 4), (0, 6)))])
     journal.close()
-    again = Journal(tmp_path / "journal", plan())
+    again = opened(tmp_path / "journal")
     assert again.has(Piece(0, ((0, 4), (0, 6))))
     assert again.has(Piece(0, ((2, 4), (3, 6))))  # smaller pieces, as under a smaller budget
     assert not again.has(Piece(0, ((0, 8), (0, 6))))
@@ -27,30 +33,30 @@ def test_committed_pieces_are_known_by_the_next_run(tmp_path):
 
 
 def test_chunks_of_several_groups_add_up(tmp_path):
-    journal = Journal(tmp_path / "journal", plan())
+    journal = opened(tmp_path / "journal")
     for start in range(0, 8, 2):
         journal.add([Piece(0, ((start, start + 2), (0, 6)))])
     journal.close()
-    assert Journal(tmp_path / "journal", plan()).has(Piece(0, ((0, 8), (0, 6))))
+    assert opened(tmp_path / "journal").has(Piece(0, ((0, 8), (0, 6))))
 
 
 def test_a_line_cut_short_by_a_kill_does_not_count(tmp_path):
     path = tmp_path / "journal"
-    journal = Journal(path, plan())
+    journal = opened(path)
     journal.add([Piece(0, ((0, 2), (0, 6)))])
     journal.add([Piece(0, ((2, 4), (0, 6)))])
     journal.close()
     path.write_bytes(path.read_bytes()[:-5])
-    again = Journal(path, plan())
+    again = opened(path)
     assert again.has(Piece(0, ((0, 2), (0, 6))))
     assert not again.has(Piece(0, ((2, 4), (0, 6))))
     again.add([Piece(0, ((4, 6), (0, 6)))])
     again.close()
-    assert Journal(path, plan()).has(Piece(0, ((4, 6), (0, 6))))
+    assert opened(path).has(Piece(0, ((4, 6), (0, 6))))
 
 
 def test_on_a_full_disk_the_reserve_makes_room(tmp_path, monkeypatch):
-    journal = Journal(tmp_path / "journal", plan())
+    journal = opened(tmp_path / "journal")
     write, refused = os.write, []
 
     def full_while_reserved(fd, data):
@@ -64,6 +70,6 @@ def test_on_a_full_disk_the_reserve_makes_room(tmp_path, monkeypatch):
     monkeypatch.undo()
     journal.close()
     assert refused == [5]
-    again = Journal(tmp_path / "journal", plan())
+    again = opened(tmp_path / "journal")
     assert again.has(Piece(0, ((0, 2), (0, 6))))
     assert (tmp_path / "journal.reserve").exists()

@@ -15,9 +15,14 @@ import pytest
 
 from conversion_lib.errors import BadInput, OutsideFailure
 from conversion_lib.plan.parts import Part
-from conversion_lib.runs import workspace as module
 from conversion_lib.runs.note import Run
-from conversion_lib.runs.workspace import Layout, Workspace, alone, check_disk, clean, commit
+from conversion_lib.runs.trees import MAXTEXT
+from conversion_lib.runs.workspace import Workspace, clean, exclusively
+from conversion_lib.storage import lease
+from conversion_lib.storage import staging as module
+from conversion_lib.storage.disk import check_disk
+from conversion_lib.storage.logs import FileLog
+from conversion_lib.storage.staging import RenameStaging
 
 IDENTITY = {"source": "a", "target": "t", "format": "1"}
 OTHER = IDENTITY | {"source": "b"}
@@ -27,23 +32,28 @@ def run_of(identity: dict = IDENTITY, parts: int = 1, chunk_limit: int = 1) -> R
     return Run(identity=identity, chunk_limit=chunk_limit, chunks=(10,) * parts)
 
 
-def layout_at(root: Path) -> Layout:
-    work = root / ".ferry"
-    return Layout(root / "0", work, work / "0", root / "ferry.json", ("hf", "ferry.json"), ("report",), alone=True)
+def staging_at(root: Path) -> RenameStaging:
+    return RenameStaging(root, MAXTEXT)
 
 
-def build(layout: Layout, text: str, identity: dict = IDENTITY) -> None:
-    for directory in (layout.build, layout.work / "hf"):
+def build(staging: RenameStaging, text: str, identity: dict = IDENTITY) -> None:
+    work = staging.work.path
+    for directory in (staging.build.path, work / "hf"):
         directory.mkdir(exist_ok=True)
         (directory / "file").write_text(text)
-    (layout.work / "ferry.json").write_text(json.dumps({"identity": identity}))
+    (work / "ferry.json").write_text(json.dumps({"identity": identity}))
 
 
 def finish(root: Path, text: str = "data", *, overwrite: bool = False, identity: dict = IDENTITY) -> None:
-    with Workspace(layout_at(root), run_of(identity), overwrite=overwrite) as workspace:
+    with Workspace(staging_at(root), run_of(identity), overwrite=overwrite) as workspace:
         assert not workspace.already
-        build(workspace.layout, text, identity)
-        commit(workspace.layout)
+        build(workspace.staging, text, identity)
+        workspace.commit()
+
+
+def journal_file(workspace: Workspace) -> Path:
+    assert isinstance(workspace.journal, FileLog)
+    return workspace.journal.path
 
 
 def held(root: Path) -> tuple[str, str, dict]:
@@ -53,8 +63,8 @@ def held(root: Path) -> tuple[str, str, dict]:
 
 def begun(root: Path, run: Run = run_of(), **options) -> Workspace:
     """An unfinished run with something in its journal."""
-    with Workspace(layout_at(root), run, **options) as workspace:
-        workspace.journal.write_text("lines")
+    with Workspace(staging_at(root), run, **options) as workspace:
+        journal_file(workspace).write_text("lines")
     return workspace
 
 
@@ -62,28 +72,28 @@ def test_a_commit_shows_the_whole_and_leaves_nothing(tmp_path):
     finish(tmp_path)
     assert held(tmp_path) == ("data", "data", IDENTITY)
     assert not (tmp_path / ".ferry").exists()
-    with Workspace(layout_at(tmp_path), run_of()) as again:
+    with Workspace(staging_at(tmp_path), run_of()) as again:
         assert again.already
     assert not (tmp_path / ".ferry").exists()
 
 
 def test_an_unfinished_run_is_gone_on_with(tmp_path):
     begun(tmp_path, run_of(chunk_limit=77))
-    with Workspace(layout_at(tmp_path), run_of(chunk_limit=78)) as workspace:
+    with Workspace(staging_at(tmp_path), run_of(chunk_limit=78)) as workspace:
         assert not workspace.already
         assert workspace.run.chunk_limit == 77
-        assert workspace.journal.read_text() == "lines"
+        assert journal_file(workspace).read_text() == "lines"
 
 
 def test_an_unfinished_run_of_another_source_is_refused_by_name(tmp_path):
     begun(tmp_path)
-    with pytest.raises(BadInput, match="source: a there, b here"), Workspace(layout_at(tmp_path), run_of(OTHER)):
+    with pytest.raises(BadInput, match="source: a there, b here"), Workspace(staging_at(tmp_path), run_of(OTHER)):
         pass
 
 
 def test_overwrite_begins_anew(tmp_path):
     begun(tmp_path)
-    with Workspace(layout_at(tmp_path), run_of(OTHER), overwrite=True) as workspace:
+    with Workspace(staging_at(tmp_path), run_of(OTHER), overwrite=True) as workspace:
         assert not workspace.journal.exists()
 
 
@@ -91,7 +101,7 @@ def test_a_finished_run_of_another_target_is_refused(tmp_path):
     finish(tmp_path)
     with (
         pytest.raises(BadInput, match="target: t there, u here"),
-        Workspace(layout_at(tmp_path), run_of(IDENTITY | {"target": "u"})),
+        Workspace(staging_at(tmp_path), run_of(IDENTITY | {"target": "u"})),
     ):
         pass
     assert not (tmp_path / ".ferry").exists()
@@ -100,10 +110,10 @@ def test_a_finished_run_of_another_target_is_refused(tmp_path):
 def test_overwrite_replaces_a_finished_run_only_at_its_end(tmp_path):
     finish(tmp_path)
     (tmp_path / "report").mkdir()
-    with Workspace(layout_at(tmp_path), run_of(OTHER), overwrite=True) as workspace:
-        build(workspace.layout, "new", OTHER)
+    with Workspace(staging_at(tmp_path), run_of(OTHER), overwrite=True) as workspace:
+        build(workspace.staging, "new", OTHER)
         assert held(tmp_path) == ("data", "data", IDENTITY)
-        commit(workspace.layout)
+        workspace.commit()
     assert held(tmp_path) == ("new", "new", OTHER)
     assert not (tmp_path / "report").exists()  # of what is gone
 
@@ -125,20 +135,20 @@ def test_a_kill_between_any_two_moves_of_a_commit(tmp_path, monkeypatch, moves, 
         done.append(path)
         return rename(path, target)
 
-    with Workspace(layout_at(tmp_path), run_of(OTHER), overwrite=True) as workspace:
-        build(workspace.layout, "new", OTHER)
+    with Workspace(staging_at(tmp_path), run_of(OTHER), overwrite=True) as workspace:
+        build(workspace.staging, "new", OTHER)
         monkeypatch.setattr(Path, "rename", dies)
         with contextlib.suppress(Killed):
-            commit(workspace.layout)
+            workspace.commit()
         monkeypatch.undo()
     if then == "clean":
-        clean([layout_at(tmp_path)])
+        clean([staging_at(tmp_path)])
         whole = [("old", "old", IDENTITY), ("new", "new", OTHER)]
         assert held(tmp_path) in whole
         return
-    with Workspace(layout_at(tmp_path), run_of(OTHER), overwrite=True) as workspace:
-        build(workspace.layout, "newer", OTHER)
-        commit(workspace.layout)
+    with Workspace(staging_at(tmp_path), run_of(OTHER), overwrite=True) as workspace:
+        build(workspace.staging, "newer", OTHER)
+        workspace.commit()
     assert held(tmp_path) == ("newer", "newer", OTHER)
 
 
@@ -147,7 +157,7 @@ def test_a_stranger_s_file_is_never_touched(tmp_path, overwrite):
     (tmp_path / "thesis.txt").write_text("years of work")
     with (
         pytest.raises(BadInput, match=r"something else: thesis\.txt"),
-        Workspace(layout_at(tmp_path), run_of(), overwrite=overwrite),
+        Workspace(staging_at(tmp_path), run_of(), overwrite=overwrite),
     ):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
@@ -156,15 +166,15 @@ def test_a_stranger_s_file_is_never_touched(tmp_path, overwrite):
 def test_a_checkpoint_that_is_not_ours_is_refused(tmp_path):
     (tmp_path / "0").mkdir()
     (tmp_path / "0/file").write_text("x")
-    with pytest.raises(BadInput, match="not written by ferry"), Workspace(layout_at(tmp_path), run_of()):
+    with pytest.raises(BadInput, match="not written by ferry"), Workspace(staging_at(tmp_path), run_of()):
         pass
 
 
 def test_two_runs_at_one_destination(tmp_path):
     with (
-        Workspace(layout_at(tmp_path), run_of()),
+        Workspace(staging_at(tmp_path), run_of()),
         pytest.raises(OutsideFailure, match="another run"),
-        Workspace(layout_at(tmp_path), run_of()),
+        Workspace(staging_at(tmp_path), run_of()),
     ):
         pass
 
@@ -172,16 +182,16 @@ def test_two_runs_at_one_destination(tmp_path):
 def test_a_run_that_another_has_finished_meanwhile(tmp_path, monkeypatch):
     """It finds that out behind the lock, and leaves nothing of its own."""
     begun(tmp_path)
-    restore = module._restore
+    restore = RenameStaging.restore
 
-    def late(layout):
-        build(layout, "theirs")
+    def late(staging):
+        build(staging, "theirs")
         for name in ("hf", "ferry.json", "0"):
-            (layout.work / name).rename(layout.next_to(name))
-        restore(layout)
+            (staging.work.path / name).rename(tmp_path / name)
+        restore(staging)
 
-    monkeypatch.setattr(module, "_restore", late)
-    with Workspace(layout_at(tmp_path), run_of()) as workspace:
+    monkeypatch.setattr(RenameStaging, "restore", late)
+    with Workspace(staging_at(tmp_path), run_of()) as workspace:
         assert workspace.already
     assert not (tmp_path / ".ferry").exists()
 
@@ -189,9 +199,9 @@ def test_a_run_that_another_has_finished_meanwhile(tmp_path, monkeypatch):
 def test_clean_removes_what_is_unfinished_and_nothing_else(tmp_path):
     finish(tmp_path)
     begun(tmp_path, run_of(OTHER), overwrite=True)
-    assert clean([layout_at(tmp_path)]) == [str(tmp_path / ".ferry")]
+    assert clean([staging_at(tmp_path)]) == [str(tmp_path / ".ferry")]
     assert held(tmp_path) == ("data", "data", IDENTITY)
-    assert clean([layout_at(tmp_path)]) == []
+    assert clean([staging_at(tmp_path)]) == []
 
 
 def test_a_disk_that_is_too_small(tmp_path):
@@ -200,7 +210,7 @@ def test_a_disk_that_is_too_small(tmp_path):
         check_disk(tmp_path / "not/there/yet", 1 << 60)
     with (
         pytest.raises(BadInput, match="are needed"),
-        Workspace(layout_at(tmp_path / "a"), run_of(), needed_bytes=1 << 60),
+        Workspace(staging_at(tmp_path / "a"), run_of(), needed_bytes=1 << 60),
     ):
         pass
     assert not (tmp_path / "a").exists()
@@ -208,10 +218,10 @@ def test_a_disk_that_is_too_small(tmp_path):
 
 def test_what_is_there_already_is_not_asked_of_the_disk_again(tmp_path, monkeypatch):
     workspace = begun(tmp_path)
-    (workspace.layout.work / "data").write_bytes(bytes(1 << 20))
+    (workspace.staging.work.path / "data").write_bytes(bytes(1 << 20))
     asked = []
     monkeypatch.setattr(module, "check_disk", lambda path, needed, otherwise: asked.append(needed))
-    with Workspace(layout_at(tmp_path), run_of(), needed_bytes=3 << 20):
+    with Workspace(staging_at(tmp_path), run_of(), needed_bytes=3 << 20):
         pass
     assert asked[0] <= 2 << 20
 
@@ -221,12 +231,12 @@ def test_what_is_there_already_is_not_asked_of_the_disk_again(tmp_path, monkeypa
 
 def part_of(root: Path, text: str, run: Run | None = None, **options) -> Workspace:
     part = Part.parse(text)
-    return Workspace(layout_at(root), run or run_of(parts=part.count), part=part, **options)
+    return Workspace(staging_at(root), run or run_of(parts=part.count), part=part, **options)
 
 
 def test_parts_are_at_work_together_each_with_its_journal(tmp_path):
     with part_of(tmp_path, "0/2") as first, part_of(tmp_path, "1/2") as second:
-        assert first.journal != second.journal
+        assert journal_file(first) != journal_file(second)
         with pytest.raises(OutsideFailure, match="part 0/2 is at work already"), part_of(tmp_path, "0/2"):
             pass
     with part_of(tmp_path, "0/2"):
@@ -236,7 +246,7 @@ def test_parts_are_at_work_together_each_with_its_journal(tmp_path):
 def test_who_needs_the_place_alone_keeps_parts_away(tmp_path):
     begun(tmp_path, run_of(parts=2), part=Part(0, 2))
     with (
-        alone(layout_at(tmp_path)),
+        exclusively(staging_at(tmp_path)),
         pytest.raises(OutsideFailure, match="another run is at work"),
         part_of(tmp_path, "0/2"),
     ):
@@ -261,6 +271,7 @@ def test_parts_that_begin_at_the_same_moment(tmp_path, monkeypatch, locks):
 
     if not locks:
         monkeypatch.setattr(fcntl, "flock", unsupported)
+        monkeypatch.setattr(lease, "SETTLING_SECONDS", 0.05)
     for attempt in range(20):
         root, barrier = tmp_path / str(attempt), threading.Barrier(6)
 
@@ -289,13 +300,13 @@ def test_the_note_of_a_run_that_was_committed_is_not_joined(tmp_path):
     """A kill between the last move of a commit and the end: --overwrite means all of it again."""
     run = run_of(parts=2)
     with part_of(tmp_path, "0/2", run) as workspace:
-        workspace.journal.write_text("lines")
-        workspace.layout.build.rename(workspace.layout.final)
+        journal_file(workspace).write_text("lines")
+        workspace.staging.build.path.rename(workspace.staging.final.path)
         (tmp_path / "0/file").write_text("data")
         (tmp_path / "ferry.json").write_text(json.dumps({"identity": IDENTITY}))
     with part_of(tmp_path, "0/2", run, overwrite=True) as workspace:
         assert not workspace.journal.exists()
-    shutil.rmtree(workspace.layout.build)
+    shutil.rmtree(workspace.staging.build.path)
     with part_of(tmp_path, "0/2", run) as workspace:
         assert workspace.already
     assert not (tmp_path / ".ferry").exists()

@@ -19,7 +19,7 @@ import pytest
 from google.auth.credentials import AnonymousCredentials
 from google.cloud import storage
 
-from conversion_lib.publish.manifest import encode_crc32c
+from conversion_lib.storage.checksums import encode_crc32c
 from ferry_airflow.plugin.figures import view_models, view_run
 from ferry_airflow.plugin.reports import NoReport, read_report
 from ferry_airflow.plugin.runs import Run, Stage

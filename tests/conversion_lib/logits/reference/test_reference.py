@@ -159,7 +159,7 @@ def test_latent_attention_has_a_key_for_each_head(keys, model_dir, tmp_path):
 @pytest.mark.parametrize("library", ["torch", "transformers"])
 def test_without_the_libraries(library, model_dir, monkeypatch):
     monkeypatch.setitem(sys.modules, library, None)
-    with pytest.raises(BadInput, match=rf"need {library}.*pip install ferry\[check\]"):
+    with pytest.raises(BadInput, match=rf"need {library}.*pip install 'ferry-checkpoints\[check\]'"):
         transformers_reference(model_dir("llama_tied"), PROMPTS)
 
 
@@ -167,5 +167,5 @@ def test_plots_are_asked_for_first(monkeypatch, tmp_path):
     from conversion_lib.logits.check import run_check
 
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(BadInput, match=r"matplotlib.*pip install ferry\[check\]"):
+    with pytest.raises(BadInput, match=r"matplotlib.*pip install 'ferry-checkpoints\[check\]'"):
         run_check(tmp_path, tmp_path)

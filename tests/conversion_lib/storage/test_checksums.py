@@ -1,4 +1,4 @@
-"""Manifests and digests."""
+"""Files by size and CRC32C: what is read once, what is read again, and what cannot be read."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import google_crc32c
 import pytest
 
 from conversion_lib.errors import BadInput, OutsideFailure
-from conversion_lib.publish import manifest
-from conversion_lib.publish.manifest import BLOCK, build_manifest, checkpoint_manifest
+from conversion_lib.storage import checksums
+from conversion_lib.storage.checksums import BLOCK, FileEntry, entries_below
 
 
 def make_checkpoint(root: Path, *, committed: bool = True) -> Path:
@@ -30,8 +30,12 @@ def make_checkpoint(root: Path, *, committed: bool = True) -> Path:
     return root
 
 
+def step_entries(root: Path) -> list[FileEntry]:
+    return entries_below(root / "0", sums=root / "report" / "sums.json")
+
+
 def test_entries_are_sorted_and_right(tmp_path: Path) -> None:
-    entries = build_manifest(make_checkpoint(tmp_path))
+    entries = entries_below(make_checkpoint(tmp_path))
     assert [e.path for e in entries] == [
         "0/commit_success.txt",
         "0/items/_METADATA",
@@ -48,16 +52,16 @@ def test_entries_are_sorted_and_right(tmp_path: Path) -> None:
 
 def test_crc32c_is_that_of_cloud_storage(tmp_path: Path) -> None:
     (tmp_path / "check").write_bytes(b"123456789")  # the check value of CRC-32C (Castagnoli): e3069283
-    assert build_manifest(tmp_path)[0].crc32c == base64.b64encode(bytes.fromhex("e3069283")).decode()
+    assert entries_below(tmp_path)[0].crc32c == base64.b64encode(bytes.fromhex("e3069283")).decode()
 
 
 def test_links(tmp_path: Path) -> None:
     root = make_checkpoint(tmp_path / "a")
     (root / "0" / "items" / "link").symlink_to(root / "0" / "items" / "_METADATA")
-    assert any(e.path == "0/items/link" and e.size == 2 for e in build_manifest(root))
+    assert any(e.path == "0/items/link" and e.size == 2 for e in entries_below(root))
     (root / "0" / "items" / "deeper").symlink_to(root / "0" / "items" / "d")
     with pytest.raises(BadInput, match="deeper is a link to a directory"):
-        build_manifest(root)
+        entries_below(root)
 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
@@ -68,14 +72,14 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     gone = tmp_path / "dir" / "y"
     gone.symlink_to("/proc/self/mem")  # is_file, but reading it fails
     with pytest.raises(OutsideFailure, match=r"cannot read .*y"):
-        build_manifest(tmp_path)
+        entries_below(tmp_path)
 
 
 def test_memory_is_bounded(tmp_path: Path) -> None:
     with (tmp_path / "large").open("wb") as stream:
         stream.truncate(300 << 20)
     tracemalloc.start()
-    build_manifest(tmp_path)
+    entries_below(tmp_path)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 8 * BLOCK
@@ -83,9 +87,9 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
 
 def test_what_has_not_changed_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = make_checkpoint(tmp_path)
-    later = SimpleNamespace(time_ns=lambda: time.time_ns() + 10 * manifest.YOUNG_NS)
-    monkeypatch.setattr(manifest, "time", later)
-    entries = checkpoint_manifest(root)
+    later = SimpleNamespace(time_ns=lambda: time.time_ns() + 10 * checksums.YOUNG_NS)
+    monkeypatch.setattr(checksums, "time", later)
+    entries = step_entries(root)
     big = root / "0" / "items" / "d" / "big"
     content, times = big.read_bytes(), big.stat()
 
@@ -97,19 +101,19 @@ def test_what_has_not_changed_is_not_read_again(tmp_path: Path, monkeypatch: pyt
         return original(path, *arguments, **options)
 
     monkeypatch.setattr(Path, "open", watched)
-    assert checkpoint_manifest(root) == entries
+    assert step_entries(root) == entries
     assert not [path for path in reads if "0" in path.relative_to(root).parts]
     with original(big, "r+b") as stream:
         stream.write(bytes([content[0] ^ 1]))
     os.utime(big, ns=(times.st_atime_ns, times.st_mtime_ns))  # whoever sets the time back is seen too
-    assert checkpoint_manifest(root) != entries
+    assert step_entries(root) != entries
     assert {path for path in reads if "0" in path.relative_to(root).parts} == {big}
 
 
 def test_young_files_and_broken_notes_are_read(tmp_path: Path) -> None:
     root = make_checkpoint(tmp_path)
-    entries = checkpoint_manifest(root)
+    entries = step_entries(root)
     assert not (root / "report").exists()
     (root / "report").mkdir()
     (root / "report" / "sums.json").write_text("{broken")
-    assert checkpoint_manifest(root) == entries
+    assert step_entries(root) == entries

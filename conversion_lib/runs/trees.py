@@ -1,0 +1,55 @@
+"""What each kind of conversion commits at a destination, and by which names."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from conversion_lib.record import (
+    COMMIT_NAME,
+    HF_DIR_NAME,
+    HF_RECORD_NAME,
+    ON_THE_FLY_LEASE,
+    RECORD_NAME,
+    REPORT_DIR_NAME,
+    STEP_NAME,
+    WORK_NAME,
+)
+from conversion_lib.runs.note import RUN_NAME
+from conversion_lib.storage.locations import location
+from conversion_lib.storage.staging import RenameStaging, Staging, Tree
+
+MAXTEXT = Tree(
+    final=STEP_NAME,
+    record=RECORD_NAME,
+    work=WORK_NAME,
+    build=STEP_NAME,
+    beside=(HF_DIR_NAME, RECORD_NAME),
+    dropped=(REPORT_DIR_NAME,),
+    markers=(f"{STEP_NAME}/{COMMIT_NAME}", f"{STEP_NAME}/items/{COMMIT_NAME}"),
+    notes=(f"{WORK_NAME}/{RUN_NAME}",),
+    guests=(ON_THE_FLY_LEASE,),
+)
+"""A MaxText checkpoint at DST."""
+
+
+def maxtext_staging(destination: Path | str, *, alone: bool = True) -> Staging:
+    """Of a MaxText checkpoint at `destination`, a directory or gs://bucket/prefix.
+
+    alone: whether it has the destination to itself; then a stranger's file there is refused.
+    """
+    return location(destination).staging(replace(MAXTEXT, alone=alone))
+
+
+def hf_staging(destination: Path) -> RenameStaging:
+    """Of a Hugging Face checkpoint that is the directory `destination` itself."""
+    final = destination.absolute()
+    work = f".{final.name}.ferry"
+    record = f"{final.name}/{HF_RECORD_NAME}"
+    return RenameStaging(final.parent, Tree(final.name, record, work, build="build", alone=False))
+
+
+def begun_stagings(destination: str) -> list[Staging]:
+    """Of every kind of run that may have been left at `destination`."""
+    found: list[Staging] = [maxtext_staging(destination)]
+    return found if "://" in destination else [*found, hf_staging(Path(destination))]
