@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: venv demo test lint parity bench bench-full lock clean
+.PHONY: venv demo test lint docs parity bench bench-full lock clean
 venv: $(VENV)/.done
 
 # The lock is complete, so pip need not resolve anything: --no-deps.
@@ -26,6 +26,11 @@ lint: venv
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# The documentation site, in build/site; nothing is fetched. `.venv/bin/mkdocs serve` shows it while it is written.
+docs: venv
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "the site is in build/site: python3 -m http.server -d build/site"
+
 # The real MaxText, in a Python 3.12 environment of its own.
 parity: venv
 	bash tests/parity/run.sh
@@ -41,7 +46,7 @@ bench-full: venv
 # Resolves pyproject's dependencies anew. torch is named exactly: any other version brings CUDA along.
 lock:
 	rm -rf build/lock && $(PYTHON) -m venv build/lock
-	build/lock/bin/pip install -q torch==2.13.0 setuptools '.[check,airflow,kubernetes,dev]'
+	build/lock/bin/pip install -q torch==2.13.0 setuptools '.[check,airflow,kubernetes,dev,docs]'
 	build/lock/bin/pip freeze --all --exclude pip --exclude ferry-checkpoints | sed 's/^torch==.*/torch==2.13.0/' > deploy/requirements.lock
 	rm -rf build/lock
 

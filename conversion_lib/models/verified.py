@@ -18,7 +18,7 @@ LEGEND = (
     "diverge from transformers' by less, for every token; for Gemma up to 1e-3 where bfloat16 rounds the root of the "
     "width, since MaxText rounds the tied table. Back: an export gives the source's tensors back, bit for bit; a query "
     "that MaxText stores divided by a root loses a bit in bfloat16 where that is no power of two, as it was here, and "
-    "so does Gemma's table at the published widths, which have such roots (docs/round_trip.md).",
+    "so does Gemma's table at the published widths, which have such roots (docs/guides/export.md).",
     "MaxText's main branch is not on the package index, so nothing ran there: of it only the structure is known, which "
     "`--maxtext main` follows for the router's bias of DeepSeek and Kimi.",
 )

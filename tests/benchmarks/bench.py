@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.bench [--only SECTION ...] [--rounds N] [--tiny] [--cold]
 
-docs/benchmarks.md says what each figure means. Whether a target is met is said, not asserted: figures are the
+docs/reference/benchmarks.md says what each figure means. Whether a target is met is said, not asserted: figures are the
 machine's as well.
 """
 

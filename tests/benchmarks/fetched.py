@@ -4,7 +4,7 @@
 
 Nothing is timed and no weights are read: shapes and chunks come from `ferry plan` of sparse checkpoints at their true
 sizes, shards from the real MaxText, and a chunk is fetched whole by every device that needs any of it. The table is
-quoted in docs/benchmarks.md.
+quoted in docs/reference/benchmarks.md.
 """
 
 from __future__ import annotations

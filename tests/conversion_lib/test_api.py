@@ -48,7 +48,7 @@ def examples(document: str, language: str) -> str:
 
 
 def test_the_examples_of_the_api(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    exec(compile(examples("api.md", "python"), "api.md", "exec"), {})
+    exec(compile(examples("guides/python.md", "python"), "python.md", "exec"), {})
     said = capsys.readouterr().out
     assert said.startswith("qwen3 (500, 96) ")
     assert "target scan_layers: True there, False here" in said
@@ -57,9 +57,9 @@ def test_the_examples_of_the_api(here: Path, capsys: pytest.CaptureFixture[str])
 
 def test_the_examples_of_on_the_fly(here: Path) -> None:
     names: dict[str, object] = {}
-    exec(compile(examples("on_the_fly.md", "python"), "on_the_fly.md", "exec"), names)
+    exec(compile(examples("guides/on_the_fly.md", "python"), "on_the_fly.md", "exec"), names)
     assert names["load_parameters_path"] == here / "runs" / "base" / "0" / "items"
-    done = subprocess.run(["bash", "-e", "-c", examples("on_the_fly.md", "sh")], capture_output=True, text=True)
+    done = subprocess.run(["bash", "-e", "-c", examples("guides/on_the_fly.md", "sh")], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (here / "back" / "model.safetensors").exists() or list((here / "back").glob("*.index.json"))
 
