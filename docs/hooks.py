@@ -123,5 +123,3 @@ def models() -> Iterator[str]:
     yield from ("", seen.origin, "")
     for paragraph in LEGEND:
         yield from (paragraph, "")
-
-

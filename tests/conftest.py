@@ -18,6 +18,7 @@ OF_ONE_SERVER = (
 LONGEST_FIRST = (
     *OF_ONE_SERVER,
     "tests/dags/",
+    "tests/test_docs.py",
     "tests/conversion_lib/logits/",
     "tests/conversion_lib/conversions/test_kills.py",
 )

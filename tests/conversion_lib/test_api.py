@@ -1,4 +1,4 @@
-"""What the documents show is run, and the package stays cheap to import."""
+"""The Python in the pages is run, and the package stays cheap to import. For commands: tests/test_docs.py."""
 
 from __future__ import annotations
 
@@ -59,9 +59,6 @@ def test_the_examples_of_on_the_fly(here: Path) -> None:
     names: dict[str, object] = {}
     exec(compile(examples("guides/on_the_fly.md", "python"), "on_the_fly.md", "exec"), names)
     assert names["load_parameters_path"] == here / "runs" / "base" / "0" / "items"
-    done = subprocess.run(["bash", "-e", "-c", examples("guides/on_the_fly.md", "sh")], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert (here / "back" / "model.safetensors").exists() or list((here / "back").glob("*.index.json"))
 
 
 def test_importing_is_cheap() -> None:

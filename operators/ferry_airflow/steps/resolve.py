@@ -33,7 +33,7 @@ NETWORK_RATE = 100e6
 """Bytes a second that a download is expected to bring: a guess, for the time that is shown."""
 
 CORE_RATE = 80e6
-"""Bytes a second that one core encodes, as docs/guides/parts.md has it; dequantizing, converting and checking each take it."""
+"""Bytes a second that one core encodes (docs/guides/parts.md); dequantizing, converting and checking each take it."""
 
 
 @dataclass(frozen=True)
