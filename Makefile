@@ -18,7 +18,9 @@ demo: venv
 	$(BIN)/ferry demo
 
 test: venv lint
-	$(BIN)/pytest -n 2 --no-loadscope-reorder
+	mkdir -p build
+	$(BIN)/pytest -n 2 --no-loadscope-reorder --cov --cov-report=
+	@echo "branch coverage, of what ran in the tests' own processes: $$($(BIN)/coverage report --format=total) %"
 
 lint: venv
 	$(BIN)/ruff check .
