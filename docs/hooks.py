@@ -104,7 +104,7 @@ def _metavar(param: Any, command: Any, top: Any) -> str:
 
 
 def _code(text: str) -> str:
-    return "<br>".join(f"`{part}`".replace("|", "\\|") for part in text.split(" / "))
+    return "<br>".join(f"`{part}`" for part in text.split(" / "))
 
 
 def _plain(text: str) -> str:
