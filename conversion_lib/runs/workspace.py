@@ -138,11 +138,12 @@ class Workspace:
 
     def _join(self) -> bool:
         """Takes an unfinished run as this one, and says whether there was one to take."""
-        held = unfinished(self.staging)
-        held = joined(held, self.run, self.staging.shown, part=self._part, overwrite=self._overwrite)
-        if held is not None:
-            self.run = held
-        return held is not None
+        held = _noted(self.staging)
+        held = joined(held, self.run, str(self.staging.work), part=self._part, overwrite=self._overwrite)
+        if held is None or not self.staging.building():
+            return False  # or it was committed, and ended before its note was removed
+        self.run = held
+        return True
 
     def _begin(self) -> None:
         """Clears away what is there, and notes this run."""
@@ -175,8 +176,11 @@ def journal_of(staging: Staging, part: int) -> Log:
 
 def unfinished(staging: Staging) -> Run | None:
     """The run that was begun here and is not committed; None where there is none."""
-    if not staging.building():
-        return None  # or it was committed, and ended before its note was removed
+    return _noted(staging) if staging.building() else None
+
+
+def _noted(staging: Staging) -> Run | None:
+    """What the work directory says of the run that began there; None where it says nothing."""
     try:
         return Run.model_validate_json((staging.work / RUN_NAME).read() or b"")
     except ValidationError:
