@@ -174,8 +174,12 @@ def check(
     the longest prompt. memory_budget: bytes.
 
     A check that fails is a result, with `verdict` "fail": `max_kl` is the largest KL(original || checkpoint) of a
-    token in nats, `layers` the differences block by block. Raises BadInput where the two cannot be compared.
+    token in nats, `layers` the differences block by block. Raises BadInput where the two cannot be compared, or the
+    extra `check` is not installed.
     """
+    from conversion_lib.models.transformers_library import require_check_libraries
+
+    require_check_libraries()
     from conversion_lib.conversions.opening import opened_maxtext
     from conversion_lib.logits.check import Options as CheckOptions
     from conversion_lib.logits.check import run_check

@@ -30,7 +30,6 @@ from typing import Any
 from airflow.sdk import AssetAlias, Param, TriggerRule
 from airflow.sdk import task as stage
 
-from conversion_lib.models.catalog import MODELS
 from ferry_airflow.approval import OptionalApprovalOperator
 from ferry_airflow.callbacks import on_failure, on_success
 from ferry_airflow.check import CheckOperator
@@ -40,6 +39,7 @@ from ferry_airflow.dag import StagesDag, deadline
 from ferry_airflow.dequantize import DequantizeOperator
 from ferry_airflow.download import DownloadOperator
 from ferry_airflow.finalize import FinalizeOperator
+from ferry_airflow.form import MODEL_NAMES, REPOSITORIES
 from ferry_airflow.publish import PublishOperator
 from ferry_airflow.resolve import ResolveOperator
 from ferry_airflow.retries import stage_defaults
@@ -74,8 +74,7 @@ PARAMS = {
         pattern=r"^([A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*|/.+)$",
         section=SOURCE,
         title="Repository",
-        # one of each family: what is typed wrong is refused with the whole schema
-        examples=list({model.family: model.repo for model in MODELS}.values()),
+        examples=REPOSITORIES,
         description_md="Hub repository such as `deepseek-ai/DeepSeek-V3`, or the absolute path of a directory that "
         "the workers see.",
     ),
@@ -94,7 +93,7 @@ PARAMS = {
         pattern=r"^[a-z0-9][a-z0-9._-]*$",
         section=SOURCE,
         title="Model name",
-        examples=[model.name for model in MODELS],
+        examples=MODEL_NAMES,
         description_md="As `ferry models` lists it, such as `deepseek3-671b`. Empty: told by the repository's config.",
     ),
     "scan_layers": Param(

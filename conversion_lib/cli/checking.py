@@ -45,6 +45,9 @@ def check(
     ] = None,
 ) -> Outcome:
     """Compares the logits of a MaxText checkpoint with the original's."""
+    from conversion_lib.models.transformers_library import require_check_libraries
+
+    require_check_libraries()
     from conversion_lib.conversions.opening import opened_maxtext
     from conversion_lib.logits.check import Options, run_check
     from conversion_lib.logits.verdict.report import summary

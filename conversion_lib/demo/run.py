@@ -113,7 +113,7 @@ def _cells(stage: StageFigures) -> tuple[str, str, str, str]:
 
 
 def _require_extras() -> None:
-    missing = [name for name in ("airflow", "torch", "transformers") if find_spec(name) is None]
+    missing = [name for name in ("airflow", "jax", "torch", "transformers") if find_spec(name) is None]
     if missing:
         raise BadInput(f"the demo needs {', '.join(missing)}: pip install 'ferry-checkpoints[airflow,check]'")
 

@@ -21,6 +21,14 @@ def require_libraries(what_needs: str, *names: str) -> None:
         raise BadInput(f"{what_needs} {' and '.join(missing)}, which is not installed: {INSTALL}")
 
 
+def require_check_libraries() -> None:
+    """Raises BadInput where `conversion_lib.logits.check` cannot be imported.
+
+    To be called before that import. What only some checks take (torch, plots) is asked for when it is needed.
+    """
+    require_libraries("`ferry check` needs", "jax", "jinja2", "markupsafe")
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """No progress bars and no advice from transformers: progress is Ferry's own, on standard error."""
