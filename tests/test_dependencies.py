@@ -12,7 +12,7 @@ import pytest
 from packaging.utils import canonicalize_name
 
 from tests.support.checkpoints import LLAMA, random_tensors, write_checkpoint
-from tests.support.environments import build_wheel, declared, make_environment
+from tests.support.environments import declared, make_environment
 from tests.support.paths import ROOT
 from tests.support.sparse_checkpoints import llama_tensors
 
@@ -101,9 +101,8 @@ def test_dag_files_import_airflow_and_the_operators_only():
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory):
+def base(wheel, tmp_path_factory):
     """An interpreter with the base install: no jax, no torch, no Airflow."""
-    wheel = build_wheel(tmp_path_factory.mktemp("wheel"))
     return make_environment(tmp_path_factory.mktemp("base"), wheel)
 
 

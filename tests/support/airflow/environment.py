@@ -1,12 +1,13 @@
 """Airflow for the tests of the DAGs: its settings, one migrated home for the session, and the installed package."""
 
+import json
 import os
-import shutil
 import subprocess
 import sys
 
 import pytest
 
+from tests.support.environments import build_wheel, install, make_environment
 from tests.support.paths import ROOT
 
 
@@ -32,23 +33,34 @@ def airflow_home(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def installed(tmp_path_factory):
-    """The package as `pip install` lays it out, in a directory for PYTHONPATH."""
-    source, target = tmp_path_factory.mktemp("package"), tmp_path_factory.mktemp("installed")
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
-    for name in ("conversion_lib", "operators", "dags"):
-        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation"]
-    done = subprocess.run([*command, "--target", target, source], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return target
+def wheel(tmp_path_factory):
+    """The distribution as it goes to the index."""
+    return build_wheel(tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="session")
+def fresh(wheel, tmp_path_factory):
+    """The interpreter of an environment with the wheel, and with what its extras for Airflow declare."""
+    return make_environment(tmp_path_factory.mktemp("fresh"), wheel, "airflow", "kubernetes")
+
+
+@pytest.fixture(scope="session")
+def installed(wheel, tmp_path_factory):
+    """The wheel as `pip install` lays it out, in a directory for PYTHONPATH."""
+    return install(wheel, tmp_path_factory.mktemp("installed"))
 
 
 @pytest.fixture(scope="session")
 def installed_bundle(installed):
     """Airflow's settings for the DAGs of `installed`, as deploy/airflow.env has them."""
+    return {**bundles(installed / "ferry_airflow" / "dags"), "PYTHONPATH": str(installed)}
+
+
+def bundles(ferry_dags, **others):
+    """Airflow's setting for Ferry's DAG files at that path, as deploy/airflow.env has it, and for bundles beside it."""
     lines = (ROOT / "deploy" / "airflow.env").read_text().splitlines()
     (line,) = [line for line in lines if line.startswith("AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST=")]
-    name, value = line.replace("/opt/ferry/dags", str(installed / "dags")).split("=", 1)
-    return {name: value, "PYTHONPATH": str(installed)}
+    name, value = line.replace("/opt/ferry/dags", str(ferry_dags)).split("=", 1)
+    (ferry,) = json.loads(value)
+    own = [{**ferry, "name": other, "kwargs": {"path": str(path)}} for other, path in others.items()]
+    return {name: json.dumps([ferry, *own])}
