@@ -94,7 +94,7 @@ def _array(
         path=leaf.path,
         shape=placed.shape,
         dtype=dtype,
-        chunk_shape=chunk_shape(placed.shape, itemsize(dtype), limit, placed.layer_axis),
+        chunk_shape=chunk_shape(placed.shape, itemsize(dtype), limit, placed.layer_axis, target.shards),
         ops=ops,
         sources=tuple(
             SourceSlice(part.info.name, _layer_shape(part), at, begin)

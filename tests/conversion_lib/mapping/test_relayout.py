@@ -55,6 +55,16 @@ def test_other_storage(scanned: Path, source: Path, tmp_path: Path, target: Targ
     assert read_record(tmp_path / "ours").target == target
 
 
+def test_shards_of_the_target_cut_the_chunks(scanned: Path, source: Path):
+    """They are in the fingerprint; a chunk of another layout must follow them as a first conversion's does."""
+
+    def chunks(directory: Path, shards: int) -> dict[str, tuple[int, ...]]:
+        job = prepare(directory, Target(chunk_bytes=2048, shards=shards), memory_budget=1 << 30)
+        return {array.path: array.chunk_shape for array in job.plan.arrays}
+
+    assert chunks(scanned, 3) == chunks(source, 3) != chunks(scanned, 16)
+
+
 def test_float32_becomes_bfloat16(scanned: Path, source: Path, tmp_path: Path):
     convert(source, tmp_path / "wide", Target(save_dtype="float32"))
     convert(tmp_path / "wide", tmp_path / "narrow", Target())
