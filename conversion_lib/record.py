@@ -110,6 +110,9 @@ class CheckpointRecord(BaseModel):
     bytes_out: int
     exact: bool
     """True where every op is exact at this save dtype: a round trip gives back the source's bits."""
+    origin_fingerprint: Annotated[str | None, Field(exclude_if=lambda fingerprint: fingerprint is None)] = None
+    """Of the source's bf16 copy: what the conversion of the original itself has for a fingerprint. Both are published
+    under one name."""
     dropped: list[str] = []
     """Source tensors that a named rule left out, one line for each rule."""
 

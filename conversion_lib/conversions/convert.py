@@ -32,7 +32,7 @@ from conversion_lib.runs.note import PLAN_NAME
 from conversion_lib.runs.options import DEFAULT_OPTIONS, Options
 from conversion_lib.runs.trees import maxtext_staging
 from conversion_lib.sinks.orbax import OrbaxSink
-from conversion_lib.sources.fingerprint import files_identity, origin_of
+from conversion_lib.sources.fingerprint import dequantized_identity, files_identity, origin_of
 from conversion_lib.sources.joined import joined
 from conversion_lib.sources.orbax import is_orbax
 from conversion_lib.sources.quantization import dequantized, left_out
@@ -179,8 +179,20 @@ def _record(job: Job, target: Target) -> CheckpointRecord:
         bytes_in=job.bytes_in,
         bytes_out=plan.bytes_out,
         exact=plan.exact,
+        origin_fingerprint=origin_fingerprint(job),
         dropped=list(plan.dropped),
     )
+
+
+def origin_fingerprint(job: Job) -> str | None:
+    """What a conversion of the original would have for a fingerprint, where the source is Ferry's bf16 copy of one.
+
+    Fused and staged, by this, are published under one name. None where the source is no such copy.
+    """
+    original = dequantized_identity(job.directory, job.plan.identity["source"])
+    if original is None:
+        return None
+    return replace(job.plan, identity={**job.plan.identity, **original}).fingerprint
 
 
 def _loader_identity(shown: Source, stored: SafetensorsSource) -> dict[str, str]:

@@ -13,13 +13,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import ValidationError
-
 from conversion_lib.errors import BadInput
 from conversion_lib.progress import SILENT, Reporter, format_bytes
 from conversion_lib.publish.destinations import open_destination
 from conversion_lib.publish.destinations.base import MARKER_NAME, Destination, StoredVersion
-from conversion_lib.publish.publish import Latest, Marker, latest_name
+from conversion_lib.publish.location import Marker, PublishedPath, parse_marker, read_latest
 
 DAY_SECONDS = 86_400.0
 Why = Literal["superseded", "leftover"]
@@ -104,50 +102,46 @@ def _versions(base: Destination, locations: Iterable[StoredVersion], reporter: R
     versions = []
     for location in locations:
         if location.committed:
-            try:
-                marker = Marker.model_validate_json(base.read(f"{location.path}/{MARKER_NAME}") or b"")
-            except ValidationError:
+            marker = _marker(base, location)
+            if marker is None:
                 reporter.say(f"{base.url}/{location.path} stays: its {MARKER_NAME} is none of this version")
                 continue
             versions.append(_Version(location, marker))
     return versions
 
 
+def _marker(base: Destination, location: StoredVersion) -> Marker | None:
+    """None where nobody understands it, or it has gone meanwhile. What the service refuses is raised all the same."""
+    content = base.read(f"{location.path}/{MARKER_NAME}")
+    return None if content is None else parse_marker(content)
+
+
 def _kept(base: Destination, versions: list[_Version], keep: int, since: float) -> set[str]:
     """The paths of versions that stay: `keep` of each model and target, those since then, and what `latest` names."""
-    grouped: dict[tuple[str, str], list[_Version]] = defaultdict(list)
+    grouped: dict[str, list[_Version]] = defaultdict(list)
     for version in versions:
-        model, _, target = version.location.path.split("/")
-        grouped[model, target].append(version)
+        grouped[PublishedPath.parse(version.location.path).pointer].append(version)
     kept = {version.location.path for version in versions if version.published >= since}
-    for (model, target), group in grouped.items():
+    for group in grouped.values():
         newest = sorted(group, key=lambda version: version.published, reverse=True)
         kept |= {version.location.path for version in newest[:keep]}
-        kept |= _named(base, model, target)
+        kept.add(_latest(base, group[0].location.path))
     return kept
 
 
-def _named(base: Destination, model: str, target: str) -> set[str]:
-    content = base.read(f"{model}/{latest_name(target)}")
-    if content is None:
-        return set()
-    try:
-        return {f"{model}/{Latest.model_validate_json(content).location}"}
-    except ValidationError as error:
-        raise BadInput(
-            f"{base.url}/{model}/{latest_name(target)} is no pointer of this version: publish again, or remove it"
-        ) from error
+def _latest(base: Destination, path: str) -> str:
+    """The path of the location that is `latest` for the model and the target of `path`; empty where none is."""
+    return str(read_latest(base, PublishedPath.parse(path)) or "")
 
 
 def _remove(url: str, removable: Removable, reporter: Reporter) -> None:
     """Removes one location, unless it has changed since it was looked at: published, or named by `latest`."""
-    model, _, target = removable.path.split("/")
     place = open_destination(url, removable.path)
     with place.exclusive(reporter):
         if place.read(MARKER_NAME) is None:
             changed = removable.why == "superseded"
         else:
-            changed = removable.why == "leftover" or removable.path in _named(open_destination(url), model, target)
+            changed = removable.why == "leftover" or removable.path == _latest(open_destination(url), removable.path)
         if changed:
             reporter.say(f"{place.url} stays: it is not what it was when it was looked at")
             return

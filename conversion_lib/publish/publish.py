@@ -22,13 +22,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from conversion_lib import __version__
 from conversion_lib.errors import BadInput
 from conversion_lib.progress import SILENT, Reporter
 from conversion_lib.publish.destinations import open_destination
 from conversion_lib.publish.destinations.base import MARKER_NAME, Destination, Item
+from conversion_lib.publish.location import Latest, Marker, PublishedPath, read_marker
 from conversion_lib.publish.manifest import Manifest, digest_of
 from conversion_lib.publish.staged import Staged, open_staged
 from conversion_lib.publish.verdict import Verdict, parse_verdict, require_pass
@@ -50,29 +51,6 @@ from conversion_lib.storage.locations import location
 REPORT_FILES = (CHECK_NAME, REPORT_PAGE_NAME)
 """What is published of a report's directory: a person may keep other things there."""
 THREADS = 8
-
-
-class Marker(BaseModel):
-    """`ferry_commit.json`. `manifest_crc32c` is of manifest.json's bytes; `published` is UTC in ISO 8601."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    digest: str
-    checked: bool
-    manifest_crc32c: str
-    published: str
-    ferry: str
-
-
-class Latest(BaseModel):
-    """`latest-<target>.json` of a model. `location` is relative to the file's directory: `<commit>/<target>`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    location: str
-    digest: str
-    checked: bool
-    published: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +93,8 @@ def publish(
     started = time.monotonic()
     staged = open_staged(checkpoint)
     record = _read_record(staged)
-    place = f"{_commit(record)}/{record.target.slug}"
-    destination = open_destination(url, f"{record.model_name}/{place}")
+    path = PublishedPath.of_record(record)
+    destination = open_destination(url, str(path))
     step = staged.step(reporter)
     digest = digest_of(step)
     report_url, files = _read_report(staged, report)
@@ -140,8 +118,7 @@ def publish(
                 reporter.say(f"published at {destination.url}")
     else:
         reporter.say(f"{digest} is already published at {destination.url}")
-    pointer = f"{record.model_name}/{latest_name(record.target.slug)}"
-    destination.update(pointer, lambda old: _newer(old, place, marker))
+    destination.update(path.pointer, lambda old: _newer(old, path, marker))
     return PublishResult(
         url=destination.url,
         marker=f"{destination.url}/{MARKER_NAME}",
@@ -152,11 +129,6 @@ def publish(
         bytes_copied=copied,
         seconds=time.monotonic() - started,
     )
-
-
-def _commit(record: CheckpointRecord) -> str:
-    """The second level of a published path; weights without a commit go by the fingerprint of their conversion."""
-    return record.origin.commit or f"local-{record.fingerprint.removeprefix('sha256:')[:12]}"
 
 
 def _read_record(staged: Staged) -> CheckpointRecord:
@@ -189,20 +161,11 @@ def _item(path: str, content: bytes) -> Item:
     return Item(FileEntry(path=path, size=len(content), crc32c=crc32c_of(content)), content)
 
 
-def latest_name(target: str) -> str:
-    """The file beside a model's commits that names the one published last for this target."""
-    return f"latest-{target}.json"
-
-
 def _published(destination: Destination, digest: str, *, checked: bool) -> Marker | None:
     """The marker of what is published there; None where nothing is. Raises BadInput for another checkpoint."""
-    content = destination.read(MARKER_NAME)
-    if content is None:
+    marker = read_marker(destination)
+    if marker is None:
         return None
-    try:
-        marker = Marker.model_validate_json(content)
-    except ValidationError as error:
-        raise BadInput(f"{destination.url}/{MARKER_NAME} is no marker of this version") from error
     if marker.digest != digest:
         raise BadInput(
             f"{destination.url} holds {marker.digest}, and this checkpoint is {digest}: publish to another URL, or"
@@ -243,9 +206,9 @@ def _deliver(
     return size, marker
 
 
-def _newer(old: bytes | None, place: str, marker: Marker) -> bytes | None:
+def _newer(old: bytes | None, path: PublishedPath, marker: Marker) -> bytes | None:
     """What the pointer is to be; None where it names this location already, or one published later."""
-    latest = Latest(location=place, digest=marker.digest, checked=marker.checked, published=marker.published)
+    latest = Latest(location=path.below_model, digest=marker.digest, checked=marker.checked, published=marker.published)
     try:
         named = Latest.model_validate_json(old or b"")
     except ValidationError:

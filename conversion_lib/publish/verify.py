@@ -11,8 +11,8 @@ from conversion_lib.errors import BadInput
 from conversion_lib.progress import SILENT, Reporter
 from conversion_lib.publish.destinations import open_destination
 from conversion_lib.publish.destinations.base import MANIFEST_NAME, MARKER_NAME, OWN_NAMES
+from conversion_lib.publish.location import Marker
 from conversion_lib.publish.manifest import Manifest, digest_of
-from conversion_lib.publish.publish import Marker
 from conversion_lib.storage.checksums import FileEntry, crc32c_of
 
 

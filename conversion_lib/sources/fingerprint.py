@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from conversion_lib.errors import BadInput
-from conversion_lib.models.hf_config import ModelConfig
+from conversion_lib.models.hf_config import CONFIG_NAME, ModelConfig
 from conversion_lib.record import HF_RECORD_NAME, PROVENANCE_NAME, Origin
 from conversion_lib.sources.orbax import items_dir
 from conversion_lib.sources.remote import Remote
@@ -33,6 +33,23 @@ def origin_of(directory: Path, remote: Remote | None = None) -> Origin:
 def files_identity(stored: SafetensorsSource, config: ModelConfig) -> dict[str, str]:
     """What a plan's identity says of a Hugging Face checkpoint: its files and its config."""
     return {"source": json.dumps(source_content(stored)), "config": json.dumps(config.raw, sort_keys=True)}
+
+
+def dequantized_identity(directory: Path, source: str) -> dict[str, str] | None:
+    """What `files_identity` said of the quantized checkpoint that the one in `directory` was dequantized from.
+
+    source: that part of the identity of the one in `directory`.
+    None where Ferry did not dequantize it (what it exported has more in its record), or a file was changed since.
+    """
+    written = _load(directory / HF_RECORD_NAME)
+    identity, fingerprint = written.get("identity"), written.get("fingerprint")
+    if not isinstance(identity, dict) or identity.keys() != {"source", "config", "format"}:
+        return None
+    files = {name: what for name, what in json.loads(source).items() if name != "headers"}
+    unchanged = bool(files) and all(what.endswith(f", {fingerprint}") for what in files.values())
+    if not unchanged or _modified(directory / CONFIG_NAME) > _modified(directory / HF_RECORD_NAME):
+        return None
+    return {"source": identity["source"], "config": identity["config"]}
 
 
 def source_identity(source: SafetensorsSource) -> str:

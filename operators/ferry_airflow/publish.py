@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.sdk import Asset, AssetAlias
 
+from conversion_lib.publish.location import PublishedPath
 from ferry_airflow.base import Manifest, StageOperator, handed_on, path_in, picked
 from ferry_airflow.execution.base import Command, Result
 from ferry_airflow.links import browsable
@@ -63,14 +64,15 @@ class PublishOperator(StageOperator):
         }
 
     def after(self, context: Context, manifest: Manifest) -> None:
-        model, commit, target = manifest["url"].rsplit("/", 3)[-3:]
-        root = manifest["url"].removesuffix(f"/{commit}/{target}")
+        path = PublishedPath.parse(manifest["url"])
+        root = path.model_url(manifest["url"])
         uri = root if "://" in root else browsable(root)
         extra = {key: manifest.get(key) for key in ("url", "verdict", "max_kl", "digest")}
+        extra |= {"commit": path.commit, "target": path.target}
         for alias in self.outlets:
             if isinstance(alias, AssetAlias):
-                self.log.info("Updating the asset %s of %s", uri, model)
-                context["outlet_events"][alias].add(Asset(uri), extra={**extra, "commit": commit, "target": target})
+                self.log.info("Updating the asset %s of %s", uri, path.model)
+                context["outlet_events"][alias].add(Asset(uri), extra=extra)
 
     def _checked(self) -> Mapping[str, Any]:
         """The manifest of the check; empty where the checkpoint is a path."""

@@ -4,20 +4,25 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from conversion_lib.conversions.convert import convert
+from conversion_lib.conversions.dequantize import dequantize
 from conversion_lib.demo.local_hub import Faults, LocalHub
 from conversion_lib.errors import BadInput
 from conversion_lib.progress import SILENT
-from conversion_lib.publish.publish import Marker
+from conversion_lib.publish.location import Marker
+from conversion_lib.publish.publish import publish
 from conversion_lib.record import Target
 from ferry_airflow.steps import resolve as resolving
 from ferry_airflow.steps.files import begin, clean_up
 from ferry_airflow.steps.resolve import Request, resolve
-from tests.support.checkpoints import LLAMA, random_tensors, write_checkpoint
-from tests.support.sparse_checkpoints import llama_tensors
+from tests.support.checkpoints import DEEPSEEK_V3, LLAMA, random_tensors, write_checkpoint
+from tests.support.published_checkpoints import write_verdict
+from tests.support.sparse_checkpoints import deepseek_tensors, llama_tensors
 
 REPO, TOKEN = "acme/tiny", "hf_thisOpensIt"
 SLUG = Target().slug
@@ -100,6 +105,49 @@ class TestResolve:
         (location / "ferry_commit.json").write_text(marker.model_dump_json())
         assert resolve(request_for(), SILENT)["published"] == (str(location) if checked else None)
         assert resolve(request_for(target=Target(scan_layers=False)), SILENT)["published"] is None
+
+
+@pytest.fixture(scope="module")
+def quantized(tmp_path_factory):
+    return write_checkpoint(
+        tmp_path_factory.mktemp("fp8") / "deepseek-v3-fp8", DEEPSEEK_V3, random_tensors(deepseek_tensors(DEEPSEEK_V3))
+    )
+
+
+def published(request, directory):
+    """Does what the stages of a run do, with the check taken for passed; the address that `publish` gives."""
+    source = Path(request.repo)
+    if request.staged:
+        dequantize(source, directory / "bf16")
+        source = directory / "bf16"
+    convert(source, directory / "converted", request.target)
+    (directory / "converted" / "report").mkdir()
+    write_verdict(directory / "converted")
+    return publish(directory / "converted", request.destination).url
+
+
+class TestQuantizedDirectory:
+    """Without a commit, its second level is a fingerprint: that of the original, whichever way it is converted."""
+
+    @pytest.mark.parametrize("staged", [True, False], ids=["staged", "fused"])
+    def test_second_run_finds_it_published(self, request_for, quantized, tmp_path, staged):
+        request = request_for(str(quantized), staged=staged)
+        assert resolve(request, SILENT)["published"] is None
+        url = published(request, tmp_path)
+        assert resolve(request, SILENT)["published"] == url
+        assert resolve(replace(request, staged=not staged), SILENT)["published"] == url
+        assert resolve(replace(request, target=Target(scan_layers=False)), SILENT)["published"] is None
+
+    def test_dequantized_copy_as_the_source(self, request_for, quantized, tmp_path):
+        url = published(request_for(str(quantized)), tmp_path)
+        assert resolve(request_for(str(tmp_path / "bf16")), SILENT)["published"] == url
+
+    def test_copy_that_was_changed_is_another_source(self, request_for, quantized, tmp_path):
+        published(request_for(str(quantized)), tmp_path)
+        file = next((tmp_path / "bf16").glob("*.safetensors"))
+        later = file.stat().st_mtime_ns + 10**10
+        os.utime(file, ns=(later, later))
+        assert resolve(request_for(str(tmp_path / "bf16")), SILENT)["published"] is None
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ from pydantic import ValidationError
 
 from conversion_lib.errors import FerryError
 from conversion_lib.publish.destinations import open_destination
-from conversion_lib.publish.destinations.base import MANIFEST_NAME, MARKER_NAME
+from conversion_lib.publish.destinations.base import LEVELS, MANIFEST_NAME, MARKER_NAME
+from conversion_lib.publish.location import Marker
 from conversion_lib.publish.manifest import Manifest
-from conversion_lib.publish.publish import Marker
 from conversion_lib.record import REPORT_DIR_NAME, REPORT_PAGE_NAME
 from conversion_lib.storage.checksums import encode_crc32c
 from ferry_airflow.plugin.runs import Run
@@ -21,8 +21,6 @@ from ferry_airflow.scheduling.catalog import DESTINATION_VARIABLE
 
 REPORT = f"{REPORT_DIR_NAME}/{REPORT_PAGE_NAME}"
 LARGEST_BYTES = 32 << 20
-LEVELS = 3
-"""<model>/<commit>/<target> under a destination."""
 
 
 class NoReport(Exception):

@@ -19,9 +19,9 @@ from conversion_lib.hub import hub_endpoint, resolve
 from conversion_lib.hub.errors import explain
 from conversion_lib.progress import SILENT, Reporter
 from conversion_lib.publish.destinations import open_destination
-from conversion_lib.publish.destinations.base import MANIFEST_NAME, MARKER_NAME, Destination
+from conversion_lib.publish.destinations.base import MANIFEST_NAME, Destination
+from conversion_lib.publish.location import PublishedPath, read_marker
 from conversion_lib.publish.manifest import Manifest
-from conversion_lib.publish.publish import Marker
 from conversion_lib.record import PROVENANCE_NAME
 from ferry_airflow.scheduling.catalog import Entry, Revision, TargetChoice
 from ferry_airflow.scheduling.finding import Finding, State
@@ -83,7 +83,7 @@ def settled(finding: Finding, run_state: RunState) -> Finding:
     if finding.state != "new" or finding.run_id is None:
         return finding
     try:
-        published = _published(open_destination(finding.destination, _place(finding)))
+        published = _published(open_destination(finding.destination, _path(finding)))
     except FerryError as error:
         return finding.model_copy(update={"state": _state_of(error), "note": str(error)})
     if published:
@@ -112,7 +112,7 @@ def _judge(entry: Entry, target: TargetChoice, commit: str, run_state: RunState)
     run_id = run_id_of(entry, commit, target)
     finding = _finding(entry, target, state="new", note="to be onboarded", commit=commit, run_id=run_id)
     try:
-        published = _published(open_destination(entry.destination, _place(finding)))
+        published = _published(open_destination(entry.destination, _path(finding)))
     except FerryError as error:
         return finding.model_copy(update={"state": _state_of(error), "note": str(error)})
     if published:
@@ -139,8 +139,8 @@ def _finding(entry: Entry, target: TargetChoice, **found: Any) -> Finding:
     )
 
 
-def _place(finding: Finding) -> str:
-    return f"{finding.model}/{finding.commit}/{finding.target}"
+def _path(finding: Finding) -> str:
+    return str(PublishedPath(finding.model, str(finding.commit), finding.target))
 
 
 def _state_of(error: FerryError) -> State:
@@ -149,10 +149,9 @@ def _state_of(error: FerryError) -> State:
 
 def _published(destination: Destination) -> dict[str, Any] | None:
     """What a Finding says of a location; None where nothing is published there (no marker)."""
-    if (content := destination.read(MARKER_NAME)) is None:
+    if (marker := read_marker(destination)) is None:
         return None
     try:
-        marker = Marker.model_validate_json(content)
         manifest = Manifest.model_validate_json(destination.read(MANIFEST_NAME) or b"")
         verdict = json.loads(destination.read(PROVENANCE_NAME) or b"{}").get("verdict") or {}
     except (ValidationError, ValueError) as error:

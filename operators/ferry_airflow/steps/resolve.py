@@ -10,10 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from conversion_lib import hub
-from conversion_lib.conversions.convert import prepare
+from conversion_lib.conversions.convert import origin_fingerprint, prepare
 from conversion_lib.engine.limits import default_threads, peak_estimate
 from conversion_lib.errors import BadInput
 from conversion_lib.hub.headers import headers_of
@@ -22,7 +20,7 @@ from conversion_lib.progress import Reporter, format_bytes
 from conversion_lib.publish.destinations import open_destination
 from conversion_lib.publish.destinations.base import MARKER_NAME
 from conversion_lib.publish.destinations.directory import DirectoryDestination
-from conversion_lib.publish.publish import Marker
+from conversion_lib.publish.location import PublishedPath, commit_level, parse_marker
 from conversion_lib.record import Target
 from conversion_lib.runs.options import DEFAULT_BUDGET
 from conversion_lib.storage.files import existing_parent
@@ -117,17 +115,16 @@ def _published(request: Request, source: Source, job: Job) -> str | None:
 
     Raises BadInput for a destination that there is not, or that cannot be written.
     """
-    commit = source.commit or job.origin.commit or f"local-{job.plan.fingerprint.removeprefix('sha256:')[:12]}"
-    destination = open_destination(request.destination, f"{job.plan.model_name}/{commit}/{request.target.slug}")
+    commit = source.commit or commit_level(job.origin, origin_fingerprint(job) or job.plan.fingerprint)
+    path = PublishedPath(job.plan.model_name, commit, request.target.slug)
+    destination = open_destination(request.destination, str(path))
     if isinstance(destination, DirectoryDestination):
         parent = existing_parent(destination.location.parent)
         if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
             raise BadInput(f"{request.destination} cannot be written ({parent}): make it, or give another destination")
     content = destination.read(MARKER_NAME)
-    try:
-        return destination.url if content is not None and Marker.model_validate_json(content).checked else None
-    except ValidationError:
-        return None  # publish says what is wrong with it
+    marker = None if content is None else parse_marker(content)  # publish says what is wrong with a broken one
+    return destination.url if marker is not None and marker.checked else None
 
 
 def _plan(request: Request, source: Source, job: Job, *, copy: bool) -> dict[str, Any]:
