@@ -14,9 +14,9 @@ Layout of a converted checkpoint at `DST`::
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -40,20 +40,59 @@ SHARDS = 16
 """Of axis 0 by default, as MaxText's converter simulates so many devices."""
 
 
+def option_name(field: str) -> str:
+    """What the command line calls a field: `--scan-layers`."""
+    return "--" + field.replace("_", "-")
+
+
 class Target(BaseModel):
-    """What to write: the layout, the storage and the MaxText that will load it."""
+    """What to write: the layout, the storage and the MaxText that will load it.
+
+    The one definition of these choices: command line, operators, form and catalogue take their names, defaults, values
+    and descriptions from here.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    scan_layers: bool = True
-    save_dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    ocdbt: bool = True
-    zarr3: bool = True
-    maxtext: Literal["0.2.5", "main"] = "0.2.5"
-    compression: Literal["zstd", "none"] = "zstd"
-    chunk_bytes: Annotated[int, Field(ge=1 << 10)] = 64 << 20
-    shards: Annotated[int, Field(ge=1, exclude_if=lambda shards: shards == SHARDS)] = SHARDS
-    """How many shards of axis 0 the chunks fit; left out of the JSON where it is the default, as in older records."""
+    scan_layers: Annotated[
+        bool, Field(title="Scanned layers", description="Layers stacked for jax.lax.scan, or each by itself.")
+    ] = True
+    save_dtype: Annotated[
+        Literal["bfloat16", "float32"], Field(title="Data type", description="The dtype of the arrays.")
+    ] = "bfloat16"
+    ocdbt: Annotated[
+        bool,
+        Field(
+            title="OCDBT",
+            description="MaxText's checkpoint_storage_use_ocdbt: few large files instead of many small ones.",
+        ),
+    ] = True
+    zarr3: Annotated[
+        bool, Field(title="zarr3", description="MaxText's checkpoint_storage_use_zarr3: zarr3 instead of zarr2.")
+    ] = True
+    maxtext: Annotated[
+        Literal["0.2.5", "main"],
+        Field(
+            title="MaxText",
+            description="The MaxText that will load it: they differ in DeepSeek-V3's scanned gate bias.",
+        ),
+    ] = "0.2.5"
+    compression: Annotated[
+        Literal["zstd", "none"], Field(title="Compression", description="The codec of the chunks.")
+    ] = "zstd"
+    chunk_bytes: Annotated[
+        int, Field(ge=1 << 10, title="Chunk size", description="The most bytes of a chunk, such as 64MiB.")
+    ] = 64 << 20
+    shards: Annotated[
+        int,
+        Field(
+            ge=1,
+            exclude_if=lambda shards: shards == SHARDS,
+            title="Shards",
+            description="How many shards of axis 0 the chunks fit.",
+        ),
+    ] = SHARDS
+    """Left out of the JSON where it is the default, as in older records."""
 
     @classmethod
     def parse(cls, values: Mapping[str, Any], label: Callable[[str], str] = lambda field: f"{field} is ") -> Target:
@@ -69,6 +108,23 @@ class Target(BaseModel):
             first = error.errors()[0]
             raise BadInput(f"{label(str(first['loc'][0]))}{first['input']}: {first['msg'].lower()}") from None
 
+    @classmethod
+    def values_of(cls, field: str) -> tuple[str, ...]:
+        """The values that a field of named ones may have; empty for any other."""
+        annotation = cls.model_fields[field].annotation
+        return get_args(annotation) if get_origin(annotation) is Literal else ()
+
+    def arguments(self, fields: Iterable[str]) -> list[str]:
+        """These fields as the command line takes them."""
+        words: list[str] = []
+        for field in fields:
+            value = getattr(self, field)
+            if isinstance(value, bool):
+                words.append(option_name(field) if value else option_name(f"no_{field}"))
+            else:
+                words += [option_name(field), str(value)]
+        return words
+
     @property
     def slug(self) -> str:
         """The name of this target in a published path, such as `scanned-bf16-ocdbt-zarr3-maxtext0.2.5`."""
@@ -80,6 +136,11 @@ class Target(BaseModel):
         if self.compression == "none":
             words.append("uncompressed")
         return "-".join([*words, f"maxtext{self.maxtext}"])
+
+
+CHOSEN_FIELDS = ("scan_layers", "save_dtype", "ocdbt", "zarr3", "maxtext")
+"""What a run in Airflow chooses of a Target, and what a checkpoint that is there must match: what its readers see of
+it. The other fields say how chunks are stored."""
 
 
 class Origin(BaseModel):

@@ -9,13 +9,17 @@ from collections.abc import Sequence
 
 from conversion_lib.conversions.opening import known_directory
 from conversion_lib.maxtext.arguments import Arguments, Command, begin, output, run_as_command
-from conversion_lib.maxtext.names import size_differences
+from conversion_lib.maxtext.names import TARGET_SETTINGS, size_differences
 from conversion_lib.models.hf_config import CONFIG_NAME, load_config
 from conversion_lib.program import Outcome
 from conversion_lib.progress import Reporter
-from conversion_lib.record import SHARDS, Target
+from conversion_lib.record import Target
 from conversion_lib.runs.options import Options
 from conversion_lib.storage.gcs import SCHEME
+
+FIELDS = ("scan_layers", "save_dtype", "ocdbt", "zarr3", "shards")
+"""What MaxText's converter lets its user choose of a Target; its defaults are ours."""
+SETTINGS = {**TARGET_SETTINGS, "save_dtype": "save_dtype"}
 
 COMMAND = Command(
     flags=("lazy_load_tensors", "eager_load_method", "revision", "save_dtype", "simulated_cpu_devices_count"),
@@ -32,14 +36,15 @@ COMMAND = Command(
 
 def target_of(arguments: Arguments) -> Target:
     """What the arguments ask to be written, with MaxText's defaults. Raises BadInput for what Ferry does not write."""
-    values = {
-        "scan_layers": arguments.flag("scan_layers", True),
-        "save_dtype": arguments.text("save_dtype", "bfloat16"),
-        "ocdbt": arguments.flag("checkpoint_storage_use_ocdbt", True),
-        "zarr3": arguments.flag("checkpoint_storage_use_zarr3", True),
-        "shards": arguments.count("simulated_cpu_devices_count", SHARDS),
-    }
-    return Target.parse(values, lambda field: f"--{field.replace('_', '-')} ")
+    default = Target()
+
+    def value(field: str) -> object:
+        name, fallback = SETTINGS.get(field, field), getattr(default, field)
+        if isinstance(fallback, bool):
+            return arguments.flag(name, fallback)
+        return arguments.count(name, fallback) if isinstance(fallback, int) else arguments.text(name, fallback)
+
+    return Target.parse({field: value(field) for field in FIELDS}, lambda field: f"--{SETTINGS.get(field, field)}=")
 
 
 def run(words: Sequence[str], reporter: Reporter) -> Outcome:

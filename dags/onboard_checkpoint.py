@@ -33,17 +33,17 @@ from airflow.sdk import task as stage
 from ferry_airflow.approval import OptionalApprovalOperator
 from ferry_airflow.callbacks import on_failure, on_success
 from ferry_airflow.check import CheckOperator
-from ferry_airflow.clean_up import POLICIES, CleanUpOperator
+from ferry_airflow.choices import DEQUANTIZE_MODES, KEEP_ON_FAILURE, POLICIES, STAGED
+from ferry_airflow.clean_up import CleanUpOperator
 from ferry_airflow.convert import ConvertOperator
 from ferry_airflow.dag import StagesDag, deadline
 from ferry_airflow.dequantize import DequantizeOperator
 from ferry_airflow.download import DownloadOperator
 from ferry_airflow.finalize import FinalizeOperator
-from ferry_airflow.form import MODEL_NAMES, REPOSITORIES
+from ferry_airflow.form import MODEL_NAMES, REPOSITORIES, target_params
 from ferry_airflow.publish import PublishOperator
 from ferry_airflow.resolve import ResolveOperator
 from ferry_airflow.retries import stage_defaults
-from ferry_airflow.target import TARGET_FIELDS
 
 PUBLISHED = AssetAlias("ferry_published")
 DOWNLOAD_POOL, MEMORY_POOL = "hub_download", "high_memory"
@@ -68,6 +68,7 @@ def destination_param() -> Param:
     )
 
 
+TARGET = target_params(LAYOUT)
 PARAMS = {
     "repo": Param(
         type="string",
@@ -96,45 +97,12 @@ PARAMS = {
         examples=MODEL_NAMES,
         description_md="As `ferry models` lists it, such as `deepseek3-671b`. Empty: told by the repository's config.",
     ),
-    "scan_layers": Param(
-        True,
-        type="boolean",
-        section=LAYOUT,
-        title="Scanned layers",
-        description_md="Stack the layers, as MaxText does for training (`scan_layers=true`). Off: one array a layer.",
-    ),
-    "save_dtype": Param(
-        "bfloat16",
-        type="string",
-        enum=["bfloat16", "float32"],
-        section=LAYOUT,
-        title="Data type",
-        description="Of the weights that are written.",
-    ),
-    "ocdbt": Param(
-        True,
-        type="boolean",
-        section=LAYOUT,
-        title="OCDBT",
-        description="Few large files instead of many small ones. Off, together with zarr3, for Pathways.",
-    ),
-    "zarr3": Param(True, type="boolean", section=LAYOUT, title="zarr3", description="Off: zarr2."),
-    "maxtext": Param(
-        "0.2.5",
-        type="string",
-        enum=["0.2.5", "main"],
-        section=LAYOUT,
-        title="MaxText",
-        description="The MaxText that will load it. They differ in the layout of DeepSeek-V3's scanned gate bias.",
-    ),
+    **TARGET,
     "dequantize": Param(
-        "staged",
+        STAGED,
         type="string",
-        enum=["staged", "fused"],
-        values_display={
-            "staged": "staged: a bf16 checkpoint first, each stage its own retry",
-            "fused": "fused: while converting, one pass less over the data, no bf16 copy on disk",
-        },
+        enum=list(DEQUANTIZE_MODES),
+        values_display=DEQUANTIZE_MODES,
         section=RUN,
         title="Dequantize",
         description="For fp8 sources; the bits are the same. Others are passed on as they are.",
@@ -166,7 +134,7 @@ PARAMS = {
         description="A person has to approve between check and publish, under Required Actions.",
     ),
     "keep_files": Param(
-        "keep_on_failure",
+        KEEP_ON_FAILURE,
         type="string",
         enum=list(POLICIES),
         values_display=POLICIES,
@@ -214,7 +182,7 @@ with StagesDag(
     default_args=stage_defaults(),
 ) as dag:
     hub = {"hf_conn_id": os.environ.get("FERRY_HF_CONN_ID") or None}
-    target = {name: dag.param(name) for name in TARGET_FIELDS}
+    target = {name: dag.param(name) for name in TARGET}
 
     resolve = ResolveOperator(
         task_id="resolve",

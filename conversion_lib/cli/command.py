@@ -39,14 +39,11 @@ _DEFAULTS: dict[str, Any] = {"json_output": False, "quiet": False, "log_format":
 
 @dataclass(frozen=True)
 class Group:
-    """Options that several commands share and that make one value: `build` has them as its parameters."""
+    """Options that several commands share and that make one value: what `build` makes of them, given by keyword."""
 
     parameter: str
+    options: tuple[inspect.Parameter, ...]
     build: Callable[..., Any]
-
-    @property
-    def options(self) -> list[inspect.Parameter]:
-        return list(inspect.signature(self.build, eval_str=True).parameters.values())
 
 
 def command(app: typer.Typer, name: str, *groups: Group) -> Callable[[Callable[..., Outcome]], Callable[..., None]]:
@@ -71,7 +68,7 @@ def command(app: typer.Typer, name: str, *groups: Group) -> Callable[[Callable[.
         own: list[inspect.Parameter] = []
         for parameter in list(inspect.signature(body, eval_str=True).parameters.values())[1:]:
             group = next((group for group in groups if group.parameter == parameter.name), None)
-            own += group.options if group else [parameter]
+            own += [*group.options] if group else [parameter]
         extra = [
             inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=_DEFAULTS[key], annotation=annotation)
             for key, annotation in _SHARED.items()

@@ -6,11 +6,12 @@ from typing import Annotated
 
 import typer
 
-from conversion_lib.cli.command import command, parse_size
-from conversion_lib.cli.options import TARGET, Budget, HfConfig, Loader, Model, Src, Threads, WrittenBy
+from conversion_lib.cli.command import command
+from conversion_lib.cli.options import PLAN_OPTIONS, TARGET, HfConfig, Loader, Model, Revision, Src, WrittenBy
 from conversion_lib.program import Outcome
 from conversion_lib.progress import Reporter
 from conversion_lib.record import Target
+from conversion_lib.runs.options import Options
 
 app = typer.Typer()
 
@@ -23,17 +24,14 @@ def models(reporter: Reporter) -> Outcome:
     return Outcome(show.models(), show.models_text())
 
 
-@command(app, "plan", TARGET)
+@command(app, "plan", TARGET, PLAN_OPTIONS)
 def plan(
     reporter: Reporter,
     src: Src,
     target: Target,
+    options: Options,
     model: Model = None,
-    revision: Annotated[
-        str | None, typer.Option("--revision", help="Of a Hub id: a branch, a tag or a commit; default: main.")
-    ] = None,
-    memory_budget: Budget = "2GiB",
-    threads: Threads = None,
+    revision: Revision = None,
     hf_config: HfConfig = None,
     written_by: WrittenBy = None,
     loader: Loader = "safetensors",
@@ -48,12 +46,12 @@ def plan(
             directory,
             target,
             model=model,
-            memory_budget=parse_size(memory_budget, "--memory-budget"),
+            memory_budget=options.memory_budget,
             hf_config=hf_config,
             written_by=written_by,
             loader=loader,
         )
-    summary = show.plan_summary(job, parse_size(memory_budget, "--memory-budget"), threads)
+    summary = show.plan_summary(job, options.memory_budget, options.threads)
     return Outcome(summary, show.plan_text(job, summary))
 
 

@@ -33,6 +33,14 @@ SAME_ARCHITECTURE: dict[str, tuple[str, str]] = {
 }
 """Names besides the catalogue's: the one there that has the same sizes, and the repository on the Hub."""
 
+TARGET_SETTINGS = {
+    "save_dtype": "dtype",
+    "ocdbt": "checkpoint_storage_use_ocdbt",
+    "zarr3": "checkpoint_storage_use_zarr3",
+    "shards": "simulated_cpu_devices_count",
+}
+"""Where a field of Target goes by another name among MaxText's settings; its converter alone has `save_dtype`."""
+
 SPELLINGS = {
     "num_experts": ("num_experts", "num_local_experts", "n_routed_experts"),
     "num_local_experts": ("num_local_experts", "num_experts"),

@@ -14,18 +14,11 @@ import numpy as np
 
 from conversion_lib.conversions.opening import known_directory
 from conversion_lib.errors import BadInput
-from conversion_lib.maxtext.names import is_model_name, model_of
+from conversion_lib.maxtext.names import TARGET_SETTINGS, is_model_name, model_of
 from conversion_lib.on_the_fly.output import Foreign
-from conversion_lib.record import CheckpointRecord, Target
+from conversion_lib.record import CHOSEN_FIELDS, CheckpointRecord, Target
 
 HUB_SECONDS = 30.0
-
-ARGUMENTS = {
-    "save_dtype": "dtype",
-    "ocdbt": "checkpoint_storage_use_ocdbt",
-    "zarr3": "checkpoint_storage_use_zarr3",
-}
-"""Where a field of Target goes by another name among the run's settings."""
 
 
 def target_of(dtype: Any, **settings: Any) -> Target:
@@ -33,7 +26,8 @@ def target_of(dtype: Any, **settings: Any) -> Target:
 
     Raises BadInput for what Ferry does not write, naming the setting.
     """
-    return Target.parse({**settings, "save_dtype": _dtype_name(dtype)}, lambda field: f"{ARGUMENTS.get(field, field)}=")
+    values = {**settings, "save_dtype": _dtype_name(dtype)}
+    return Target.parse(values, lambda field: f"{TARGET_SETTINGS.get(field, field)}=")
 
 
 def _dtype_name(dtype: Any) -> Any:
@@ -77,8 +71,7 @@ class Wanted:
         """How a checkpoint that Ferry wrote is not what is wanted; at_commit: whether the Hub may be asked."""
         there, here = record.target, self.target
         pairs: dict[str, tuple[object, object]] = {
-            ARGUMENTS.get(field, field): (getattr(there, field), getattr(here, field))
-            for field in ("scan_layers", "save_dtype", "ocdbt", "zarr3", "maxtext")
+            TARGET_SETTINGS.get(field, field): (getattr(there, field), getattr(here, field)) for field in CHOSEN_FIELDS
         }
         if self.directory is None:
             pairs["source"] = (record.origin.repo or record.origin.path, self.source)
@@ -95,11 +88,11 @@ class Wanted:
         here = self.target
         pairs: dict[str, tuple[object, object]] = {
             "scan_layers": (there.scan_layers, here.scan_layers),
-            "checkpoint_storage_use_ocdbt": (there.ocdbt, here.ocdbt),
-            "checkpoint_storage_use_zarr3": (there.zarr3, here.zarr3),
+            TARGET_SETTINGS["ocdbt"]: (there.ocdbt, here.ocdbt),
+            TARGET_SETTINGS["zarr3"]: (there.zarr3, here.zarr3),
         }
         if here.save_dtype not in there.dtypes:
-            pairs["dtype"] = (" and ".join(sorted(there.dtypes)), here.save_dtype)
+            pairs[TARGET_SETTINGS["save_dtype"]] = (" and ".join(sorted(there.dtypes)), here.save_dtype)
         return _named({name: pair for name, pair in pairs.items() if pair[0] is not None})
 
 

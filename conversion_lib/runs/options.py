@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -11,15 +11,23 @@ if TYPE_CHECKING:
 DEFAULT_BUDGET = 2 << 30
 """Bytes of memory."""
 
+HELP, LEAST, BYTES = "help", "least", "bytes"
+"""What a field's metadata may say to the command line: its description, its least value, and that it is a size.
+A field without a description is no option."""
+
 
 @dataclass(frozen=True)
 class Options:
     """None of it changes a bit of the result but `chunk_bytes`' ceiling, an eighth of the memory budget."""
 
-    memory_budget: int = DEFAULT_BUDGET
-    threads: int | None = None
-    overwrite: bool = False
-    skip_disk_check: bool = False
+    memory_budget: int = field(
+        default=DEFAULT_BUDGET, metadata={HELP: "The most memory to use, such as 2GiB.", BYTES: True}
+    )
+    threads: int | None = field(
+        default=None, metadata={HELP: "Worker threads; default: one a core, up to 16.", LEAST: 1}
+    )
+    overwrite: bool = field(default=False, metadata={HELP: "Replace what is at the destination."})
+    skip_disk_check: bool = field(default=False, metadata={HELP: "Begin even where the disk looks too small."})
     part: Part | None = None
     """The share that this worker does, without committing; None: all of it, and commit."""
     among_others: bool = False

@@ -5,25 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from ferry_airflow.base import Manifest, StageOperator, directory_for, handed_on, path_in, picked
+from ferry_airflow.base import Manifest, directory_for, handed_on, path_in, picked
 from ferry_airflow.execution.base import Command, Result
-from ferry_airflow.target import TARGET_FIELDS, target_of, target_options
+from ferry_airflow.target import TargetOperator
 
 
-class ConvertOperator(StageOperator):
+class ConvertOperator(TargetOperator):
     """Converts. A conversion that was killed goes on from its journal at the next try.
 
     :param source: the manifest of `dequantize`, or the path of a Hugging Face checkpoint (templated)
     :param model_name: name of the model in Ferry's catalogue (templated); default None: told by the config
-    :param scan_layers: write the layers stacked, as MaxText scans them (templated); default True
-    :param save_dtype: `bfloat16` (default) or `float32` (templated)
-    :param ocdbt: write Orbax's OCDBT format (templated); default True
-    :param zarr3: write zarr3 instead of zarr2 (templated); default True; neither of the two: for Pathways
-    :param maxtext: the MaxText that is to load it, `0.2.5` (default) or `main` (templated)
     :param part: `I/N`, the share I of N, counted from 0, which FinalizeOperator merges with the others (templated);
         default None and `0/1`: all of it, committed
     :param destination: directory to write (templated); default: one named after the target in the manifest's
         working directory
+    :param scan_layers, save_dtype, ocdbt, zarr3, maxtext: as in TargetOperator (templated)
     :param place: as in StageOperator
     :param hf_conn_id: as in StageOperator
     :returns: manifest with `path` (the MaxText checkpoint), `target`, `fingerprint`, `part`, `pieces`,
@@ -31,18 +27,13 @@ class ConvertOperator(StageOperator):
     """
 
     stage: ClassVar[str] = "convert"
-    template_fields: Sequence[str] = ("source", "model_name", *TARGET_FIELDS, "part", "destination")
+    template_fields: Sequence[str] = ("source", "model_name", *TargetOperator.template_fields, "part", "destination")
 
     def __init__(
         self,
         *,
         source: str | Mapping[str, Any],
         model_name: str | None = None,
-        scan_layers: bool = True,
-        save_dtype: str = "bfloat16",
-        ocdbt: bool = True,
-        zarr3: bool = True,
-        maxtext: str = "0.2.5",
         part: str | None = None,
         destination: str | None = None,
         **kwargs: Any,
@@ -50,19 +41,13 @@ class ConvertOperator(StageOperator):
         super().__init__(**kwargs)
         self.source = source
         self.model_name = model_name
-        self.scan_layers = scan_layers
-        self.save_dtype = save_dtype
-        self.ocdbt = ocdbt
-        self.zarr3 = zarr3
-        self.maxtext = maxtext
         self.part = part
         self.destination = destination
 
     def command(self) -> Command:
-        target = target_of(vars(self))
-        self.link_target = str(directory_for(self.destination, self.source, target.slug))
+        self.link_target = str(directory_for(self.destination, self.source, self.target.slug))
         options = ["--model", self.model_name] if self.model_name else []
-        options += target_options(target)
+        options += self.target_arguments()
         if self.part and not self.part.endswith("/1"):
             options += ["--part", self.part]
         return Command(("convert", path_in(self.source), self.link_target, *options))
@@ -72,4 +57,4 @@ class ConvertOperator(StageOperator):
             pieces = skipped + result["pieces"]
             self.log.info("Resumed: %d of %d pieces had been written by an earlier try", skipped, pieces)
         kept = picked(result, "path", "fingerprint", "part", "pieces", "pieces_skipped", "already")
-        return {**kept, **handed_on(self.source), "target": target_of(vars(self)).slug}
+        return {**kept, **handed_on(self.source), "target": self.target.slug}

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from ferry_airflow.base import Manifest, StageOperator, directory_for, handed_on, path_in, picked
+from ferry_airflow.choices import FUSED, STAGED
 from ferry_airflow.execution.base import Command, Result
 from ferry_airflow.layout import DEQUANTIZED
 
@@ -31,7 +32,7 @@ class DequantizeOperator(StageOperator):
         self,
         *,
         source: str | Mapping[str, Any],
-        mode: str = "staged",
+        mode: str = STAGED,
         destination: str | None = None,
         **kwargs: Any,
     ) -> None:
@@ -54,7 +55,7 @@ class DequantizeOperator(StageOperator):
         return {**picked(result, "path", "fingerprint", "already"), "skipped": False, **handed_on(self.source)}
 
     def _reason_to_skip(self) -> str | None:
-        if self.mode == "fused":
+        if self.mode == FUSED:
             return "converting dequantizes as it reads"
         if not isinstance(self.source, str) and self.source.get("quantized") is False:
             return "it is not quantized"

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from ferry_airflow.base import Manifest, StageOperator, picked
+from ferry_airflow.base import Manifest, picked
+from ferry_airflow.choices import STAGED
 from ferry_airflow.execution.base import Command, Result
-from ferry_airflow.target import TARGET_FIELDS, target_of, target_options
+from ferry_airflow.target import TargetOperator
 
 
-class ResolveOperator(StageOperator):
+class ResolveOperator(TargetOperator):
     """Asks the Hub for the commit of a revision; all later stages use that commit and nothing else.
 
     It plans the conversion from the headers alone, shows the plan in the log, and refuses what the disk where it runs
@@ -21,14 +22,10 @@ class ResolveOperator(StageOperator):
     :param destination: where the run publishes, `gs://bucket/prefix` or an absolute directory (templated)
     :param revision: branch, tag or commit (templated); default `main`; a directory has none
     :param model_name: name of the model in Ferry's catalogue (templated); default None: told by the config
-    :param scan_layers: as in ConvertOperator (templated); default True
-    :param save_dtype: as in ConvertOperator (templated); default `bfloat16`
-    :param ocdbt: as in ConvertOperator (templated); default True
-    :param zarr3: as in ConvertOperator (templated); default True
-    :param maxtext: as in ConvertOperator (templated); default `0.2.5`
     :param dequantize: `staged` (default) or `fused`, as in DequantizeOperator (templated): whether the disk is to
         hold a bf16 copy
     :param hf_conn_id: as in StageOperator
+    :param scan_layers, save_dtype, ocdbt, zarr3, maxtext: as in TargetOperator (templated)
     :param place: as in StageOperator
     :returns: manifest with `repo`, `commit` (None for a directory), `files`, `path` (where the source is or
         will be), `work_dir` (where the run keeps what it makes of it), `quantized`, `model` (its published name),
@@ -37,7 +34,14 @@ class ResolveOperator(StageOperator):
     """
 
     stage: ClassVar[str] = "resolve"
-    template_fields: Sequence[str] = ("repo", "revision", "destination", "model_name", "dequantize", *TARGET_FIELDS)
+    template_fields: Sequence[str] = (
+        "repo",
+        "revision",
+        "destination",
+        "model_name",
+        "dequantize",
+        *TargetOperator.template_fields,
+    )
 
     def __init__(
         self,
@@ -46,12 +50,7 @@ class ResolveOperator(StageOperator):
         destination: str,
         revision: str = "main",
         model_name: str | None = None,
-        scan_layers: bool = True,
-        save_dtype: str = "bfloat16",
-        ocdbt: bool = True,
-        zarr3: bool = True,
-        maxtext: str = "0.2.5",
-        dequantize: str = "staged",
+        dequantize: str = STAGED,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -59,18 +58,13 @@ class ResolveOperator(StageOperator):
         self.destination = destination
         self.revision = revision
         self.model_name = model_name
-        self.scan_layers = scan_layers
-        self.save_dtype = save_dtype
-        self.ocdbt = ocdbt
-        self.zarr3 = zarr3
-        self.maxtext = maxtext
         self.dequantize = dequantize
 
     def command(self) -> Command:
         arguments = ["resolve", self.repo, "--revision", self.revision, "--destination", self.destination]
         arguments += ["--run", self.run_id, "--dequantize", self.dequantize]
         arguments += ["--model", self.model_name] if self.model_name else []
-        return Command((*arguments, *target_options(target_of(vars(self)))), Command.STEPS)
+        return Command((*arguments, *self.target_arguments()), Command.STEPS)
 
     def manifest(self, result: Result) -> Manifest:
         self.link_target = str(result["published"] or result["path"])

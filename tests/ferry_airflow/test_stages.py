@@ -12,6 +12,7 @@ from airflow.sdk.definitions.retry_policy import RetryAction
 from airflow.sdk.exceptions import AirflowNotFoundException, AirflowSkipException
 
 from conversion_lib.errors import BadInput, CheckFailed, OutsideFailure, Terminated
+from conversion_lib.record import CHOSEN_FIELDS, Target
 from ferry_airflow.approval import OptionalApprovalOperator
 from ferry_airflow.base import OutputLink, StageOperator
 from ferry_airflow.check import CheckOperator
@@ -26,6 +27,7 @@ from ferry_airflow.layout import save_manifest
 from ferry_airflow.publish import PublishOperator
 from ferry_airflow.resolve import ResolveOperator
 from ferry_airflow.retries import LONGEST, StageRetryPolicy
+from ferry_airflow.target import TargetOperator
 from ferry_airflow.upload import UploadOperator
 
 KEY = SimpleNamespace(dag_id="onboard", run_id="manual__1+00:00")
@@ -365,9 +367,24 @@ def _no_connection(conn_id):
 
 @pytest.mark.parametrize("operator", STAGES, ids=lambda operator: operator.stage)
 def test_docstrings_name_every_parameter(operator):
-    names = [n for n, p in inspect.signature(operator.__init__).parameters.items() if p.kind is p.KEYWORD_ONLY]
+    names = parameters(operator)
     assert "task_id" not in names and len(names) >= 1
     missing = [name for name in (*names, "place", "hf_conn_id") if f":param {name}:" not in operator.__doc__]
     assert not missing
-    assert set(operator.template_fields) <= {*names}
+    inherited = parameters(TargetOperator) if issubclass(operator, TargetOperator) else []
+    assert not inherited or f":param {', '.join(inherited)}: as in TargetOperator" in operator.__doc__
+    assert set(operator.template_fields) <= {*names, *inherited}
     assert issubclass(operator, StageOperator)
+
+
+def parameters(operator):
+    """The parameters that a class adds to those of its base."""
+    return [n for n, p in inspect.signature(operator.__init__).parameters.items() if p.kind is p.KEYWORD_ONLY]
+
+
+def test_parameters_of_a_target_are_its_fields():
+    """They are written out for Airflow, which reads signatures, and for editors: nowhere but once."""
+    taken = inspect.signature(TargetOperator.__init__).parameters
+    assert tuple(parameters(TargetOperator)) == CHOSEN_FIELDS == TargetOperator.template_fields
+    assert {name: taken[name].default for name in CHOSEN_FIELDS} == Target().model_dump(include={*CHOSEN_FIELDS})
+    assert all(f":param {name}:" in TargetOperator.__doc__ for name in CHOSEN_FIELDS)

@@ -18,14 +18,24 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from croniter import croniter  # type: ignore[import-untyped]
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    create_model,
+    model_validator,
+)
 
 from conversion_lib.errors import BadInput
 from conversion_lib.models.catalog import model_named, published_name
-from conversion_lib.record import Target
+from conversion_lib.record import CHOSEN_FIELDS, Target
+from ferry_airflow.choices import DequantizeMode
 from ferry_airflow.scheduling.lines import Document, parse
 
 CATALOG_VARIABLE = "FERRY_CATALOG"
@@ -76,18 +86,22 @@ class Revision(_Strict):
         return next(f"{name} {value}" for name, value in self if value is not None)
 
 
-class TargetChoice(_Strict):
+class _Choice(_Strict):
     """The part of a Target that a run of `onboard_checkpoint` chooses."""
-
-    scan_layers: bool = True
-    save_dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    ocdbt: bool = True
-    zarr3: bool = True
-    maxtext: Literal["0.2.5", "main"] = "0.2.5"
 
     @property
     def slug(self) -> str:
         return Target(**self.model_dump()).slug
+
+
+if TYPE_CHECKING:
+    TargetChoice = Target
+else:
+    TargetChoice = create_model(
+        "TargetChoice",
+        __base__=_Choice,
+        **{name: (Target.model_fields[name].annotation, Target.model_fields[name].default) for name in CHOSEN_FIELDS},
+    )
 
 
 class Entry(_Strict):
@@ -98,7 +112,7 @@ class Entry(_Strict):
     revision: Revision = Revision(branch="main")
     targets: Annotated[list[TargetChoice], Field(min_length=1)] = [TargetChoice()]
     destination: Annotated[str, Field(pattern="^(gs://[^/]+|/.).*$")]
-    dequantize: Literal["staged", "fused"] | None = None
+    dequantize: DequantizeMode | None = None
     parts: Annotated[int, Field(ge=1)] | None = None
     max_kl: Annotated[float, BeforeValidator(_number), Field(gt=0, allow_inf_nan=False)] | None = None
     approval: bool | None = None

@@ -12,6 +12,7 @@ from conversion_lib.cli.options import TARGET, Model
 from conversion_lib.program import Outcome
 from conversion_lib.progress import Reporter
 from conversion_lib.record import Target
+from ferry_airflow.choices import DEQUANTIZE_MODES, POLICIES, STAGED
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -24,14 +25,14 @@ def resolve(
     destination: Annotated[str, typer.Option("--destination", help="gs://bucket/prefix or a directory.")],
     run: Annotated[str, typer.Option("--run", help="The run that is going to work on it.")],
     revision: Annotated[str, typer.Option("--revision", help="A branch, a tag or a commit.")] = "main",
-    dequantize: Annotated[str, typer.Option("--dequantize", metavar="staged|fused")] = "staged",
+    dequantize: Annotated[str, typer.Option("--dequantize", metavar="|".join(DEQUANTIZE_MODES))] = STAGED,
     model: Model = None,
 ) -> Outcome:
     """Pins the commit, plans, and says what the run will take."""
     from ferry_airflow.steps.resolve import Request
     from ferry_airflow.steps.resolve import resolve as resolve_source
 
-    request = Request(repo, revision, target, model, destination, staged=dequantize == "staged", run=run)
+    request = Request(repo, revision, target, model, destination, staged=dequantize == STAGED, run=run)
     return Outcome(resolve_source(request, reporter))
 
 
@@ -41,7 +42,7 @@ def clean_up(
     work_dir: Annotated[Path, typer.Argument(metavar="WORK_DIR", help="The working directory of the run's source.")],
     run: Annotated[str, typer.Option("--run", help="The run that has ended.")],
     target: Annotated[str, typer.Option("--target", help="The name of the target that it wrote.")],
-    keep: Annotated[str, typer.Option("--keep", metavar="keep|keep_on_failure|remove")],
+    keep: Annotated[str, typer.Option("--keep", metavar="|".join(POLICIES))],
     succeeded: Annotated[bool, typer.Option("--succeeded/--failed", help="How it ended.")],
 ) -> Outcome:
     """Removes what a run left, by a policy."""

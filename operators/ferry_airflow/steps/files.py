@@ -10,6 +10,7 @@ from typing import Any
 
 from conversion_lib.progress import Reporter, format_bytes
 from conversion_lib.storage.files import disk_error, one_at_a_time, write_atomically
+from ferry_airflow.choices import KEEP, REMOVE
 from ferry_airflow.layout import DEQUANTIZED, DOWNLOADED, RUNS, file_name
 
 
@@ -30,11 +31,11 @@ def clean_up(
 ) -> dict[str, Any]:
     """Removes what `run` left in `work_dir`, but nothing that another run works with; `removed` and `bytes_freed`.
 
-    keep: a policy as in ferry_airflow.clean_up. A run that failed and keeps its files counts as working: it may be
+    keep: one of POLICIES in ferry_airflow.choices. A run that failed and keeps its files counts as working: it may be
     tried again.
     """
     removed, freed = [], 0
-    if work_dir.is_dir() and (succeeded or keep == "remove"):
+    if work_dir.is_dir() and (succeeded or keep == REMOVE):
         with _runs(work_dir, reporter) as runs:
             (runs / file_name(run)).unlink(missing_ok=True)
             others = {path.read_text() for path in runs.iterdir() if not path.name.startswith(".")}
@@ -56,10 +57,10 @@ def used_bytes(directory: Path) -> int:
 
 def _not_needed(work_dir: Path, target: str, keep: str, others: set[str]) -> list[Path]:
     """Existing directories that go: the run's own target, and what is shared once nobody else works here."""
-    names = [] if keep == "keep" else [target]
-    if keep != "keep" and not others:
+    names = [] if keep == KEEP else [target]
+    if keep != KEEP and not others:
         names += [DEQUANTIZED, f".{DEQUANTIZED}.ferry"]
-    if keep == "remove" and not others:
+    if keep == REMOVE and not others:
         names.append(DOWNLOADED)
     return [work_dir / name for name in names if name not in others and (work_dir / name).is_dir()]
 
