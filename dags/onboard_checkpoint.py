@@ -12,7 +12,7 @@ back-off. Publishing updates an Asset for each model, `<destination>/<model>`, t
 | setting (environment) | read by | meaning |
 | --- | --- | --- |
 | `FERRY_WORK_DIR` | workers | where stages keep what they work on; default `~/ferry-work`; all need to see it |
-| `FERRY_PLACES` | workers | a YAML file that says where stages run, such as in Kubernetes; default: on the worker |
+| `FERRY_EXECUTION` | workers | a YAML file that says how stages run, such as in Kubernetes; default: on the worker |
 | `FERRY_DESTINATION` | DAG processor | default of the param `destination` |
 | `FERRY_HF_CONN_ID` | DAG processor | Airflow connection whose password is the Hub token |
 | `FERRY_DEADLINE_HOURS` | DAG processor | a run that takes longer is told of; default 24; 0: none is |

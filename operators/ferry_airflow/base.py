@@ -16,7 +16,7 @@ from airflow.sdk.log import mask_secret
 
 from conversion_lib.errors import BadInput, FerryError
 from ferry_airflow.execution import Configured, configured
-from ferry_airflow.execution.base import Command, Place, Result, StageFailed, TaskIdentity
+from ferry_airflow.execution.base import CommandResult, ExecutionMode, StageCommand, StageFailed, TaskIdentity
 from ferry_airflow.layout import save_manifest
 from ferry_airflow.links import browsable, tab_of
 from ferry_airflow.retries import StageRetryPolicy
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
     from airflow.sdk.types import TaskInstanceKey
 
-Manifest = dict[str, Any]
+StageManifest = dict[str, Any]
 """What a stage leaves for the next through XCom: a few strings and numbers.
 
 In every manifest: `stage`, `path` (or `url`), `seconds`, `bytes_in`, `bytes_out`, `peak_bytes` (resident
@@ -64,7 +64,7 @@ class StageOperator(BaseOperator):
 
     Retries follow `ferry_airflow.retries` unless a `retry_policy` is given.
 
-    :param place: where the command runs; default None: where the configuration says (`execution/`), which is
+    :param execution: where and how the command runs; default None: as the configuration says (`execution/`), which is
         a subprocess on this worker where there is none
     :param hf_conn_id: Airflow connection whose password is the Hub token; the command gets it in its
         environment, as HF_TOKEN; default None: HF_TOKEN of the worker's environment, where set
@@ -73,46 +73,46 @@ class StageOperator(BaseOperator):
     stage: ClassVar[str]
     operator_extra_links = (OutputLink(),)
 
-    def __init__(self, *, place: Place | None = None, hf_conn_id: str | None = None, **kwargs: Any) -> None:
+    def __init__(self, *, execution: ExecutionMode | None = None, hf_conn_id: str | None = None, **kwargs: Any) -> None:
         super().__init__(**{"retry_policy": StageRetryPolicy(), **kwargs})
-        self.place = place
+        self.execution = execution
         self.hf_conn_id = hf_conn_id
         self.link_target: str | None = None
         self.run_id = ""
-        self._running: Place | None = None
+        self._running: ExecutionMode | None = None
 
     @abstractmethod
-    def command(self) -> Command | Manifest:
+    def command(self) -> StageCommand | StageManifest:
         """The command to run; where nothing need be run, the stage's manifest. Raises BadInput."""
 
     @abstractmethod
-    def manifest(self, result: Result) -> Manifest:
+    def manifest(self, result: CommandResult) -> StageManifest:
         """What the stage's manifest says of the command's result, beyond `stage`."""
 
-    def execute(self, context: Context) -> Manifest:
+    def execute(self, context: Context) -> StageManifest:
         """Runs the stage; wrong input, a failed check and all other failures are errors of different types."""
-        return self._stage(context, lambda place, command: place.run(command, self._secrets(), task(context), self.log))
+        return self._stage(context, lambda mode, command: mode.run(command, self._secrets(), task(context), self.log))
 
-    def resume(self, context: Context, event: Mapping[str, Any]) -> Manifest:
-        """Goes on when the place, which had deferred, has something new."""
-        return self._stage(context, lambda place, command: place.resume(command, self._secrets(), event, self.log))
+    def resume(self, context: Context, event: Mapping[str, Any]) -> StageManifest:
+        """Continues when the trigger of an execution mode that had deferred has fired."""
+        return self._stage(context, lambda mode, command: mode.resume(command, self._secrets(), event, self.log))
 
     def on_kill(self) -> None:
         """Ends the running command: locally SIGTERM, then SIGKILL for what does not listen; a pod is deleted."""
         if self._running:
             self._running.kill()
 
-    def _stage(self, context: Context, run: Callable[[Place, Command], Result]) -> Manifest:
+    def _stage(self, context: Context, run: Callable[[ExecutionMode, StageCommand], CommandResult]) -> StageManifest:
         started = time.monotonic()
         self.run_id = context["run_id"]
-        manifest: Manifest = {"stage": self.stage, "bytes_in": 0, "bytes_out": 0, "peak_bytes": None}
+        manifest: StageManifest = {"stage": self.stage, "bytes_in": 0, "bytes_out": 0, "peak_bytes": None}
         try:
             command = self.command()
-            if isinstance(command, Command):
-                where = Configured(self.place) if self.place else configured(self.stage)
-                self._running = where.place
+            if isinstance(command, StageCommand):
+                where = Configured(self.execution) if self.execution else configured(self.stage)
+                self._running = where.mode
                 command = replace(command, arguments=(*command.arguments, *where.options))
-                manifest |= self.manifest(run(where.place, command))
+                manifest |= self.manifest(run(where.mode, command))
             else:
                 manifest |= command
         except FerryError as error:
@@ -127,7 +127,7 @@ class StageOperator(BaseOperator):
         self.after(context, manifest)
         return manifest
 
-    def after(self, context: Context, manifest: Manifest) -> None:
+    def after(self, context: Context, manifest: StageManifest) -> None:
         """What a stage tells Airflow when it has done well, beyond its manifest."""
         return
 
@@ -136,7 +136,7 @@ class StageOperator(BaseOperator):
         token = hub_token(self.hf_conn_id)
         return {"HF_TOKEN": token} if token else {}
 
-    def _save(self, context: Context, manifest: Manifest) -> None:
+    def _save(self, context: Context, manifest: StageManifest) -> None:
         identity = task(context)
         name = self.task_id if identity.map_index < 0 else f"{self.task_id}-{identity.map_index}"
         self.log.info("Manifest: %s", save_manifest(identity.run_id, name, manifest))
@@ -188,13 +188,13 @@ def directory_for(destination: str | None, source: str | Mapping[str, Any], name
     return Path(source["work_dir"]) / name
 
 
-def handed_on(source: str | Mapping[str, Any]) -> Manifest:
+def handed_on(source: str | Mapping[str, Any]) -> StageManifest:
     """What a stage hands on of the manifest before it: which source this is, and where it is worked on."""
     if isinstance(source, str):
         return {}
     return {key: source[key] for key in HANDED_ON if key in source}
 
 
-def picked(result: Mapping[str, Any], *keys: str) -> Manifest:
+def picked(result: Mapping[str, Any], *keys: str) -> StageManifest:
     """What is kept of a command's result: its measures, and these keys where it has them."""
     return {key: result[key] for key in ("seconds", "bytes_in", "bytes_out", "peak_bytes", *keys) if key in result}

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from conversion_lib.record import REPORT_DIR_NAME
-from ferry_airflow.base import Manifest, StageOperator, handed_on, path_in, picked
-from ferry_airflow.execution.base import Command, Result
+from ferry_airflow.base import StageManifest, StageOperator, handed_on, path_in, picked
+from ferry_airflow.execution.base import CommandResult, StageCommand
 
 FIGURES = ("verdict", "max_kl", "mean_kl", "max_abs_diff", "top1", "top10", "digest", "report", "already")
 
@@ -22,7 +22,7 @@ class CheckOperator(StageOperator):
     :param max_kl: largest Kullback-Leibler divergence allowed for any token, in nats, float32 logits on both
         sides (templated); default None: 1e-5, or more where the conversion rounds, as `ferry check` has it
     :param report_dir: directory for the report (templated); default: `report` in the checkpoint's directory
-    :param place: as in StageOperator
+    :param execution: as in StageOperator
     :param hf_conn_id: as in StageOperator
     :returns: manifest with `verdict`, `max_kl`, `mean_kl` (nats), `max_abs_diff` (of logits), `top1`, `top10`
         (share of tokens that agree), `digest` (of the checkpoint that the verdict is bound to),
@@ -47,15 +47,15 @@ class CheckOperator(StageOperator):
         self.max_kl = max_kl
         self.report_dir = report_dir
 
-    def command(self) -> Command:
+    def command(self) -> StageCommand:
         path = path_in(self.checkpoint)
         self.link_target = self._report_dir()  # also of a check that fails
         options = ["--reference", path_in(self.reference), "--report", self.link_target]
         if self.max_kl is not None:
             options += ["--max-kl", str(self.max_kl)]
-        return Command(("check", path, *options))
+        return StageCommand(("check", path, *options))
 
-    def manifest(self, result: Result) -> Manifest:
+    def manifest(self, result: CommandResult) -> StageManifest:
         self.link_target = str(result["report"])
         paths = {"path": path_in(self.checkpoint), "report_dir": self._report_dir()}
         return {**paths, **picked(result, *FIGURES), **handed_on(self.checkpoint)}

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from conversion_lib.errors import BadInput
-from ferry_airflow.base import Manifest, handed_on, picked
+from ferry_airflow.base import StageManifest, handed_on, picked
 from ferry_airflow.choices import KEEP_ON_FAILURE, POLICIES
-from ferry_airflow.execution.base import Command, Result
+from ferry_airflow.execution.base import CommandResult, StageCommand
 from ferry_airflow.target import TargetOperator
 
 
@@ -22,7 +22,7 @@ class CleanUpOperator(TargetOperator):
     :param keep_files: `keep`, `keep_on_failure` (default: of a run that did well only the download stays, for other
         targets of the model; of one that failed everything stays, for a retry) or `remove` (templated)
     :param scan_layers, save_dtype, ocdbt, zarr3, maxtext: as in TargetOperator (templated)
-    :param place: as in StageOperator
+    :param execution: as in StageOperator
     :param hf_conn_id: as in StageOperator
     :returns: manifest with `removed` (directories) and `bytes_freed`
     """
@@ -43,7 +43,7 @@ class CleanUpOperator(TargetOperator):
         self.published = published
         self.keep_files = keep_files
 
-    def command(self) -> Command | Manifest:
+    def command(self) -> StageCommand | StageManifest:
         if self.keep_files not in POLICIES:
             raise BadInput(f"keep_files is {self.keep_files!r}: expected one of {', '.join(POLICIES)}")
         if self.source is None or self.source.get("published"):
@@ -52,7 +52,7 @@ class CleanUpOperator(TargetOperator):
         self.link_target = str(self.source["work_dir"])
         ended = "--succeeded" if self.published else "--failed"
         options = ["--run", self.run_id, "--target", self.target.slug, "--keep", self.keep_files, ended]
-        return Command(("clean-up", self.link_target, *options), Command.STEPS)
+        return StageCommand(("clean-up", self.link_target, *options), StageCommand.STEPS)
 
-    def manifest(self, result: Result) -> Manifest:
+    def manifest(self, result: CommandResult) -> StageManifest:
         return {**picked(result, "removed", "bytes_freed"), **handed_on(self.source or {})}

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from ferry_airflow.base import Manifest, directory_for, handed_on, path_in, picked
-from ferry_airflow.execution.base import Command, Result
+from ferry_airflow.base import StageManifest, directory_for, handed_on, path_in, picked
+from ferry_airflow.execution.base import CommandResult, StageCommand
 from ferry_airflow.target import TargetOperator
 
 
@@ -20,7 +20,7 @@ class ConvertOperator(TargetOperator):
     :param destination: directory to write (templated); default: one named after the target in the manifest's
         working directory
     :param scan_layers, save_dtype, ocdbt, zarr3, maxtext: as in TargetOperator (templated)
-    :param place: as in StageOperator
+    :param execution: as in StageOperator
     :param hf_conn_id: as in StageOperator
     :returns: manifest with `path` (the MaxText checkpoint), `target`, `fingerprint`, `part`, `pieces`,
         `pieces_skipped` (finished by an earlier try) and `already` (it was there and whole)
@@ -44,15 +44,15 @@ class ConvertOperator(TargetOperator):
         self.part = part
         self.destination = destination
 
-    def command(self) -> Command:
+    def command(self) -> StageCommand:
         self.link_target = str(directory_for(self.destination, self.source, self.target.slug))
         options = ["--model", self.model_name] if self.model_name else []
         options += self.target_arguments()
         if self.part and not self.part.endswith("/1"):
             options += ["--part", self.part]
-        return Command(("convert", path_in(self.source), self.link_target, *options))
+        return StageCommand(("convert", path_in(self.source), self.link_target, *options))
 
-    def manifest(self, result: Result) -> Manifest:
+    def manifest(self, result: CommandResult) -> StageManifest:
         if skipped := result.get("pieces_skipped"):
             pieces = skipped + result["pieces"]
             self.log.info("Resumed: %d of %d pieces had been written by an earlier try", skipped, pieces)

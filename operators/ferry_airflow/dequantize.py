@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from ferry_airflow.base import Manifest, StageOperator, directory_for, handed_on, path_in, picked
+from ferry_airflow.base import StageManifest, StageOperator, directory_for, handed_on, path_in, picked
 from ferry_airflow.choices import FUSED, STAGED
-from ferry_airflow.execution.base import Command, Result
+from ferry_airflow.execution.base import CommandResult, StageCommand
 from ferry_airflow.layout import DEQUANTIZED
 
 
@@ -19,7 +19,7 @@ class DequantizeOperator(StageOperator):
         `fused`: pass the source on, and converting dequantizes as it reads: one pass less over the data
         (templated). The bits are the same.
     :param destination: directory to write (templated); default: `bf16` in the manifest's working directory
-    :param place: as in StageOperator
+    :param execution: as in StageOperator
     :param hf_conn_id: as in StageOperator
     :returns: manifest with `path` (what converting is to read), `skipped` (the source was passed on) and,
         where it was not, `fingerprint` and `already` (it was there and whole)
@@ -41,7 +41,7 @@ class DequantizeOperator(StageOperator):
         self.mode = mode
         self.destination = destination
 
-    def command(self) -> Command | Manifest:
+    def command(self) -> StageCommand | StageManifest:
         path = path_in(self.source)
         reason = self._reason_to_skip()
         if reason:
@@ -49,9 +49,9 @@ class DequantizeOperator(StageOperator):
             self.link_target = path
             return {"path": path, "skipped": True, **handed_on(self.source)}
         self.link_target = str(directory_for(self.destination, self.source, DEQUANTIZED))
-        return Command(("dequantize", path, self.link_target))
+        return StageCommand(("dequantize", path, self.link_target))
 
-    def manifest(self, result: Result) -> Manifest:
+    def manifest(self, result: CommandResult) -> StageManifest:
         return {**picked(result, "path", "fingerprint", "already"), "skipped": False, **handed_on(self.source)}
 
     def _reason_to_skip(self) -> str | None:

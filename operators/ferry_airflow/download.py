@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from ferry_airflow.base import Manifest, StageOperator, handed_on, path_in, picked, skip_published
-from ferry_airflow.execution.base import Command, Result
+from ferry_airflow.base import StageManifest, StageOperator, handed_on, path_in, picked, skip_published
+from ferry_airflow.execution.base import CommandResult, StageCommand
 
 
 class DownloadOperator(StageOperator):
@@ -15,7 +15,7 @@ class DownloadOperator(StageOperator):
     :param source: the manifest of `resolve` (templated). Where its commit is None the source is a directory, and its
         path is passed on; where it says `published` the task is skipped, and with it all that follow.
     :param hf_conn_id: as in StageOperator
-    :param place: as in StageOperator
+    :param execution: as in StageOperator
     :returns: manifest with `path` (the Hugging Face checkpoint), `files`, `bytes` and `bytes_downloaded`
     """
 
@@ -26,14 +26,14 @@ class DownloadOperator(StageOperator):
         super().__init__(**kwargs)
         self.source = source
 
-    def command(self) -> Command | Manifest:
+    def command(self) -> StageCommand | StageManifest:
         skip_published(self.source)
         path = path_in(self.source)
         self.link_target = path
         if self.source["commit"] is None:
             self.log.info("The source is the directory %s: nothing to download", path)
             return {"path": path, **handed_on(self.source)}
-        return Command(("download", self.source["repo"], path, "--revision", self.source["commit"]))
+        return StageCommand(("download", self.source["repo"], path, "--revision", self.source["commit"]))
 
-    def manifest(self, result: Result) -> Manifest:
+    def manifest(self, result: CommandResult) -> StageManifest:
         return {**picked(result, "path", "files", "bytes", "bytes_downloaded"), **handed_on(self.source)}

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ferry_airflow.base import Manifest, StageOperator, picked
-from ferry_airflow.execution.base import Command, Result
+from ferry_airflow.base import StageManifest, StageOperator, picked
+from ferry_airflow.execution.base import CommandResult, StageCommand
 from ferry_airflow.layout import work_root
 
 
@@ -20,7 +20,7 @@ class ExportOperator(StageOperator):
     :param hf_config: directory with config.json and the tokenizer's files (templated); default None: the `hf`
         directory of a checkpoint that Ferry wrote
     :param dtype: `bfloat16` (default), `float32` or `float16` (templated)
-    :param place: as in StageOperator
+    :param execution: as in StageOperator
     :param hf_conn_id: as in StageOperator
     :returns: manifest with `path` (the Hugging Face checkpoint), `fingerprint`, `already` and `destination`
     """
@@ -43,12 +43,12 @@ class ExportOperator(StageOperator):
         self.hf_config = hf_config
         self.dtype = dtype
 
-    def command(self) -> Command:
+    def command(self) -> StageCommand:
         self.link_target = self._directory()
         options = ["--hf-config", self.hf_config] if self.hf_config else []
-        return Command(("export", self.checkpoint, self.link_target, "--dtype", self.dtype, *options))
+        return StageCommand(("export", self.checkpoint, self.link_target, "--dtype", self.dtype, *options))
 
-    def manifest(self, result: Result) -> Manifest:
+    def manifest(self, result: CommandResult) -> StageManifest:
         return {**picked(result, "path", "fingerprint", "already"), "destination": self.destination}
 
     def _directory(self) -> str:

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from conversion_lib.errors import BadInput
-from ferry_airflow.base import Manifest, StageOperator, handed_on, picked
-from ferry_airflow.execution.base import Command, Result
+from ferry_airflow.base import StageManifest, StageOperator, handed_on, picked
+from ferry_airflow.execution.base import CommandResult, StageCommand
 
 
 class FinalizeOperator(StageOperator):
@@ -16,7 +16,7 @@ class FinalizeOperator(StageOperator):
     Of a conversion in one go it finds the checkpoint committed, and says so.
 
     :param parts: the manifests of `convert`, one for each part (templated): the output of the mapped task
-    :param place: as in StageOperator
+    :param execution: as in StageOperator
     :param hf_conn_id: as in StageOperator
     :returns: manifest with `path` (the MaxText checkpoint), `target`, `fingerprint`, `parts` (how many), `chunks` and
         `already` (it was committed)
@@ -29,17 +29,17 @@ class FinalizeOperator(StageOperator):
         super().__init__(**kwargs)
         self.parts = parts
 
-    def command(self) -> Command:
+    def command(self) -> StageCommand:
         self.link_target = str(self._manifests()[0]["path"])
-        return Command(("finalize", self.link_target))
+        return StageCommand(("finalize", self.link_target))
 
-    def manifest(self, result: Result) -> Manifest:
+    def manifest(self, result: CommandResult) -> StageManifest:
         manifests = self._manifests()
         kept = picked(result, "path", "fingerprint", "chunks", "already")
         return {**kept, "parts": len(manifests), **handed_on(manifests[0])}
 
     def _manifests(self) -> list[Mapping[str, Any]]:
-        """What the parts left. Raises BadInput where they did not write to one place: each part names its own."""
+        """What the parts left. Raises BadInput where they did not write to one directory: each part names its own."""
         manifests = list(self.parts)
         paths = sorted({str(manifest["path"]) for manifest in manifests})
         if len(paths) != 1:

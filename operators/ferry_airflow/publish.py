@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from airflow.sdk import Asset, AssetAlias
 
 from conversion_lib.publish.location import PublishedPath
-from ferry_airflow.base import Manifest, StageOperator, handed_on, path_in, picked
-from ferry_airflow.execution.base import Command, Result
+from ferry_airflow.base import StageManifest, StageOperator, handed_on, path_in, picked
+from ferry_airflow.execution.base import CommandResult, StageCommand
 from ferry_airflow.links import browsable
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ class PublishOperator(StageOperator):
     :param checkpoint: the manifest of `check`, or the path of a MaxText checkpoint (templated)
     :param destination: `gs://bucket/prefix` or the absolute path of a directory (templated)
     :param report_dir: directory of the check's report (templated); default: the one in the manifest of `check`
-    :param place: as in StageOperator
+    :param execution: as in StageOperator
     :param hf_conn_id: as in StageOperator
     :returns: manifest with `url` (of the published checkpoint), `destination`, `files`, `bytes`, `bytes_copied` (0
         where it was there and whole), `checked`, `digest`, and of the check `verdict` and `max_kl`
@@ -48,12 +48,12 @@ class PublishOperator(StageOperator):
         self.destination = destination
         self.report_dir = report_dir
 
-    def command(self) -> Command:
+    def command(self) -> StageCommand:
         report_dir = self.report_dir or self._checked().get("report_dir")
         options = ["--report", report_dir] if report_dir else []
-        return Command(("publish", path_in(self.checkpoint), self.destination, *options))
+        return StageCommand(("publish", path_in(self.checkpoint), self.destination, *options))
 
-    def manifest(self, result: Result) -> Manifest:
+    def manifest(self, result: CommandResult) -> StageManifest:
         self.link_target = str(result["url"])
         checked = self._checked()
         return {
@@ -63,7 +63,7 @@ class PublishOperator(StageOperator):
             **handed_on(self.checkpoint),
         }
 
-    def after(self, context: Context, manifest: Manifest) -> None:
+    def after(self, context: Context, manifest: StageManifest) -> None:
         path = PublishedPath.parse(manifest["url"])
         root = path.model_url(manifest["url"])
         uri = root if "://" in root else browsable(root)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from ferry_airflow.base import Manifest, picked
+from ferry_airflow.base import StageManifest, picked
 from ferry_airflow.choices import STAGED
-from ferry_airflow.execution.base import Command, Result
+from ferry_airflow.execution.base import CommandResult, StageCommand
 from ferry_airflow.target import TargetOperator
 
 
@@ -26,7 +26,7 @@ class ResolveOperator(TargetOperator):
         hold a bf16 copy
     :param hf_conn_id: as in StageOperator
     :param scan_layers, save_dtype, ocdbt, zarr3, maxtext: as in TargetOperator (templated)
-    :param place: as in StageOperator
+    :param execution: as in StageOperator
     :returns: manifest with `repo`, `commit` (None for a directory), `files`, `path` (where the source is or
         will be), `work_dir` (where the run keeps what it makes of it), `quantized`, `model` (its published name),
         `published` (the address where the checkpoint is already, else None) and `plan`: `family`, `bytes_in`,
@@ -60,12 +60,12 @@ class ResolveOperator(TargetOperator):
         self.model_name = model_name
         self.dequantize = dequantize
 
-    def command(self) -> Command:
+    def command(self) -> StageCommand:
         arguments = ["resolve", self.repo, "--revision", self.revision, "--destination", self.destination]
         arguments += ["--run", self.run_id, "--dequantize", self.dequantize]
         arguments += ["--model", self.model_name] if self.model_name else []
-        return Command((*arguments, *self.target_arguments()), Command.STEPS)
+        return StageCommand((*arguments, *self.target_arguments()), StageCommand.STEPS)
 
-    def manifest(self, result: Result) -> Manifest:
+    def manifest(self, result: CommandResult) -> StageManifest:
         self.link_target = str(result["published"] or result["path"])
         return picked(result, "repo", "commit", "files", "path", "work_dir", "quantized", "model", "published", "plan")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from ferry_airflow.base import Manifest, StageOperator, picked
-from ferry_airflow.execution.base import Command, Result
+from ferry_airflow.base import StageManifest, StageOperator, picked
+from ferry_airflow.execution.base import CommandResult, StageCommand
 
 
 class UploadOperator(StageOperator):
@@ -16,7 +16,7 @@ class UploadOperator(StageOperator):
     :param private: whether a repository that is made on the Hub is private (templated); default True
     :param message: of the commit on the Hub (templated)
     :param hf_conn_id: as in StageOperator; the token has to be one that may write
-    :param place: as in StageOperator
+    :param execution: as in StageOperator
     :returns: manifest with `url`, `files`, and of the Hub `commit`
     """
 
@@ -36,14 +36,14 @@ class UploadOperator(StageOperator):
         self.private = private
         self.message = message
 
-    def command(self) -> Command | Manifest:
+    def command(self) -> StageCommand | StageManifest:
         destination = str(self.source["destination"])
         self.link_target = destination
         if destination.startswith("/"):
             self.log.info("The export lies in %s: nothing to upload", destination)
             return {"url": destination}
         options = ["--private" if self.private else "--public", "--message", self.message]
-        return Command(("upload", str(self.source["path"]), destination, *options), Command.STEPS)
+        return StageCommand(("upload", str(self.source["path"]), destination, *options), StageCommand.STEPS)
 
-    def manifest(self, result: Result) -> Manifest:
+    def manifest(self, result: CommandResult) -> StageManifest:
         return picked(result, "url", "commit", "files")

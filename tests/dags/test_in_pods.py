@@ -34,10 +34,10 @@ def pods(standalone, standalone_hub, larger, tmp_path_factory):  # noqa: F811
             "poll_seconds": 0.5,
             "log_seconds": 1,
         }
-        path = standalone.directory / "places.yaml"
+        path = standalone.directory / "execution.yaml"
         before = path.read_text()
-        places = {**yaml.safe_load(before), "stages": {"download": "kubernetes", "convert": "kubernetes"}}
-        path.write_text(yaml.safe_dump({**places, "kubernetes": settings}))
+        modes = {**yaml.safe_load(before), "stages": {"download": "kubernetes", "convert": "kubernetes"}}
+        path.write_text(yaml.safe_dump({**modes, "kubernetes": settings}))
         yield SimpleNamespace(cluster=cluster, kubelet=kubelet, work=standalone.directory / "work" / "acme--larger")
         path.write_text(before)
 

@@ -28,22 +28,22 @@ def test_kustomization_names_every_manifest():
 
 
 @pytest.mark.parametrize("stage", ["resolve", "convert", "check", "publish"])
-def test_places_are_configured(stage, monkeypatch):
-    monkeypatch.setenv("FERRY_PLACES", str(DEPLOY / "places.yaml"))
+def test_execution_is_configured(stage, monkeypatch):
+    monkeypatch.setenv("FERRY_EXECUTION", str(DEPLOY / "execution.yaml"))
     found = configured(stage)
-    assert isinstance(found.place, KubernetesPod)
-    pod = specification(found.place._settings, ferry(stage, *found.options), [], TASK)
+    assert isinstance(found.mode, KubernetesPod)
+    pod = specification(found.mode._settings, ferry(stage, *found.options), [], TASK)
     kubernetes_validate.validate(pod, "1.31", strict=True)
     assert bool(pod["spec"]["nodeSelector"]) == (stage in ("convert", "check"))
 
 
 def test_pods_use_what_the_manifests_make():
-    places = yaml.safe_load((DEPLOY / "places.yaml").read_text())["kubernetes"]
+    settings = yaml.safe_load((DEPLOY / "execution.yaml").read_text())["kubernetes"]
     made = {
         (document["kind"], document["metadata"]["name"])
         for path in MANIFESTS
         for document in yaml.safe_load_all(path.read_text())
     }
-    assert ("PersistentVolumeClaim", places["work_claim"]) in made
-    assert ("ServiceAccount", places["service_account"]) in made
-    assert ("Namespace", places["namespace"]) in made
+    assert ("PersistentVolumeClaim", settings["work_claim"]) in made
+    assert ("ServiceAccount", settings["service_account"]) in made
+    assert ("Namespace", settings["namespace"]) in made

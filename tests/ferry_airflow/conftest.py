@@ -13,7 +13,7 @@ os.environ.setdefault("AIRFLOW__CORE__UNIT_TEST_MODE", "True")
 
 import pytest
 
-from ferry_airflow.execution.base import Command, TaskIdentity
+from ferry_airflow.execution.base import StageCommand, TaskIdentity
 from ferry_airflow.execution.local import LocalSubprocess
 
 SCRIPT = ROOT / "tests" / "support" / "fake_ferry.py"
@@ -21,7 +21,7 @@ TASK = TaskIdentity("dag", "manual__1", "t", -1)
 
 
 def ferry(*arguments):
-    return Command(arguments)
+    return StageCommand(arguments)
 
 
 class RecordingLog:
@@ -51,7 +51,7 @@ def work_dir(tmp_path, monkeypatch):
 
 @pytest.fixture
 def fake():
-    """A place that runs `fake_ferry.py <behaviour>` instead of ferry."""
+    """An execution mode that runs `fake_ferry.py <behaviour>` instead of ferry."""
 
     def make(behaviour, **options):
         return LocalSubprocess([sys.executable, str(SCRIPT), behaviour], **options)

@@ -20,7 +20,7 @@ from ferry_airflow.clean_up import CleanUpOperator
 from ferry_airflow.convert import ConvertOperator
 from ferry_airflow.dequantize import DequantizeOperator
 from ferry_airflow.download import DownloadOperator
-from ferry_airflow.execution.base import Place
+from ferry_airflow.execution.base import ExecutionMode
 from ferry_airflow.export import ExportOperator
 from ferry_airflow.finalize import FinalizeOperator
 from ferry_airflow.layout import save_manifest
@@ -38,7 +38,7 @@ STAGES = (
 )
 
 
-class RecordingPlace(Place):
+class RecordingMode(ExecutionMode):
     """Answers with a set result; remembers what it was asked to run."""
 
     def __init__(self, **result):
@@ -65,25 +65,27 @@ TARGET_OPTIONS = "--scan-layers --save-dtype bfloat16 --ocdbt --zarr3 --maxtext 
 
 def test_resolve(context):
     plan = {"bytes_in": 1, "disk_bytes": 2}
-    place = RecordingPlace(repo="a/b", commit="c", path="/w/hf", work_dir="/w", published=None, plan=plan, model="b")
-    manifest = ResolveOperator(task_id="t", repo="a/b", destination="/d", model_name="m", place=place).execute(context)
+    recorder = RecordingMode(repo="a/b", commit="c", path="/w/hf", work_dir="/w", published=None, plan=plan, model="b")
+    manifest = ResolveOperator(task_id="t", repo="a/b", destination="/d", model_name="m", execution=recorder).execute(
+        context
+    )
     given = "resolve a/b --revision main --destination /d --run manual__1 --dequantize staged --model m"
-    assert place.arguments == [*given.split(), *TARGET_OPTIONS.split()]
+    assert recorder.arguments == [*given.split(), *TARGET_OPTIONS.split()]
     assert (manifest["commit"], manifest["plan"], manifest["published"]) == ("c", plan, None)
 
 
 def test_download(context, source):
-    place = RecordingPlace(path="/w/hf", files=9, bytes=20, bytes_downloaded=5)
-    manifest = DownloadOperator(task_id="t", source=source, place=place).execute(context)
-    assert place.arguments == ["download", "acme/tiny", "/w/hf", "--revision", "c0ffee"]
+    recorder = RecordingMode(path="/w/hf", files=9, bytes=20, bytes_downloaded=5)
+    manifest = DownloadOperator(task_id="t", source=source, execution=recorder).execute(context)
+    assert recorder.arguments == ["download", "acme/tiny", "/w/hf", "--revision", "c0ffee"]
     figures = {"files": 9, "bytes": 20, "bytes_downloaded": 5, "seconds": 2.0, "bytes_in": 10, "bytes_out": 20}
     assert manifest == {"stage": "download", **source, **figures, "peak_bytes": 30}
 
 
 def test_download_passes_a_directory_on(context, source):
-    place = RecordingPlace()
-    manifest = DownloadOperator(task_id="t", source={**source, "commit": None}, place=place).execute(context)
-    assert place.arguments is None
+    recorder = RecordingMode()
+    manifest = DownloadOperator(task_id="t", source={**source, "commit": None}, execution=recorder).execute(context)
+    assert recorder.arguments is None
     assert (manifest["path"], manifest["commit"]) == (source["path"], None)
 
 
@@ -93,67 +95,67 @@ def test_download_skips_what_is_published(context, source):
 
 
 def test_dequantize(context, source):
-    place = RecordingPlace(path="/w/bf16", fingerprint="f", already=True)
-    manifest = DequantizeOperator(task_id="t", source=source, place=place).execute(context)
-    assert place.arguments == ["dequantize", source["path"], "/w/bf16"]
+    recorder = RecordingMode(path="/w/bf16", fingerprint="f", already=True)
+    manifest = DequantizeOperator(task_id="t", source=source, execution=recorder).execute(context)
+    assert recorder.arguments == ["dequantize", source["path"], "/w/bf16"]
     assert (manifest["path"], manifest["already"], manifest["skipped"]) == ("/w/bf16", True, False)
 
 
 @pytest.mark.parametrize(("mode", "quantized"), [("fused", True), ("staged", False)])
 def test_dequantize_passes_on(context, source, mode, quantized):
-    place = RecordingPlace()
-    operator = DequantizeOperator(task_id="t", source={**source, "quantized": quantized}, mode=mode, place=place)
+    recorder = RecordingMode()
+    operator = DequantizeOperator(task_id="t", source={**source, "quantized": quantized}, mode=mode, execution=recorder)
     manifest = operator.execute(context)
-    assert place.arguments is None
+    assert recorder.arguments is None
     assert (manifest["path"], manifest["skipped"]) == (source["path"], True)
 
 
 def test_convert(context, source):
-    place = RecordingPlace(path="/w/x", fingerprint="f", pieces=4, pieces_skipped=1, already=False)
-    manifest = ConvertOperator(task_id="t", source=source, place=place).execute(context)
+    recorder = RecordingMode(path="/w/x", fingerprint="f", pieces=4, pieces_skipped=1, already=False)
+    manifest = ConvertOperator(task_id="t", source=source, execution=recorder).execute(context)
     slug = "scanned-bf16-ocdbt-zarr3-maxtext0.2.5"
-    assert place.arguments == ["convert", source["path"], f"/w/{slug}", *TARGET_OPTIONS.split()]
+    assert recorder.arguments == ["convert", source["path"], f"/w/{slug}", *TARGET_OPTIONS.split()]
     assert (manifest["target"], manifest["pieces_skipped"], manifest["commit"]) == (slug, 1, "c0ffee")
 
 
 @pytest.mark.parametrize(("part", "options"), [("0/1", []), ("2/4", ["--part", "2/4"])])
 def test_convert_a_part(context, source, part, options):
-    place = RecordingPlace(path="/w/x")
-    ConvertOperator(task_id="t", source=source, part=part, place=place).execute(context)
-    assert place.arguments[3:] == [*TARGET_OPTIONS.split(), *options]
+    recorder = RecordingMode(path="/w/x")
+    ConvertOperator(task_id="t", source=source, part=part, execution=recorder).execute(context)
+    assert recorder.arguments[3:] == [*TARGET_OPTIONS.split(), *options]
 
 
 def test_convert_with_everything_else(context):
-    place = RecordingPlace(path="/out")
+    recorder = RecordingMode(path="/out")
     other = {"scan_layers": False, "save_dtype": "float32", "ocdbt": False, "zarr3": False, "maxtext": "main"}
     operator = ConvertOperator(
-        task_id="t", source="/data/hf", destination="/out", model_name="qwen3-0.6b", place=place, **other
+        task_id="t", source="/data/hf", destination="/out", model_name="qwen3-0.6b", execution=recorder, **other
     )
     operator.execute(context)
     options = "--model qwen3-0.6b --no-scan-layers --save-dtype float32 --no-ocdbt --no-zarr3 --maxtext main"
-    assert place.arguments == ["convert", "/data/hf", "/out", *options.split()]
+    assert recorder.arguments == ["convert", "/data/hf", "/out", *options.split()]
 
 
 @pytest.mark.parametrize("wrong", [{"save_dtype": "float8_e4m3fn"}, {"maxtext": "0.1"}, {"ocdbt": "perhaps"}])
 def test_convert_refuses_a_wrong_target(context, source, wrong):
-    place = RecordingPlace()
+    recorder = RecordingMode()
     with pytest.raises(BadInput, match=next(iter(wrong))):
-        ConvertOperator(task_id="t", source=source, place=place, **wrong).execute(context)
-    assert place.arguments is None
+        ConvertOperator(task_id="t", source=source, execution=recorder, **wrong).execute(context)
+    assert recorder.arguments is None
 
 
 def test_a_path_needs_a_destination(context):
     with pytest.raises(BadInput, match="needs a destination"):
-        ConvertOperator(task_id="t", source="/data/hf", place=RecordingPlace()).execute(context)
+        ConvertOperator(task_id="t", source="/data/hf", execution=RecordingMode()).execute(context)
 
 
 def test_finalize(context, source):
-    place = RecordingPlace(path="/w/x", fingerprint="f", chunks=7, already=False)
+    recorder = RecordingMode(path="/w/x", fingerprint="f", chunks=7, already=False)
     parts = [{**source, "path": "/w/x", "target": "scanned"} for _ in range(2)]
-    manifest = FinalizeOperator(task_id="t", parts=iter(parts), place=place)
+    manifest = FinalizeOperator(task_id="t", parts=iter(parts), execution=recorder)
     manifest.parts = parts  # what a mapped task's output is rendered to
     manifest = manifest.execute(context)
-    assert place.arguments == ["finalize", "/w/x"]
+    assert recorder.arguments == ["finalize", "/w/x"]
     assert (manifest["parts"], manifest["chunks"], manifest["target"], manifest["commit"]) == (
         2,
         7,
@@ -164,22 +166,26 @@ def test_finalize(context, source):
 
 def test_finalize_refuses_parts_of_two_conversions(context):
     with pytest.raises(BadInput, match=r"\['/a', '/b'\]"):
-        FinalizeOperator(task_id="t", parts=[{"path": "/a"}, {"path": "/b"}], place=RecordingPlace()).execute(context)
+        FinalizeOperator(task_id="t", parts=[{"path": "/a"}, {"path": "/b"}], execution=RecordingMode()).execute(
+            context
+        )
 
 
 def test_check_leaves_the_threshold_to_ferry(context, source):
-    place = RecordingPlace(verdict="pass", max_kl=1e-9, digest="d", report="/w/x/report/report.html")
-    CheckOperator(task_id="t", checkpoint={**source, "path": "/w/x"}, reference=source, place=place).execute(context)
-    assert place.arguments == ["check", "/w/x", "--reference", source["path"], "--report", "/w/x/report"]
+    recorder = RecordingMode(verdict="pass", max_kl=1e-9, digest="d", report="/w/x/report/report.html")
+    CheckOperator(task_id="t", checkpoint={**source, "path": "/w/x"}, reference=source, execution=recorder).execute(
+        context
+    )
+    assert recorder.arguments == ["check", "/w/x", "--reference", source["path"], "--report", "/w/x/report"]
 
 
 def test_check(context, source):
-    place = RecordingPlace(verdict="pass", max_kl=1e-9, digest="d", report="/w/x/report/report.html")
+    recorder = RecordingMode(verdict="pass", max_kl=1e-9, digest="d", report="/w/x/report/report.html")
     checkpoint = {**source, "path": "/w/x", "target": "scanned"}
-    operator = CheckOperator(task_id="t", checkpoint=checkpoint, reference=source, max_kl=1e-6, place=place)
+    operator = CheckOperator(task_id="t", checkpoint=checkpoint, reference=source, max_kl=1e-6, execution=recorder)
     manifest = operator.execute(context)
     options = ["--reference", source["path"], "--report", "/w/x/report", "--max-kl", "1e-06"]
-    assert place.arguments == ["check", "/w/x", *options]
+    assert recorder.arguments == ["check", "/w/x", *options]
     assert "layers" not in manifest  # manifests are small
     assert (manifest["path"], manifest["report_dir"], manifest["target"]) == ("/w/x", "/w/x/report", "scanned")
     assert OutputLink().get_link(operator, ti_key=KEY) == TAB
@@ -193,7 +199,7 @@ def test_check(context, source):
     ],
 )
 def test_publish(context, source, root, link, uri):
-    place = RecordingPlace(url=f"{root}/m/c/t", files=3, bytes=20, digest="d")
+    recorder = RecordingMode(url=f"{root}/m/c/t", files=3, bytes=20, digest="d")
     alias = AssetAlias("published")
     events = []
 
@@ -203,9 +209,9 @@ def test_publish(context, source, root, link, uri):
 
     context["outlet_events"] = {alias: Accessor()}
     checked = {**source, "path": "/w/x", "report_dir": "/w/r", "verdict": "pass", "max_kl": 1e-9}
-    operator = PublishOperator(task_id="t", checkpoint=checked, destination=root, place=place, outlets=[alias])
+    operator = PublishOperator(task_id="t", checkpoint=checked, destination=root, execution=recorder, outlets=[alias])
     manifest = operator.execute(context)
-    assert place.arguments == ["publish", "/w/x", root, "--report", "/w/r"]
+    assert recorder.arguments == ["publish", "/w/x", root, "--report", "/w/r"]
     assert (manifest["url"], manifest["verdict"]) == (f"{root}/m/c/t", "pass")
     assert OutputLink().get_link(operator, ti_key=KEY) == link
     extra = {"url": f"{root}/m/c/t", "commit": "c", "target": "t", "verdict": "pass", "max_kl": 1e-9, "digest": "d"}
@@ -233,44 +239,44 @@ class TestApproval:
 
 @pytest.mark.parametrize(("published", "ended"), [({"url": "gs://m"}, "--succeeded"), (None, "--failed")])
 def test_clean_up(context, source, published, ended):
-    place = RecordingPlace(removed=["/w/bf16"], bytes_freed=5)
-    operator = CleanUpOperator(task_id="t", source=source, published=published, keep_files="remove", place=place)
+    recorder = RecordingMode(removed=["/w/bf16"], bytes_freed=5)
+    operator = CleanUpOperator(task_id="t", source=source, published=published, keep_files="remove", execution=recorder)
     manifest = operator.execute(context)
     options = ["--run", "manual__1", "--target", "scanned-bf16-ocdbt-zarr3-maxtext0.2.5", "--keep", "remove", ended]
-    assert place.arguments == ["clean-up", "/w", *options]
+    assert recorder.arguments == ["clean-up", "/w", *options]
     assert (manifest["removed"], manifest["bytes_freed"]) == (["/w/bf16"], 5)
 
 
 @pytest.mark.parametrize("wrote_nothing", [None, {"published": "gs://models/m"}])
 def test_clean_up_after_a_run_that_wrote_nothing(context, wrote_nothing):
-    place = RecordingPlace()
-    operator = CleanUpOperator(task_id="t", source=wrote_nothing, published=None, place=place)
+    recorder = RecordingMode()
+    operator = CleanUpOperator(task_id="t", source=wrote_nothing, published=None, execution=recorder)
     assert operator.execute(context)["removed"] == []
-    assert place.arguments is None
+    assert recorder.arguments is None
 
 
 def test_export_to_a_directory(context):
-    place = RecordingPlace(path="/out")
-    operator = ExportOperator(task_id="t", checkpoint="/c", destination="/out", hf_config="/hf", place=place)
+    recorder = RecordingMode(path="/out")
+    operator = ExportOperator(task_id="t", checkpoint="/c", destination="/out", hf_config="/hf", execution=recorder)
     manifest = operator.execute(context)
-    assert place.arguments == ["export", "/c", "/out", "--dtype", "bfloat16", "--hf-config", "/hf"]
-    uploaded = UploadOperator(task_id="u", source=manifest, place=RecordingPlace()).execute(context)
+    assert recorder.arguments == ["export", "/c", "/out", "--dtype", "bfloat16", "--hf-config", "/hf"]
+    uploaded = UploadOperator(task_id="u", source=manifest, execution=RecordingMode()).execute(context)
     assert uploaded["url"] == "/out"
 
 
 def test_export_to_the_hub(context, work_dir):
     def export():
-        place = RecordingPlace(path="/out")
-        operator = ExportOperator(task_id="t", checkpoint="/c/x", destination="hf://acme/x", place=place)
-        return operator.execute(context), place.arguments
+        recorder = RecordingMode(path="/out")
+        operator = ExportOperator(task_id="t", checkpoint="/c/x", destination="hf://acme/x", execution=recorder)
+        return operator.execute(context), recorder.arguments
 
     manifest, arguments = export()
     assert arguments[2].startswith(str(work_dir / "exports" / "x-"))
     assert export()[1] == arguments  # a retry finds what is there
-    place = RecordingPlace(url="hf://acme/x", commit="c", files=3)
-    operator = UploadOperator(task_id="u", source=manifest, private=False, message="m", place=place)
+    recorder = RecordingMode(url="hf://acme/x", commit="c", files=3)
+    operator = UploadOperator(task_id="u", source=manifest, private=False, message="m", execution=recorder)
     assert operator.execute(context)["commit"] == "c"
-    assert place.arguments == ["upload", "/out", "hf://acme/x", "--public", "--message", "m"]
+    assert recorder.arguments == ["upload", "/out", "hf://acme/x", "--public", "--message", "m"]
     assert OutputLink().get_link(operator, ti_key=KEY) == "https://huggingface.co/acme/x"
 
 
@@ -280,7 +286,9 @@ def test_export_to_the_hub(context, work_dir):
 )
 def test_exit_codes(context, source, fake, work_dir, code, kind):
     """The type of the error says whether another try may help; the line and the figures stay."""
-    operator = DownloadOperator(task_id="download", source={**source, "repo": str(code)}, place=fake("fail_with_repo"))
+    operator = DownloadOperator(
+        task_id="download", source={**source, "repo": str(code)}, execution=fake("fail_with_repo")
+    )
     with pytest.raises(kind, match=r"^ferry: model\.safetensors: no such tensor$") as caught:
         operator.execute(context)
     saved = json.loads((work_dir / "runs" / "manual__1" / "download.json").read_text())
@@ -305,7 +313,7 @@ class TestRetries:
 
 
 def test_manifest_is_saved(context, source, work_dir):
-    operator = DownloadOperator(task_id="t", source=source, place=RecordingPlace(path="/w/hf"))
+    operator = DownloadOperator(task_id="t", source=source, execution=RecordingMode(path="/w/hf"))
     manifest = operator.execute(context)
     assert json.loads((work_dir / "runs" / "manual__1" / "t.json").read_text()) == manifest
     context["ti"].map_index = 0
@@ -318,13 +326,13 @@ def test_saving_stays_in_its_directory(work_dir):
 
 
 def test_on_kill_reaches_the_place_that_works(context, source):
-    place = RecordingPlace(path="/w/hf")
-    operator = DownloadOperator(task_id="t", source=source, place=place)
+    recorder = RecordingMode(path="/w/hf")
+    operator = DownloadOperator(task_id="t", source=source, execution=recorder)
     operator.on_kill()
-    assert not place.killed  # nothing has begun
-    place.interrupt = operator.on_kill
+    assert not recorder.killed  # nothing has begun
+    recorder.interrupt = operator.on_kill
     operator.execute(context)
-    assert place.killed
+    assert recorder.killed
 
 
 class TestToken:
@@ -332,18 +340,18 @@ class TestToken:
 
     def test_of_the_environment(self, context, source, monkeypatch):
         monkeypatch.setenv("HF_TOKEN", "hf_inherited")
-        place = RecordingPlace(path="/w/hf")
-        manifest = DownloadOperator(task_id="t", source=source, place=place).execute(context)
-        assert place.secrets == {"HF_TOKEN": "hf_inherited"}
-        assert "hf_inherited" not in str(place.arguments) + str(manifest)
+        recorder = RecordingMode(path="/w/hf")
+        manifest = DownloadOperator(task_id="t", source=source, execution=recorder).execute(context)
+        assert recorder.secrets == {"HF_TOKEN": "hf_inherited"}
+        assert "hf_inherited" not in str(recorder.arguments) + str(manifest)
 
     def test_of_a_connection(self, context, source, fake, monkeypatch, work_dir, capfd):
         monkeypatch.setenv("AIRFLOW_CONN_HUB", '{"conn_type": "http", "password": "hf_connected"}')
         seen = []
-        place = fake("echo")
-        operator = DownloadOperator(task_id="t", source=source, place=place, hf_conn_id="hub")
-        run = place.run
-        place.run = lambda *arguments: seen.append(run(*arguments)) or {"path": "/w/hf", **seen[0]}
+        recorder = fake("echo")
+        operator = DownloadOperator(task_id="t", source=source, execution=recorder, hf_conn_id="hub")
+        run = recorder.run
+        recorder.run = lambda *arguments: seen.append(run(*arguments)) or {"path": "/w/hf", **seen[0]}
         manifest = operator.execute(context)
         assert seen[0]["environment"]["HF_TOKEN"] == "hf_connected"
         rendered = str([getattr(operator, name) for name in operator.template_fields])
@@ -355,10 +363,10 @@ class TestToken:
         """It is not tried again, and the worker's own token does not go in its place."""
         monkeypatch.setenv("HF_TOKEN", "hf_inherited")
         monkeypatch.setattr(BaseHook, "get_connection", _no_connection)
-        place = RecordingPlace(path="/w/hf")
+        recorder = RecordingMode(path="/w/hf")
         with pytest.raises(BadInput, match="no Airflow connection hub"):
-            DownloadOperator(task_id="t", source=source, place=place, hf_conn_id="hub").execute(context)
-        assert place.secrets is None
+            DownloadOperator(task_id="t", source=source, execution=recorder, hf_conn_id="hub").execute(context)
+        assert recorder.secrets is None
 
 
 def _no_connection(conn_id):
@@ -369,7 +377,7 @@ def _no_connection(conn_id):
 def test_docstrings_name_every_parameter(operator):
     names = parameters(operator)
     assert "task_id" not in names and len(names) >= 1
-    missing = [name for name in (*names, "place", "hf_conn_id") if f":param {name}:" not in operator.__doc__]
+    missing = [name for name in (*names, "execution", "hf_conn_id") if f":param {name}:" not in operator.__doc__]
     assert not missing
     inherited = parameters(TargetOperator) if issubclass(operator, TargetOperator) else []
     assert not inherited or f":param {', '.join(inherited)}: as in TargetOperator" in operator.__doc__

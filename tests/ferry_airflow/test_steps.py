@@ -1,4 +1,4 @@
-"""The steps that run where the stages run: `python -m ferry_airflow.steps`, as the places start it."""
+"""The steps that run where the stages run: `python -m ferry_airflow.steps`, as the execution modes start it."""
 
 import json
 import os

@@ -1,15 +1,15 @@
-"""Where stages run: one module a place, chosen by configuration when a task starts.
+"""How stages run: one module for each execution mode, chosen by configuration when a task starts.
 
-`FERRY_PLACES`, a variable in the workers' environment, names a YAML file::
+`FERRY_EXECUTION`, a variable in the workers' environment, names a YAML file::
 
-    default: kubernetes        # the place of every stage that is not named below; `local` where there is no file
+    default: kubernetes        # the mode of every stage that is not named below; `local` without a file
     stages:
       resolve: local
     options:                   # added to a stage's command line, wherever it runs
       convert: [--memory-budget, 8GiB]
-    kubernetes: {...}          # what the place of that name is told: see its module
+    kubernetes: {...}          # the settings of the mode of that name: see its module
 
-A place is a module of this package with a function `place(stage, options)`; a third one is one more module.
+A mode is a module of this package with a function `execution_mode(stage, options)`; a third one is one more module.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from conversion_lib.errors import BadInput
-from ferry_airflow.execution.base import Place
+from ferry_airflow.execution.base import ExecutionMode
 
-VARIABLE = "FERRY_PLACES"
+VARIABLE = "FERRY_EXECUTION"
 
 
-class Places(BaseModel):
-    """The file that `FERRY_PLACES` names. Keys beside these are places, with what each is told."""
+class ExecutionSettings(BaseModel):
+    """The file that `FERRY_EXECUTION` names. Keys beside these are modes, with the settings of each."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
@@ -41,32 +41,32 @@ class Places(BaseModel):
 
 @dataclass(frozen=True)
 class Configured:
-    """Where a stage runs, and what is added to its command line."""
+    """How a stage runs, and what is added to its command line."""
 
-    place: Place
+    mode: ExecutionMode
     options: tuple[str, ...] = ()
 
 
 def configured(stage: str) -> Configured:
     """What the configuration says of a stage. Raises BadInput, naming the file, where it is wrong."""
     path = os.environ.get(VARIABLE)
-    places = _read(Path(path)) if path else Places()
-    name = places.stages.get(stage, places.default)
-    options = (places.model_extra or {}).get(name) or {}
+    settings = _read(Path(path)) if path else ExecutionSettings()
+    name = settings.stages.get(stage, settings.default)
+    options = (settings.model_extra or {}).get(name) or {}
     try:
         module = import_module(f"ferry_airflow.execution.{name}")
     except ImportError as error:
-        raise BadInput(f"{path}: stage {stage} is to run at {name}, which cannot be loaded: {error}") from None
+        raise BadInput(f"{path}: the execution mode {name} of the stage {stage} cannot be loaded: {error}") from None
     try:
-        made: Place = module.place(stage, options)
+        made: ExecutionMode = module.execution_mode(stage, options)
     except (ValidationError, AttributeError) as error:
         raise BadInput(f"{path}: {name}: {one_line(error)}") from None
-    return Configured(made, tuple(places.options.get(stage, ())))
+    return Configured(made, tuple(settings.options.get(stage, ())))
 
 
-def _read(path: Path) -> Places:
+def _read(path: Path) -> ExecutionSettings:
     try:
-        return Places.model_validate(yaml.safe_load(path.read_text()) or {})
+        return ExecutionSettings.model_validate(yaml.safe_load(path.read_text()) or {})
     except OSError as error:
         raise BadInput(f"{VARIABLE} names {path}, which cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, ValidationError) as error:

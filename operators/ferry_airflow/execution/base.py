@@ -1,4 +1,4 @@
-"""What a place is: somewhere that runs a stage's command."""
+"""What an execution mode is: a way to run a stage's command."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any, ClassVar, Protocol
 
 from conversion_lib.errors import BadInput, CheckFailed, FerryError, OutsideFailure, Terminated
 
-Result = dict[str, Any]
+CommandResult = dict[str, Any]
 
 ERROR_PREFIX = "ferry: "
 """How a command begins the line that says why it ends."""
 
 
 @dataclass(frozen=True)
-class Command:
+class StageCommand:
     """What a stage runs: `python -m <module> <arguments> --json`.
 
     It says on standard error what it does, ends with one of the exit codes in conversion_lib.errors, and leaves one
@@ -31,7 +31,7 @@ class Command:
 
     @property
     def name(self) -> str:
-        program = "ferry" if self.module == Command.FERRY else f"python -m {self.module}"
+        program = "ferry" if self.module == StageCommand.FERRY else f"python -m {self.module}"
         return f"{program} {self.arguments[0]}"
 
     def __str__(self) -> str:
@@ -49,7 +49,7 @@ class TaskIdentity:
 
 
 class TaskLog(Protocol):
-    """The part of a task's log that a place writes to."""
+    """The part of a task's log that an execution mode writes to."""
 
     def info(self, event: str, *args: Any) -> Any: ...
     def error(self, event: str, *args: Any) -> Any: ...
@@ -63,7 +63,7 @@ class StageFailed(FerryError):
     :param result: what the command printed as its result all the same, as a failed check does
     """
 
-    def __init__(self, message: str, exit_code: int, result: Result) -> None:
+    def __init__(self, message: str, exit_code: int, result: CommandResult) -> None:
         super().__init__(message)
         self.exit_code = exit_code
         self.result = result
@@ -75,23 +75,25 @@ class StageFailed(FerryError):
         return next((kind for kind in kinds if kind.exit_code == self.exit_code), OutsideFailure)
 
 
-class Place(ABC):
-    """Somewhere that runs commands. It serves one command at a time."""
+class ExecutionMode(ABC):
+    """A way to run commands. It serves one command at a time."""
 
     @abstractmethod
-    def run(self, command: Command, secrets: Mapping[str, str], task: TaskIdentity, log: TaskLog) -> Result:
+    def run(self, command: StageCommand, secrets: Mapping[str, str], task: TaskIdentity, log: TaskLog) -> CommandResult:
         """Runs a command to its end and returns its result; raises StageFailed where it fails.
 
-        A place that need not be waited for raises Airflow's TaskDeferred with the method name `resume`; the event of
+        A mode that need not be waited for raises Airflow's TaskDeferred with the method name `resume`; the event of
         its trigger then comes to `resume`.
 
         :param command: what to run; it is logged
         :param secrets: environment variables for it; never logged, and in no command line
-        :param task: whose command it is: a place that outlives the task's process finds it again by this
+        :param task: whose command it is: a command that outlives the task's process is found again by this
         :param log: the task's log
         """
 
-    def resume(self, command: Command, secrets: Mapping[str, str], event: Mapping[str, Any], log: TaskLog) -> Result:
+    def resume(
+        self, command: StageCommand, secrets: Mapping[str, str], event: Mapping[str, Any], log: TaskLog
+    ) -> CommandResult:
         """Goes on when the trigger has fired; returns, raises and defers as `run` does."""
         raise NotImplementedError(f"{type(self).__name__} does not defer")
 
@@ -100,7 +102,7 @@ class Place(ABC):
         """Ends the command that is running, if one is; may be called from a signal handler."""
 
 
-def failure(command: Command, exit_code: int, ending: str, last_line: str, result: Result) -> StageFailed:
+def failure(command: StageCommand, exit_code: int, ending: str, last_line: str, result: CommandResult) -> StageFailed:
     """What a command's end means: its own error line where it left one, else how it ended."""
     if last_line.startswith(ERROR_PREFIX):
         return StageFailed(last_line, exit_code, result)

@@ -1,8 +1,8 @@
-"""The place `kubernetes`: each command in a pod of its own, which outlives the task's process.
+"""The execution mode `kubernetes`: each command in a pod of its own, which outlives the task's process.
 
 The task makes the pod, or finds the one that an earlier try of it left at work, and defers: while the pod runs no
 worker is taken. Airflow's trigger watches it and brings its log lines; when it fires, the task copies the lines that
-are left, takes the result from the container's termination message, and deletes the pod. Needs `ferry[kubernetes]`.
+are left, takes the result from the container's termination message, and deletes the pod. Needs the extra `kubernetes`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,15 @@ from kubernetes.client.exceptions import ApiException  # type: ignore[import-unt
 from urllib3.exceptions import HTTPError
 
 from conversion_lib.errors import BadInput, OutsideFailure
-from ferry_airflow.execution.base import ERROR_PREFIX, Command, Place, Result, TaskIdentity, TaskLog, failure
+from ferry_airflow.execution.base import (
+    ERROR_PREFIX,
+    CommandResult,
+    ExecutionMode,
+    StageCommand,
+    TaskIdentity,
+    TaskLog,
+    failure,
+)
 from ferry_airflow.execution.pod import CONTAINER, PodSettings, secret_for, selector, specification
 
 if TYPE_CHECKING:
@@ -34,14 +42,14 @@ WRONG = {400, 401, 403, 404, 422}
 """Answers of the API to a request that it would not take another time either."""
 
 
-class KubernetesPod(Place):
-    """The place `kubernetes`."""
+class KubernetesPod(ExecutionMode):
+    """The execution mode `kubernetes`."""
 
     def __init__(self, settings: PodSettings) -> None:
         self._settings = settings
         self._pod: tuple[str, str] | None = None
 
-    def run(self, command: Command, secrets: Mapping[str, str], task: TaskIdentity, log: TaskLog) -> Result:
+    def run(self, command: StageCommand, secrets: Mapping[str, str], task: TaskIdentity, log: TaskLog) -> CommandResult:
         with _explained("making a pod"):
             found = self._find(task, log)
             pod = found or self._create(command, secrets, task)
@@ -50,7 +58,9 @@ class KubernetesPod(Place):
         log.info("%s: %s in pod %s", "Attached to" if found else "Running", command, pod.metadata.name)
         raise self._deferred(pod)
 
-    def resume(self, command: Command, secrets: Mapping[str, str], event: Mapping[str, Any], log: TaskLog) -> Result:
+    def resume(
+        self, command: StageCommand, secrets: Mapping[str, str], event: Mapping[str, Any], log: TaskLog
+    ) -> CommandResult:
         name, namespace = event["name"], event["namespace"]
         self._pod = (name, namespace)
         with _explained(f"pod {name}"):
@@ -89,7 +99,7 @@ class KubernetesPod(Place):
                 self._delete(pod.metadata.name, pod.metadata.namespace)
         return found
 
-    def _create(self, command: Command, secrets: Mapping[str, str], task: TaskIdentity) -> V1Pod:
+    def _create(self, command: StageCommand, secrets: Mapping[str, str], task: TaskIdentity) -> V1Pod:
         body = specification(self._settings, command, secrets, task)
         return self._api.create_namespaced_pod(self._settings.namespace, body)
 
@@ -158,8 +168,8 @@ class KubernetesPod(Place):
                 raise
 
 
-def place(stage: str, options: Mapping[str, Any]) -> KubernetesPod:
-    """The place of a stage. Raises pydantic's ValidationError for options that are not PodSettings."""
+def execution_mode(stage: str, options: Mapping[str, Any]) -> KubernetesPod:
+    """The mode of a stage. Raises pydantic's ValidationError for options that are not PodSettings."""
     return KubernetesPod(PodSettings.model_validate(options).of_stage(stage))
 
 
@@ -195,7 +205,7 @@ def _copy(lines: list[tuple[str, str]], seen: datetime | None, log: TaskLog) -> 
             write("%s", text)
 
 
-def _result(command: Command, pod: V1Pod, last_line: str) -> Result:
+def _result(command: StageCommand, pod: V1Pod, last_line: str) -> CommandResult:
     """What a pod that has ended says in its status; raises StageFailed where its command failed."""
     ended = next((s.state.terminated for s in pod.status.container_statuses or [] if s.name == CONTAINER), None)
     if ended is None:

@@ -1,4 +1,4 @@
-"""The place `local`: this worker, with the command as a subprocess of the task.
+"""The execution mode `local`: this worker, with the command as a subprocess of the task.
 
 Its log lines (standard error) go into the task's log as they come; its one JSON object (standard output)
 is the result. The subprocess leads a process group of its own, which ends with it, with the task, or when
@@ -22,9 +22,9 @@ from typing import IO, Any
 from conversion_lib.errors import BadInput, OutsideFailure
 from ferry_airflow.execution.base import (
     ERROR_PREFIX,
-    Command,
-    Place,
-    Result,
+    CommandResult,
+    ExecutionMode,
+    StageCommand,
     StageFailed,
     TaskIdentity,
     TaskLog,
@@ -37,8 +37,8 @@ GRACE_SECONDS = 4.0
 _PR_SET_PDEATHSIG = 1
 
 
-class LocalSubprocess(Place):
-    """The place `local`.
+class LocalSubprocess(ExecutionMode):
+    """The execution mode `local`.
 
     :param program: what to put before a command's arguments; default: this interpreter and the command's module
     :param grace_seconds: time between SIGTERM and SIGKILL in seconds; default 4
@@ -50,8 +50,8 @@ class LocalSubprocess(Place):
         self._process: subprocess.Popen[str] | None = None
         self._killed = False
 
-    def run(self, command: Command, secrets: Mapping[str, str], task: TaskIdentity, log: TaskLog) -> Result:
-        """As Place has it; the task's log gets the command's lines as they come."""
+    def run(self, command: StageCommand, secrets: Mapping[str, str], task: TaskIdentity, log: TaskLog) -> CommandResult:
+        """As ExecutionMode has it; the task's log gets the command's lines as they come."""
         program = [*(self._program or (sys.executable, "-m", command.module)), *command.arguments, "--json"]
         log.info("Running: %s", command)
         # A file, not a pipe: nobody need read it while the log lines are read.
@@ -167,7 +167,7 @@ def _environment(secrets: Mapping[str, str]) -> dict[str, str]:
     return {**inherited, "PYTHONUNBUFFERED": "1", **secrets}
 
 
-def _parse_result(text: str) -> Result | None:
+def _parse_result(text: str) -> CommandResult | None:
     try:
         result = json.loads(text)
     except ValueError:
@@ -179,8 +179,8 @@ def _ending(exit_code: int) -> str:
     return f"was ended by {signal.strsignal(-exit_code)}" if exit_code < 0 else f"ended with exit code {exit_code}"
 
 
-def place(stage: str, options: Mapping[str, Any]) -> LocalSubprocess:
-    """The place of a stage; it takes no options."""
+def execution_mode(stage: str, options: Mapping[str, Any]) -> LocalSubprocess:
+    """The mode of a stage; it takes no options."""
     if options:
-        raise BadInput(f"the place local takes no options, and there are {', '.join(options)}")
+        raise BadInput(f"the execution mode local takes no options, and there are {', '.join(options)}")
     return LocalSubprocess()

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ferry_airflow.execution.base import Command, TaskIdentity
+from ferry_airflow.execution.base import StageCommand, TaskIdentity
 from ferry_airflow.execution.in_pod import MESSAGE_PATH
 from ferry_airflow.layout import WORK_DIR_VARIABLE
 
@@ -39,9 +39,9 @@ class Scratch(BaseModel):
 
 
 class PodSettings(BaseModel):
-    """What is told of the place `kubernetes` in the file that FERRY_PLACES names; `stages` replaces it stage by stage.
+    """Settings of the execution mode `kubernetes` in the file that FERRY_EXECUTION names.
 
-    Quantities are Kubernetes' own: `8Gi`, `500m`.
+    `stages` replaces them stage by stage. Quantities are Kubernetes' own: `8Gi`, `500m`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -72,7 +72,7 @@ class PodSettings(BaseModel):
     stages: dict[str, Json] = {}
 
     def of_stage(self, stage: str) -> PodSettings:
-        """With what is said of the stage in place of what is said of all. Raises ValidationError."""
+        """With the stage's own settings instead of those of all. Raises ValidationError."""
         own = self.model_dump(exclude_unset=True, exclude={"stages"})
         return PodSettings.model_validate({**own, **self.stages.get(stage, {})})
 
@@ -92,7 +92,7 @@ def selector(task: TaskIdentity) -> str:
     return ",".join(f"{key}={value}" for key, value in labels(task).items())
 
 
-def specification(settings: PodSettings, command: Command, secrets: Iterable[str], task: TaskIdentity) -> Json:
+def specification(settings: PodSettings, command: StageCommand, secrets: Iterable[str], task: TaskIdentity) -> Json:
     """The pod for a command; `secrets` are names of variables in a Secret that has the pod's own name."""
     name = f"ferry-{command.arguments[0]}-{uuid.uuid4().hex[:10]}"
     arguments = ["-m", "ferry_airflow.execution.in_pod", command.module, *command.arguments]

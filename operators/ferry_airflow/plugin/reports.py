@@ -41,12 +41,12 @@ def read_report(run: Run) -> bytes:
     if not isinstance(root, str) or not _lies_under(url, root):
         raise NoReport(f"{url} does not lie under the destination of this run")
     try:
-        place = open_destination(url)
-        marker, manifest = place.read(MARKER_NAME), place.read(MANIFEST_NAME)
+        location = open_destination(url)
+        marker, manifest = location.read(MARKER_NAME), location.read(MANIFEST_NAME)
         if marker is None or manifest is None:
             raise NoReport(f"no checkpoint at {url}, as seen from the API server: is it mounted there, or removed?")
         entry = _entry(marker, manifest)
-        content = place.read(REPORT)
+        content = location.read(REPORT)
     except FerryError as error:
         raise NoReport(str(error)) from error
     except ValidationError as error:

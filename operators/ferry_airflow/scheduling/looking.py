@@ -65,8 +65,8 @@ def newest_commit(repo: str, revision: Revision, *, reporter: Reporter = SILENT)
 
 def run_id_of(entry: Entry, commit: str, target: TargetChoice) -> str:
     """The one run id that this commit, target and destination can have: a second trigger finds the first run."""
-    place = hashlib.sha256(json.dumps([entry.repo, entry.destination]).encode()).hexdigest()[:6]
-    return f"onboard__{entry.published_as}__{commit[:12]}__{target.slug}__{place}"
+    digest = hashlib.sha256(json.dumps([entry.repo, entry.destination]).encode()).hexdigest()[:6]
+    return f"onboard__{entry.published_as}__{commit[:12]}__{target.slug}__{digest}"
 
 
 def triggers(entry: Entry, findings: Sequence[Finding]) -> list[dict[str, Any]]:

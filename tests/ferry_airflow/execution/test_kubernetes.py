@@ -1,4 +1,4 @@
-"""The place `kubernetes`: the real clients and Airflow's real trigger, against a small API server of our own."""
+"""The execution mode `kubernetes`: the real clients and Airflow's real trigger, against a small API server here."""
 
 import asyncio
 import json
@@ -13,7 +13,7 @@ from airflow.sdk.exceptions import TaskDeferred
 from conversion_lib.errors import BadInput, CheckFailed, OutsideFailure, Terminated
 from ferry_airflow.download import DownloadOperator
 from ferry_airflow.execution import configured
-from ferry_airflow.execution.base import Command, StageFailed, TaskIdentity
+from ferry_airflow.execution.base import StageCommand, StageFailed, TaskIdentity
 from ferry_airflow.execution.in_pod import MESSAGE_BYTES, message
 from ferry_airflow.execution.pod import PodSettings, specification
 from tests.ferry_airflow.conftest import TASK, ferry
@@ -47,27 +47,27 @@ def cluster(monkeypatch):
 
 
 @pytest.fixture
-def places(tmp_path, monkeypatch):
+def execution_file(tmp_path, monkeypatch):
     """The configuration, as an administrator writes it."""
 
     def write(**changed):
-        path = tmp_path / "places.yaml"
+        path = tmp_path / "execution.yaml"
         path.write_text(yaml.safe_dump({"default": "kubernetes", "kubernetes": {**SETTINGS, **changed}}))
-        monkeypatch.setenv("FERRY_PLACES", str(path))
+        monkeypatch.setenv("FERRY_EXECUTION", str(path))
 
     write()
     return write
 
 
 @pytest.fixture
-def place(cluster, places):
-    return configured("download").place
+def mode(cluster, execution_file):
+    return configured("download").mode
 
 
-def started(place, log, command=ferry("download", "a/b", "/files/x"), secrets=None, task=TASK):
+def started(mode, log, command=ferry("download", "a/b", "/files/x"), secrets=None, task=TASK):
     """Runs a command up to where the task defers; the trigger that it waits with."""
     with pytest.raises(TaskDeferred) as deferred:
-        place.run(command, secrets or {}, task, log)
+        mode.run(command, secrets or {}, task, log)
     assert deferred.value.method_name == "resume"
     return deferred.value.trigger
 
@@ -84,8 +84,8 @@ def event_of(trigger):
     return asyncio.run(asyncio.wait_for(first(), 20))
 
 
-def resumed(place, trigger, log, command=ferry("download", "a/b", "/files/x")):
-    return place.resume(command, {}, event_of(trigger), log)
+def resumed(mode, trigger, log, command=ferry("download", "a/b", "/files/x")):
+    return mode.resume(command, {}, event_of(trigger), log)
 
 
 class TestSpecification:
@@ -125,19 +125,19 @@ class TestSpecification:
 
 
 class TestLife:
-    def test_result_log_and_end(self, cluster, place, log):
-        trigger = started(place, log)
+    def test_result_log_and_end(self, cluster, mode, log):
+        trigger = started(mode, log)
         cluster.run()
         cluster.write("one of two", "two of two")
         cluster.end(message=json.dumps({"path": "/files/x", "seconds": 1.5}))
-        assert resumed(place, trigger, log) == {"path": "/files/x", "seconds": 1.5}
+        assert resumed(mode, trigger, log) == {"path": "/files/x", "seconds": 1.5}
         assert [line for _, line in log.lines[1:]] == ["one of two", "two of two"]
         assert cluster.pods == {}
 
-    def test_lines_come_while_it_runs_and_none_twice(self, cluster, places, log, capfd):
-        places(log_seconds=1)
-        place = configured("download").place
-        trigger = started(place, log)
+    def test_lines_come_while_it_runs_and_none_twice(self, cluster, execution_file, log, capfd):
+        execution_file(log_seconds=1)
+        mode = configured("download").mode
+        trigger = started(mode, log)
         cluster.run()
         cluster.write("one", seconds_ago=5)
 
@@ -149,7 +149,7 @@ class TestLife:
 
         threading.Thread(target=end_when_the_trigger_has_looked).start()
         event = event_of(trigger)
-        place.resume(ferry("download"), {}, event, log)
+        mode.resume(ferry("download"), {}, event, log)
         assert "] one" in capfd.readouterr().out  # by the trigger
         assert [line for _, line in log.lines[1:]] == ["two"]
 
@@ -157,90 +157,90 @@ class TestLife:
         ("code", "kind"),
         [(1, CheckFailed), (2, BadInput), (3, OutsideFailure), (143, Terminated), (137, OutsideFailure)],
     )
-    def test_failures(self, cluster, place, log, code, kind):
-        trigger = started(place, log)
+    def test_failures(self, cluster, mode, log, code, kind):
+        trigger = started(mode, log)
         cluster.run()
         cluster.write("ferry: model.safetensors: no such tensor")
         cluster.end(code, json.dumps({"max_kl": 0.5}))
         with pytest.raises(StageFailed, match=r"^ferry: model\.safetensors: no such tensor$") as caught:
-            resumed(place, trigger, log)
+            resumed(mode, trigger, log)
         assert (caught.value.exit_code, caught.value.meaning, caught.value.result) == (code, kind, {"max_kl": 0.5})
         assert log.lines[-1] == ("error", "ferry: model.safetensors: no such tensor")
         assert cluster.pods == {}
 
-    def test_out_of_memory(self, cluster, place, log):
-        trigger = started(place, log)
+    def test_out_of_memory(self, cluster, mode, log):
+        trigger = started(mode, log)
         cluster.run()
         cluster.end(1, reason="OOMKilled")
         with pytest.raises(StageFailed, match=r"exit code 1 \(OOMKilled\)") as caught:
-            resumed(place, trigger, log)
+            resumed(mode, trigger, log)
         assert caught.value.meaning is OutsideFailure
 
-    def test_evicted(self, cluster, place, log):
-        trigger = started(place, log)
+    def test_evicted(self, cluster, mode, log):
+        trigger = started(mode, log)
         cluster.evict()
         with pytest.raises(OutsideFailure, match="Evicted: The node was low on memory"):
-            resumed(place, trigger, log)
+            resumed(mode, trigger, log)
         assert cluster.pods == {}
 
-    def test_gone(self, cluster, place, log):
-        trigger = started(place, log)
+    def test_gone(self, cluster, mode, log):
+        trigger = started(mode, log)
         cluster.delete(cluster.pod["metadata"]["name"])
         with pytest.raises(OutsideFailure, match="is gone"):
-            resumed(place, trigger, log)
+            resumed(mode, trigger, log)
 
-    def test_no_node_for_it(self, cluster, places, log):
-        places(startup_seconds=1)
-        place = configured("download").place
+    def test_no_node_for_it(self, cluster, execution_file, log):
+        execution_file(startup_seconds=1)
+        mode = configured("download").mode
         with pytest.raises(OutsideFailure, match="was given up"):
-            resumed(place, started(place, log), log)
+            resumed(mode, started(mode, log), log)
         assert cluster.pods == {}
 
 
 class TestReattached:
-    def test_to_a_pod_at_work(self, cluster, place, places, log):
+    def test_to_a_pod_at_work(self, cluster, mode, execution_file, log):
         """A worker that died before its task was deferred, a scheduler that began it anew: one pod, no second."""
-        started(place, log)
+        started(mode, log)
         cluster.run()
         name = cluster.pod["metadata"]["name"]
-        again = configured("download").place
+        again = configured("download").mode
         trigger = started(again, log)
         assert log.lines[-1][1].startswith("Attached to: ") and name in log.lines[-1][1]
         cluster.end(message="{}")
         assert resumed(again, trigger, log) == {}
         assert len([path for method, path in cluster.requests if method == "POST" and path.endswith("/pods")]) == 1
 
-    def test_not_to_another_tasks(self, cluster, place, log):
-        started(place, log)
+    def test_not_to_another_tasks(self, cluster, mode, log):
+        started(mode, log)
         for other in (TaskIdentity("dag", "manual__1", "t", 0), TaskIdentity("dag", "manual__2", "t", -1)):
-            started(configured("download").place, log, task=other)
+            started(configured("download").mode, log, task=other)
         assert len(cluster.pods) == 3
 
-    def test_not_to_one_that_failed(self, cluster, place, log):
-        started(place, log)
+    def test_not_to_one_that_failed(self, cluster, mode, log):
+        started(mode, log)
         failed = cluster.pod["metadata"]["name"]
         cluster.evict()
-        started(configured("download").place, log)
+        started(configured("download").mode, log)
         assert cluster.pod["metadata"]["name"] != failed
 
 
 class TestKilled:
-    def test_while_the_task_runs(self, cluster, place, log):
-        started(place, log)
-        place.kill()
+    def test_while_the_task_runs(self, cluster, mode, log):
+        started(mode, log)
+        mode.kill()
         assert cluster.pods == {}
-        place.kill()  # of one that is gone
+        mode.kill()  # of one that is gone
 
-    def test_while_the_task_is_deferred(self, cluster, place, log):
+    def test_while_the_task_is_deferred(self, cluster, mode, log):
         """Somebody marks the task failed: Airflow tells the trigger."""
-        trigger = started(place, log)
+        trigger = started(mode, log)
         asyncio.run(trigger.on_kill())
         assert cluster.pods == {}
 
 
 class TestSecrets:
-    def test_of_a_connection_go_by_a_secret_that_ends_with_the_pod(self, cluster, place, log):
-        trigger = started(place, log, secrets={"HF_TOKEN": TOKEN})
+    def test_of_a_connection_go_by_a_secret_that_ends_with_the_pod(self, cluster, mode, log):
+        trigger = started(mode, log, secrets={"HF_TOKEN": TOKEN})
         pod = cluster.pod
         assert TOKEN not in json.dumps(pod) + str(log.lines) + str(trigger.serialize())
         (secret,) = cluster.secrets.values()
@@ -248,37 +248,37 @@ class TestSecrets:
         assert secret["metadata"]["ownerReferences"][0]["uid"] == pod["metadata"]["uid"]
         cluster.run()
         cluster.end(message="{}")
-        resumed(place, trigger, log)
+        resumed(mode, trigger, log)
         assert cluster.secrets == {}
 
-    def test_of_the_cluster_take_precedence(self, cluster, places, log):
-        places(secrets={"HF_TOKEN": {"name": "hub", "key": "token"}})
-        started(configured("download").place, log, secrets={"HF_TOKEN": TOKEN})
+    def test_of_the_cluster_take_precedence(self, cluster, execution_file, log):
+        execution_file(secrets={"HF_TOKEN": {"name": "hub", "key": "token"}})
+        started(configured("download").mode, log, secrets={"HF_TOKEN": TOKEN})
         environment = {item["name"]: item for item in cluster.pod["spec"]["containers"][0]["env"]}
         assert environment["HF_TOKEN"]["valueFrom"]["secretKeyRef"] == {"name": "hub", "key": "token"}
 
 
 class TestApi:
-    def test_an_outage_may_pass(self, cluster, place, log):
+    def test_an_outage_may_pass(self, cluster, mode, log):
         cluster.down = True
         with pytest.raises(OutsideFailure, match="answers 503"):
-            place.run(ferry("download"), {}, TASK, log)
+            mode.run(ferry("download"), {}, TASK, log)
 
-    def test_a_missing_right_will_not(self, cluster, place, log):
+    def test_a_missing_right_will_not(self, cluster, mode, log):
         cluster.forbidden = {"POST pods"}
         with pytest.raises(BadInput, match="answers 403 pods is forbidden"):
-            place.run(ferry("download"), {}, TASK, log)
+            mode.run(ferry("download"), {}, TASK, log)
 
-    def test_no_pod_is_left_waiting_for_a_secret_that_may_not_be_made(self, cluster, place, log):
+    def test_no_pod_is_left_waiting_for_a_secret_that_may_not_be_made(self, cluster, mode, log):
         cluster.forbidden = {"POST secrets"}
         with pytest.raises(BadInput, match="answers 403"):
-            place.run(ferry("download"), {"HF_TOKEN": TOKEN}, TASK, log)
+            mode.run(ferry("download"), {"HF_TOKEN": TOKEN}, TASK, log)
         assert cluster.pods == {}
 
-    def test_nobody_there(self, cluster, place, log):
+    def test_nobody_there(self, cluster, mode, log):
         cluster.close()
         with pytest.raises(OutsideFailure, match="cannot be reached"):
-            place.run(ferry("download"), {}, TASK, log)
+            mode.run(ferry("download"), {}, TASK, log)
 
 
 class TestConfiguration:
@@ -291,33 +291,33 @@ class TestConfiguration:
         ],
         ids=["missing", "unknown", "stage"],
     )
-    def test_wrong_options_are_refused_by_name(self, places, wrong, says):
-        places(**wrong)
-        with pytest.raises(BadInput, match=f"places.yaml: kubernetes: {says}"):
+    def test_wrong_options_are_refused_by_name(self, execution_file, wrong, says):
+        execution_file(**wrong)
+        with pytest.raises(BadInput, match=f"execution.yaml: kubernetes: {says}"):
             configured("download")
 
     @pytest.mark.parametrize(
         ("text", "says"),
         [
             ("default: mars", "cannot be loaded"),
-            ("default: [", "places.yaml: while parsing"),
+            ("default: [", "execution.yaml: while parsing"),
             ("default: 1", "default"),
         ],
     )
     def test_wrong_files(self, tmp_path, monkeypatch, text, says):
-        (tmp_path / "places.yaml").write_text(text)
-        monkeypatch.setenv("FERRY_PLACES", str(tmp_path / "places.yaml"))
+        (tmp_path / "execution.yaml").write_text(text)
+        monkeypatch.setenv("FERRY_EXECUTION", str(tmp_path / "execution.yaml"))
         with pytest.raises(BadInput, match=says):
             configured("download")
 
     def test_no_file_is_local(self, monkeypatch):
-        monkeypatch.delenv("FERRY_PLACES", raising=False)
-        assert type(configured("download").place).__name__ == "LocalSubprocess"
+        monkeypatch.delenv("FERRY_EXECUTION", raising=False)
+        assert type(configured("download").mode).__name__ == "LocalSubprocess"
 
     def test_options_of_a_stage(self, cluster, tmp_path, monkeypatch, context):
         text = {"default": "kubernetes", "options": {"download": ["--quiet"]}, "kubernetes": SETTINGS}
-        (tmp_path / "places.yaml").write_text(yaml.safe_dump(text))
-        monkeypatch.setenv("FERRY_PLACES", str(tmp_path / "places.yaml"))
+        (tmp_path / "execution.yaml").write_text(yaml.safe_dump(text))
+        monkeypatch.setenv("FERRY_EXECUTION", str(tmp_path / "execution.yaml"))
         source = {"repo": "a/b", "commit": "c", "path": "/w"}
         with pytest.raises(TaskDeferred):
             DownloadOperator(task_id="t", source=source).execute(context)
@@ -333,7 +333,7 @@ def test_results_are_kept_small():
     assert message(b"no JSON") == ""
 
 
-def test_operator_from_execute_to_manifest(cluster, places, context, work_dir, tmp_path):
+def test_operator_from_execute_to_manifest(cluster, execution_file, context, work_dir, tmp_path):
     """A stage in a pod whose command really runs: it refuses its input, in the words it has on this machine too."""
     source = {"repo": "acme/none", "commit": "c0ffee", "path": str(tmp_path / "hf"), "work_dir": str(tmp_path)}
     operator = DownloadOperator(task_id="t", source=source)
@@ -346,7 +346,7 @@ def test_operator_from_execute_to_manifest(cluster, places, context, work_dir, t
     assert (saved["exit_code"], saved["error"][:7]) == (2, "ferry: ")
 
 
-def test_a_command_of_the_steps(cluster, place, log):
-    started(place, log, Command(("clean-up", "/files/x"), Command.STEPS))
+def test_a_command_of_the_steps(cluster, mode, log):
+    started(mode, log, StageCommand(("clean-up", "/files/x"), StageCommand.STEPS))
     arguments = cluster.pod["spec"]["containers"][0]["args"]
     assert arguments == ["-m", "ferry_airflow.execution.in_pod", "ferry_airflow.steps", "clean-up", "/files/x"]

@@ -1,4 +1,4 @@
-"""The place `local`: real processes, with a script in ferry's stead."""
+"""The execution mode `local`: real processes, with a script in ferry's stead."""
 
 import json
 import os
@@ -41,17 +41,17 @@ def test_result_and_log_lines(fake, log):
 
 
 def test_lines_come_as_they_are_written(fake, log, tmp_path):
-    place, pids = fake("slow"), tmp_path / "pids"
+    mode, pids = fake("slow"), tmp_path / "pids"
 
     def run():
         with pytest.raises(StageFailed):
-            place.run(ferry(str(pids)), {}, TASK, log)
+            mode.run(ferry(str(pids)), {}, TASK, log)
 
     thread = threading.Thread(target=run)
     thread.start()
     wait_for(lambda: ("info", "started") in log.lines)  # while it still runs
     assert thread.is_alive()
-    place.kill()
+    mode.kill()
     thread.join(20)
 
 
@@ -94,7 +94,7 @@ def test_environment_has_secrets_but_not_airflows(fake, log, monkeypatch):
     assert "hf_secret" not in str(log.lines)
 
 
-def run_and_kill(place, pids, log):
+def run_and_kill(mode, pids, log):
     """Kills from a signal handler of the main thread, as Airflow does; returns error, pids and seconds."""
     started = []
 
@@ -103,11 +103,11 @@ def run_and_kill(place, pids, log):
         started.append(time.monotonic())
         os.kill(os.getpid(), signal.SIGUSR1)
 
-    before = signal.signal(signal.SIGUSR1, lambda *_: place.kill())
+    before = signal.signal(signal.SIGUSR1, lambda *_: mode.kill())
     threading.Thread(target=signal_when_started).start()
     try:
         with pytest.raises(StageFailed) as caught:
-            place.run(ferry(str(pids)), {}, TASK, log)
+            mode.run(ferry(str(pids)), {}, TASK, log)
     finally:
         signal.signal(signal.SIGUSR1, before)
     return caught.value, json.loads(pids.read_text()), time.monotonic() - started[0]
@@ -134,7 +134,7 @@ def test_kill_with_nothing_running(fake):
 
 def test_interrupted_run_leaves_nothing(fake, log, tmp_path):
     """A timeout of Airflow raises in the middle of `run`."""
-    place, pids = fake("slow", grace_seconds=1), tmp_path / "pids"
+    mode, pids = fake("slow", grace_seconds=1), tmp_path / "pids"
 
     class Interrupted(BaseException):
         pass
@@ -146,7 +146,7 @@ def test_interrupted_run_leaves_nothing(fake, log, tmp_path):
     threading.Thread(target=lambda: (wait_for(pids.exists), os.kill(os.getpid(), signal.SIGUSR1))).start()
     try:
         with pytest.raises(Interrupted):
-            place.run(ferry(str(pids)), {}, TASK, log)
+            mode.run(ferry(str(pids)), {}, TASK, log)
     finally:
         signal.signal(signal.SIGUSR1, before)
     wait_for(lambda: not any(map(alive, json.loads(pids.read_text()))))
@@ -165,8 +165,8 @@ def test_command_ends_with_a_killed_task(tmp_path):
     program = (
         "import sys, logging; from ferry_airflow.execution.local import LocalSubprocess\n"
         "from tests.ferry_airflow.conftest import TASK, ferry\n"
-        f"place = LocalSubprocess([sys.executable, {str(SCRIPT)!r}, 'slow'])\n"
-        f"place.run(ferry({str(pids)!r}), {{}}, TASK, logging.getLogger())"
+        f"mode = LocalSubprocess([sys.executable, {str(SCRIPT)!r}, 'slow'])\n"
+        f"mode.run(ferry({str(pids)!r}), {{}}, TASK, logging.getLogger())"
     )
     task = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.DEVNULL)
     wait_for(pids.exists)

@@ -33,11 +33,11 @@ def prepare(dag, request):
     for task in dag.tasks:
         if "ferry" not in request:
             continue
-        place = LocalSubprocess(request["ferry"])
+        mode = LocalSubprocess(request["ferry"])
         if isinstance(task, MappedOperator):
-            task.partial_kwargs["place"] = place
+            task.partial_kwargs["execution"] = mode
         else:
-            task.place = place
+            task.execution = mode
     return dag
 
 

@@ -276,7 +276,7 @@ def standalone(tmp_path_factory, standalone_hub):
     # Airflow reads schedule and at_most with the DAG, every half minute: all catalogues here have these
     (directory / "catalog.yaml").write_text("schedule: null\nat_most: 1\nmodels: []\n")
     # little memory and one thread: a small model is many groups, and a kill finds it in the middle
-    (directory / "places.yaml").write_text("options: {convert: [--memory-budget, 64MiB, --threads, '1']}\n")
-    own = {"FERRY_PLACES": str(directory / "places.yaml"), "FERRY_CATALOG": str(directory / "catalog.yaml")}
+    (directory / "execution.yaml").write_text("options: {convert: [--memory-budget, 64MiB, --threads, '1']}\n")
+    own = {"FERRY_EXECUTION": str(directory / "execution.yaml"), "FERRY_CATALOG": str(directory / "catalog.yaml")}
     with running_standalone(directory, standalone_hub, **own) as server:
         yield server
