@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from conversion_lib.errors import BadInput
+from conversion_lib.errors import BadInput, problem_of
 
 RECORD_NAME = "ferry.json"
 STEP_NAME = "0"
@@ -105,8 +105,7 @@ class Target(BaseModel):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            first = error.errors()[0]
-            raise BadInput(f"{label(str(first['loc'][0]))}{first['input']}: {first['msg'].lower()}") from None
+            raise BadInput(problem_of(error, label)) from None
 
     @classmethod
     def values_of(cls, field: str) -> tuple[str, ...]:
@@ -196,8 +195,7 @@ def record_in(read: Callable[[str], bytes | None], where: str) -> CheckpointReco
         name = PROVENANCE_NAME
         return _Published.model_validate_json(content).record if (content := read(name)) is not None else None
     except ValidationError as error:
-        problem = error.errors()[0]["msg"]
-        raise BadInput(f"{where}/{name} is not a checkpoint record of this version: {problem}") from error
+        raise BadInput(f"{where}/{name} is not a checkpoint record of this version: {problem_of(error)}") from error
 
 
 class _Published(BaseModel):

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from conversion_lib import __version__
 from conversion_lib.core.retry import Backoff
-from conversion_lib.errors import BadInput, OutsideFailure
+from conversion_lib.errors import BadInput, OutsideFailure, problem_of
 from conversion_lib.hub.errors import explain, shown_endpoint
 from conversion_lib.hub.files import Fetcher, Mismatch, RemoteFile, mismatch
 from conversion_lib.progress import SILENT, Reporter, format_bytes
@@ -225,7 +225,7 @@ def read_provenance(directory: Path) -> Provenance | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except ValidationError as error:
-        raise BadInput(f"{path} is no provenance of this version: {error.errors()[0]['msg']}") from error
+        raise BadInput(f"{path} is no provenance of this version: {problem_of(error)}") from error
 
 
 def _whole(destination: Path, repo: str, commit: str) -> Provenance | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from conversion_lib.errors import BadInput
+from conversion_lib.errors import BadInput, problem_of
 
 
 class Verdict(BaseModel):
@@ -30,8 +30,7 @@ def parse_verdict(content: bytes | None, where: str) -> Verdict | None:
     try:
         return Verdict.model_validate_json(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise BadInput(f"{where} is no verdict: {'.'.join(map(str, first['loc']))} {first['msg']}") from error
+        raise BadInput(f"{where} is no verdict: {problem_of(error)}") from error
 
 
 def require_pass(verdict: Verdict | None, digest: str, checkpoint: str, where: str) -> None:

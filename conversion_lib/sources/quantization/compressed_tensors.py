@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from conversion_lib.core.tensors import TensorInfo
-from conversion_lib.errors import BadInput
+from conversion_lib.errors import BadInput, problem_of
 from conversion_lib.models.hf_config import ModelConfig
 from conversion_lib.sources.quantization import fp8, packed
 from conversion_lib.sources.quantization.weights import Weight, companion
@@ -107,9 +107,7 @@ def _settings(config: ModelConfig, quantization: dict[str, Any]) -> Settings:
     try:
         settings = Settings.model_validate(quantization)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise BadInput(f"{config.path}: quantization_config.{place}: {first['msg'].lower()}") from None
+        raise BadInput(f"{config.path}: quantization_config.{problem_of(error)}") from None
     sparsity = (settings.sparsity_config or {}).get("format", "dense")
     if sparsity != "dense" or settings.transform_config:
         what = f"sparsity {sparsity!r}" if sparsity != "dense" else "a transform_config"

@@ -23,7 +23,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from conversion_lib.errors import BadInput
+from conversion_lib.errors import BadInput, problem_of
 from ferry_airflow.execution.base import ExecutionMode
 
 VARIABLE = "FERRY_EXECUTION"
@@ -76,6 +76,5 @@ def _read(path: Path) -> ExecutionSettings:
 def one_line(error: Any) -> str:
     """What is wrong, in one line; of a validation error the first thing, and where it is."""
     if isinstance(error, ValidationError):
-        first = error.errors()[0]
-        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        return problem_of(error)
     return " ".join(str(error).split())

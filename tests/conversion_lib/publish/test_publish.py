@@ -111,7 +111,7 @@ def test_no_verdict_no_publishing(checkpoint: Path, tmp_path: Path) -> None:
     (checkpoint / "report" / "check.json").unlink()
     refused("has not been checked")
     (checkpoint / "report" / "check.json").write_text("{}")
-    with pytest.raises(BadInput, match=r"check\.json is no verdict: verdict Field required"):
+    with pytest.raises(BadInput, match=r"check\.json is no verdict: verdict: field required"):
         publish(checkpoint, str(out))
 
 

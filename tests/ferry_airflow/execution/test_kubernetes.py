@@ -285,9 +285,9 @@ class TestConfiguration:
     @pytest.mark.parametrize(
         ("wrong", "says"),
         [
-            ({"image": None}, "image: Input should be a valid string"),
-            ({"memory_limit": "4Gi"}, "memory_limit: Extra inputs"),
-            ({"stages": {"download": {"startup_seconds": 0}}}, "startup_seconds: Input should be greater"),
+            ({"image": None}, "image: input should be a valid string"),
+            ({"memory_limit": "4Gi"}, "memory_limit: extra inputs"),
+            ({"stages": {"download": {"startup_seconds": 0}}}, "startup_seconds: input should be greater"),
         ],
         ids=["missing", "unknown", "stage"],
     )
