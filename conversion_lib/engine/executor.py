@@ -21,7 +21,7 @@ from conversion_lib.core.boxes import box_shape, relative_to, size, slices
 from conversion_lib.core.copying import cast, copy_into
 from conversion_lib.core.dtypes import itemsize, numpy_dtype
 from conversion_lib.core.process import HeapLimit
-from conversion_lib.core.tensors import Array, Source
+from conversion_lib.core.tensors import Array, Source, stored_bytes
 from conversion_lib.engine.buffers import Room
 from conversion_lib.engine.limits import Limits, default_threads, makers
 from conversion_lib.errors import BadInput, FerryError, OutsideFailure
@@ -162,7 +162,7 @@ def make(plan: Plan, source: Source, piece: Piece, out: Array, band_limit: int) 
         block = cast(source.read(band.source.tensor, band.read), array.ops_dtype or array.dtype)
         block = forward_chain(array.ops, block, band.result, band.source.shape)
         copy_into(out[slices(relative_to(band.write, piece.box))], cast(block, array.dtype))
-        read += source.stored_bytes(band.source.tensor, band.read)
+        read += stored_bytes(source, band.source.tensor, band.read)
     return read
 
 

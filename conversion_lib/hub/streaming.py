@@ -15,11 +15,11 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from conversion_lib import hub
-from conversion_lib.core.boxes import Box, size
+from conversion_lib.core.boxes import size
 from conversion_lib.core.dtypes import itemsize
 from conversion_lib.core.retry import Backoff
 from conversion_lib.core.tensors import Source
@@ -100,7 +100,6 @@ class StreamedSource(SafetensorsSource):
         super().__init__(remote.headers)
         self._remote = remote
         self.shown: Source = self
-        self._asked: list[str] = []
         self._shards_of: dict[Piece, list[str]] = {}
         self._local = Handles()
         fetcher = Fetcher(
@@ -112,10 +111,6 @@ class StreamedSource(SafetensorsSource):
             lambda name, stopped: _fetch(remote, fetcher, by_name[name], stopped),
             self._local.forget,
         )
-
-    def stored_bytes(self, name: str, box: Box | None = None) -> int:
-        self._asked.append(name)
-        return super().stored_bytes(name, box)
 
     def _runs(self, file: Path) -> ReadRun:
         def read(offset: int, view: memoryview) -> None:
@@ -185,28 +180,15 @@ class StreamedSource(SafetensorsSource):
     def _stored_tensors(self, plan: Plan, todo: list[Piece]) -> dict[Piece, set[str]]:
         """The tensors of the files that each piece reads.
 
-        A hint: a read that none of this foresaw fetches its shard all the same. Those that the plan's tensors are
-        joined from are what they ask the sizes of; a scale's name goes on where its weight's ends.
+        A hint: a read that none of this foresaw fetches its shard all the same.
         """
-        hidden: dict[str, list[str]] = {}
-        for name in self.tensors.keys() - self.shown.tensors.keys():
-            hidden.setdefault(name.rpartition(".")[0], []).append(name)
-        found: dict[str, set[str]] = {}
 
+        @cache
         def behind(name: str) -> set[str]:
-            if name not in found:
-                self._asked.clear()
-                self.shown.stored_bytes(name)
-                asked = set(self._asked)
-                beside = {other for part in {name, *asked} for other in hidden.get(part.rpartition(".")[0], ())}
-                asked |= {name} & self.tensors.keys()
-                found[name] = asked | {other for other in beside if other.startswith((name, *asked))}
-            return found[name]
+            return {stored.name for stored in self.shown.requires(name)}
 
         return {
-            piece: {
-                stored for source in plan.arrays[piece.array].sources_in(piece.box) for stored in behind(source.tensor)
-            }
+            piece: set().union(*[behind(source.tensor) for source in plan.arrays[piece.array].sources_in(piece.box)])
             for piece in todo
         }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from conversion_lib.core.tensors import Source
+from conversion_lib.core.tensors import Source, stored_bytes
 from conversion_lib.models.hf_config import ModelConfig
 from conversion_lib.plan.pace import Pace
 from conversion_lib.plan.plan import Plan
@@ -43,4 +43,4 @@ def disk_bytes(plan: Plan) -> int:
 def bytes_in(plan: Plan, source: Source) -> int:
     """Bytes of the tensors that the plan takes; one that several arrays take a part of counts once."""
     taken = {part.tensor for array in plan.arrays for part in array.sources}
-    return sum(source.stored_bytes(tensor) for tensor in taken)
+    return sum(stored_bytes(source, tensor) for tensor in taken)

@@ -10,7 +10,7 @@ from itertools import accumulate
 import numpy as np
 
 from conversion_lib.core.boxes import Box, whole
-from conversion_lib.core.tensors import Array, Source, TensorInfo
+from conversion_lib.core.tensors import Array, Source, StoredSlice, TensorInfo
 from conversion_lib.errors import BadInput
 
 Dims = Mapping[str, int]
@@ -105,11 +105,11 @@ class JoinedSource:
     def __init__(self, source: Source, tensors: Mapping[str, TensorInfo], made: Mapping[str, _Joined]) -> None:
         self._source, self.tensors, self._made = source, tensors, made
 
-    def stored_bytes(self, name: str, box: Box | None = None) -> int:
+    def requires(self, name: str, box: Box | None = None) -> Sequence[StoredSlice]:
         if name not in self._made:
-            return self._source.stored_bytes(name, box)
+            return self._source.requires(name, box)
         parts = self._made[name].within(box or whole(self.tensors[name].shape))
-        return sum(self._source.stored_bytes(part, rows) for part, rows in parts)
+        return [stored for part, rows in parts for stored in self._source.requires(part, rows)]
 
     def read(self, name: str, box: Box | None = None) -> Array:
         if name not in self._made:

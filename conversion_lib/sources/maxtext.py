@@ -13,11 +13,11 @@ An NNX list of layers has the layer's number as a key of its own: `layers/0` is 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from conversion_lib.core.boxes import Box
-from conversion_lib.core.tensors import Array, TensorInfo
+from conversion_lib.core.tensors import Array, StoredSlice, TensorInfo
 from conversion_lib.errors import BadInput
 from conversion_lib.sources.orbax import Keys, OrbaxSource
 
@@ -75,8 +75,8 @@ class MaxTextSource:
     def read(self, name: str, box: Box | None = None) -> Array:
         return self.stored.read(self._names[name], box)
 
-    def stored_bytes(self, name: str, box: Box | None = None) -> int:
-        return self.stored.stored_bytes(self._names[name], box)
+    def requires(self, name: str, box: Box | None = None) -> Sequence[StoredSlice]:
+        return self.stored.requires(self._names[name], box)
 
 
 def canonical(keys: Keys) -> str:

@@ -8,16 +8,15 @@ one OCDBT store at `items/` under the leaf's dotted name or in a directory of th
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorstore as ts
 
-from conversion_lib.core.boxes import Box, size, slices
-from conversion_lib.core.dtypes import itemsize
-from conversion_lib.core.tensors import Array, TensorInfo
+from conversion_lib.core.boxes import Box, slices
+from conversion_lib.core.tensors import Array, StoredSlice, TensorInfo
 from conversion_lib.errors import BadInput, FerryError, OutsideFailure, tensorstore_reason
 from conversion_lib.storage import gcs as cloud_place
 from conversion_lib.storage.gcs import BucketLocation, stored_at
@@ -136,9 +135,8 @@ class OrbaxSource:
         except ValueError as error:
             raise self._explained(f"leaf {name} cannot be read", error) from error
 
-    def stored_bytes(self, name: str, box: Box | None = None) -> int:
-        info = self.tensors[name]
-        return info.nbytes if box is None else size(box) * itemsize(info.dtype)
+    def requires(self, name: str, box: Box | None = None) -> Sequence[StoredSlice]:
+        return (StoredSlice.of(self.tensors[name], box),)
 
 
 def open_orbax(checkpoint: str | Path) -> OrbaxSource:

@@ -14,15 +14,15 @@ import os
 import struct
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from conversion_lib.core.boxes import Box, box_shape, size, whole
-from conversion_lib.core.dtypes import SAFETENSORS_DTYPES, itemsize, numpy_dtype
-from conversion_lib.core.tensors import Array, TensorInfo
+from conversion_lib.core.boxes import Box, box_shape, whole
+from conversion_lib.core.dtypes import SAFETENSORS_DTYPES, numpy_dtype
+from conversion_lib.core.tensors import Array, StoredSlice, TensorInfo
 from conversion_lib.errors import BadInput, OutsideFailure
 
 INDEX_NAME = "model.safetensors.index.json"
@@ -118,9 +118,8 @@ class SafetensorsSource:
         """How the bytes of `file` are read: here, from the file itself."""
         return self._handles.reader(file)
 
-    def stored_bytes(self, name: str, box: Box | None = None) -> int:
-        info = self.tensors[name]
-        return info.nbytes if box is None else size(box) * itemsize(info.dtype)
+    def requires(self, name: str, box: Box | None = None) -> Sequence[StoredSlice]:
+        return (StoredSlice.of(self.tensors[name], box),)
 
 
 class Handles:

@@ -8,7 +8,7 @@ read.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
@@ -18,7 +18,7 @@ import numpy as np
 
 from conversion_lib.core.boxes import Box, slices, whole
 from conversion_lib.core.dtypes import FLOATS
-from conversion_lib.core.tensors import Array, TensorInfo
+from conversion_lib.core.tensors import Array, StoredSlice, TensorInfo
 from conversion_lib.errors import BadInput, OutsideFailure
 from conversion_lib.models.hf_config import ModelConfig
 from conversion_lib.models.transformers_library import MODEL_TYPES, quiet, require_libraries
@@ -52,8 +52,8 @@ class TransformersSource:
         self._loaded: Mapping[str, Any] = {}
         self._lock = threading.Lock()
 
-    def stored_bytes(self, name: str, box: Box | None = None) -> int:
-        return self._stored.stored_bytes(name, box)
+    def requires(self, name: str, box: Box | None = None) -> Sequence[StoredSlice]:
+        return self._stored.requires(name, box)
 
     def read(self, name: str, box: Box | None = None) -> Array:
         with self._lock:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from conversion_lib.core.tensors import TensorInfo
+from conversion_lib.core.tensors import StoredSlice, TensorInfo
 
 
 class MemoryCheckpoint:
@@ -24,6 +24,5 @@ class MemoryCheckpoint:
         array = self._arrays[name]
         return array if box is None else array[tuple(slice(*span) for span in box)]
 
-    def stored_bytes(self, name: str, box: Any = None) -> int:
-        array = self._arrays[name]
-        return array.nbytes if box is None else array[tuple(slice(*span) for span in box)].nbytes
+    def requires(self, name: str, box: Any = None) -> list[StoredSlice]:
+        return [StoredSlice.of(self.tensors[name], box)]

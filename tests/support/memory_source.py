@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from conversion_lib.core.boxes import Box, slices
-from conversion_lib.core.tensors import TensorInfo
+from conversion_lib.core.tensors import StoredSlice, TensorInfo
 
 Array = np.ndarray[Any, Any]
 
@@ -26,8 +26,8 @@ class MemorySource:
             array.shape if box is None else tuple(stop - start for start, stop in box)
         )
 
-    def stored_bytes(self, name: str, box: Box | None = None) -> int:
-        return self.read(name, box).nbytes
+    def requires(self, name: str, box: Box | None = None) -> list[StoredSlice]:
+        return [StoredSlice.of(self.tensors[name], box)]
 
 
 def boxes_in(shape: tuple[int, ...]) -> st.SearchStrategy[Box]:

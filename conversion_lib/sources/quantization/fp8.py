@@ -10,7 +10,7 @@ looked up in it, which gives those very bits several times faster than multiplyi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -50,8 +50,8 @@ class Fp8Weight(NamedTuple):
     def others(self) -> tuple[TensorInfo, ...]:
         return (self.scales.info,)
 
-    def stored_bytes(self, source: Source, box: Box) -> int:
-        return source.stored_bytes(self.codes.name, box) + self.scales.stored_bytes(source, self.scales.around(box))
+    def parts(self, box: Box) -> Sequence[tuple[TensorInfo, Box]]:
+        return (self.codes, box), self.scales.stored(self.scales.around(box))
 
     def read(self, source: Source, box: Box) -> Array:
         (row0, row1), (column0, column1) = box

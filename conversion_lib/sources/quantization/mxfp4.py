@@ -7,7 +7,7 @@ them: `W` of (experts, in, out). Every result is exact in bfloat16 unless it lea
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -51,10 +51,9 @@ class Mxfp4Weight:
     def others(self) -> tuple[TensorInfo, ...]:
         return (self.scale,)
 
-    def stored_bytes(self, source: Source, box: Box) -> int:
+    def parts(self, box: Box) -> Sequence[tuple[TensorInfo, Box]]:
         part = _stored(box)
-        codes, scales = (*part, (0, GROUP // 2)), part
-        return source.stored_bytes(self.codes.name, codes) + source.stored_bytes(self.scale.name, scales)
+        return (self.codes, (*part, (0, GROUP // 2))), (self.scale, part)
 
     def read(self, source: Source, box: Box) -> Array:
         part = _stored(box)

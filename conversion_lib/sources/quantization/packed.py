@@ -8,7 +8,7 @@ word. The value is bf16((q − zero point) · scale), multiplied in the dtype of
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import ml_dtypes
@@ -48,13 +48,16 @@ class Int4Weight:
     def others(self) -> tuple[TensorInfo, ...]:
         return (self.scales.info, self.extents, *([self.zero_points] if self.zero_points else []))
 
-    def stored_bytes(self, source: Source, box: Box) -> int:
+    def parts(self, box: Box) -> Sequence[tuple[TensorInfo, Box]]:
         wide = self._widened(box)
-        part = self.scales.around(wide)
-        nbytes = source.stored_bytes(self.codes.name, _words(wide)) + self.scales.stored_bytes(source, part)
-        if self.zero_points is not None:
-            nbytes += source.stored_bytes(self.zero_points.name, _rows_packed(part))
-        return nbytes + source.stored_bytes(self.extents.name, whole(self.extents.shape))
+        grid = self.scales.around(wide)
+        zero_points = [(self.zero_points, _rows_packed(grid))] if self.zero_points else []
+        return [
+            (self.codes, _words(wide)),
+            self.scales.stored(grid),
+            *zero_points,
+            (self.extents, whole(self.extents.shape)),
+        ]
 
     def read(self, source: Source, box: Box) -> Array:
         self._check_extents(source)

@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from conversion_lib.core.boxes import Box, Shape, box_shape, whole
-from conversion_lib.core.tensors import Array, Source, TensorInfo
+from conversion_lib.core.tensors import Array, Source, StoredSlice, TensorInfo
 from conversion_lib.errors import BadInput
 
 SCALE_DTYPES = ("float32", "bfloat16", "float16", "float8_e8m0fnu")
@@ -42,8 +42,8 @@ class Weight(Protocol):
         """The elements of `box` in bfloat16. Raises BadInput for data that no quantizer writes."""
         ...
 
-    def stored_bytes(self, source: Source, box: Box) -> int:
-        """Bytes that reading `box` takes from `source`, those of `others` among them."""
+    def parts(self, box: Box) -> Sequence[tuple[TensorInfo, Box]]:
+        """What reading `box` takes of `codes` and of each of `others`."""
         ...
 
 
@@ -69,13 +69,13 @@ class DequantizedSource:
             reason = "they quantize what goes through a layer, not its weights"
             self.left_out = (f"activation scales: {len(activations)} tensors left out; {reason}",)
 
-    def stored_bytes(self, name: str, box: Box | None = None) -> int:
+    def requires(self, name: str, box: Box | None = None) -> Sequence[StoredSlice]:
         weight = self._weights.get(name)
         if weight is None:
-            return self._source.stored_bytes(name, box)
+            return self._source.requires(name, box)
         if box is None:
-            return sum([self._source.stored_bytes(part.name) for part in (weight.codes, *weight.others)])
-        return weight.stored_bytes(self._source, box)
+            return [one for part in (weight.codes, *weight.others) for one in self._source.requires(part.name)]
+        return [one for part, needed in weight.parts(box) for one in self._source.requires(part.name, needed)]
 
     def read(self, name: str, box: Box | None = None) -> Array:
         weight = self._weights.get(name)
@@ -115,9 +115,9 @@ class Scales(NamedTuple):
         rows, columns = self.block
         return (top // rows, -(-bottom // rows)), (left // columns, -(-right // columns))
 
-    def stored_bytes(self, source: Source, part: Box) -> int:
-        """Bytes that reading `part` of the grid takes."""
-        return source.stored_bytes(self.info.name, part[: len(self.info.shape)])
+    def stored(self, part: Box) -> tuple[TensorInfo, Box]:
+        """What reading `part` of the grid takes."""
+        return self.info, part[: len(self.info.shape)]
 
     def read(self, source: Source, part: Box) -> Array:
         """The scales of `part` of the grid in float32.

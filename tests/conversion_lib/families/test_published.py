@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from conversion_lib.core.boxes import Box, size
-from conversion_lib.core.tensors import Array, TensorInfo
+from conversion_lib.core.tensors import Array, StoredSlice, TensorInfo
 from conversion_lib.families import FAMILIES, family_of
 from conversion_lib.mapping.to_maxtext import plan_to_maxtext
 from conversion_lib.models.catalog import MODELS as CATALOGUE
@@ -37,7 +37,7 @@ class Listed:
     def read(self, name: str, box: Box | None = None) -> Array:
         raise AssertionError("a plan reads nothing")
 
-    def stored_bytes(self, name: str, box: Box | None = None) -> int:
+    def requires(self, name: str, box: Box | None = None) -> list[StoredSlice]:
         raise AssertionError("a plan reads nothing")
 
 

@@ -167,6 +167,8 @@ from conversion_lib.conversions.convert import convert
 from conversion_lib.runs.options import Options
 from conversion_lib.record import Target
 from conversion_lib.hub.streaming import streamed
+from conversion_lib.record import Target
+from conversion_lib.runs.options import Options
 engine.GROUP_SECONDS = 0.0
 out = Path(sys.argv[2])
 with streamed(sys.argv[1], "main", out / ".ferry" / "shards-0", output=out) as remote:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conversion_lib.core.boxes import whole
-from conversion_lib.core.tensors import TensorInfo
+from conversion_lib.core.tensors import StoredSlice, TensorInfo, stored_bytes
 from conversion_lib.errors import BadInput
 from conversion_lib.families import qwen3_5
 from conversion_lib.sources.joined import Join, joined
@@ -34,8 +34,8 @@ class Memory:
         box = box or whole(self.arrays[name].shape)
         return self.arrays[name][tuple(slice(*side) for side in box)]
 
-    def stored_bytes(self, name, box=None):
-        return self.read(name, box).nbytes
+    def requires(self, name, box=None):
+        return [StoredSlice.of(self.tensors[name], box)]
 
 
 def source():
@@ -50,7 +50,7 @@ def test_any_box_is_that_box_of_the_whole(data):
     box = (side(7), side(3))
     expected = TOGETHER[slice(*box[0]), slice(*box[1])]
     np.testing.assert_array_equal(source().read("layer.both.weight", box), expected)
-    assert source().stored_bytes("layer.both.weight", box) == expected.nbytes
+    assert stored_bytes(source(), "layer.both.weight", box) == expected.nbytes
 
 
 def test_the_whole_and_the_others():

@@ -10,7 +10,8 @@ import pytest
 
 from conversion_lib.conversions.convert import convert
 from conversion_lib.conversions.dequantize import dequantize
-from conversion_lib.core.boxes import whole
+from conversion_lib.core.boxes import Box, whole
+from conversion_lib.core.tensors import stored_bytes
 from conversion_lib.errors import BadInput
 from conversion_lib.models.hf_config import load_config
 from conversion_lib.record import Target, read_record
@@ -70,26 +71,38 @@ def test_plain_tensors_keep_their_bytes(checkpoint):
         np.testing.assert_array_equal(plain.read(name).view(np.uint8), source.read(name).view(np.uint8))
 
 
-class Asked(SafetensorsSource):
-    """Notes the tensors whose sizes are asked for."""
-
-    asked: list[str]
-
-    def stored_bytes(self, name, box=None):
-        self.asked.append(name)
-        return super().stored_bytes(name, box)
-
-
 def test_a_size_counts_all_that_a_weight_is_made_of(checkpoint):
     """Converting shard by shard goes by this: every stored tensor is part of one that is shown, and of one alone."""
-    stored = Asked(checkpoint[0])
-    stored.asked = []
+    stored = SafetensorsSource(checkpoint[0])
     shown = dequantized(stored, load_config(checkpoint[0]))
-    total = sum(shown.stored_bytes(name) for name in shown.tensors)
+    total = sum(stored_bytes(shown, name) for name in shown.tensors)
     expected = {name for name in stored.tensors if not name.endswith(".input_scale")}
-    assert sorted(stored.asked) == sorted(expected)
-    assert total == sum(shown.stored_bytes(name, whole(info.shape)) for name, info in shown.tensors.items())
+    assert sorted(part.name for name in shown.tensors for part in shown.requires(name)) == sorted(expected)
+    assert total == sum(stored_bytes(shown, name, whole(info.shape)) for name, info in shown.tensors.items())
     assert total == sum(stored.tensors[name].nbytes for name in expected)
+
+
+class Watched(SafetensorsSource):
+    """Notes what is read."""
+
+    reads: set[tuple[str, Box]]
+
+    def read(self, name, box=None):
+        self.reads.add((name, box or whole(self.tensors[name].shape)))
+        return super().read(name, box)
+
+
+def test_a_read_takes_what_it_was_said_to_require(checkpoint):
+    stored = Watched(checkpoint[0])
+    shown = dequantized(stored, load_config(checkpoint[0]))
+    for name, info in shown.tensors.items():
+        # the second half of the slowest axis as it is stored
+        slowest = info.order[0] if info.order else 0
+        box = tuple((extent // 2 if axis == slowest else 0, extent) for axis, extent in enumerate(info.shape))
+        required = shown.requires(name, box)
+        stored.reads = set()
+        shown.read(name, box)
+        assert {(part.name, part.box) for part in required} == stored.reads
 
 
 def test_static_scales_are_named_in_plan_and_record(tmp_path):

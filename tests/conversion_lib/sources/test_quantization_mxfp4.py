@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conversion_lib.core.boxes import slices, whole
-from conversion_lib.core.tensors import TensorInfo
+from conversion_lib.core.tensors import TensorInfo, stored_bytes
 from conversion_lib.errors import BadInput
 from conversion_lib.models.hf_config import ModelConfig
 from conversion_lib.plan.pieces import Piece, bands
@@ -68,7 +68,7 @@ def test_any_slice_equals_that_slice_of_the_whole(data):
     np.testing.assert_array_equal(bits(source.read("w", box)), bits(source.read("w")[slices(box)]))
     groups = (box[1][0] // 32, -(-box[1][1] // 32))
     needed = (box[0][1] - box[0][0]) * (box[2][1] - box[2][0]) * (groups[1] - groups[0])
-    assert source.stored_bytes("w", box) == needed * 17
+    assert stored_bytes(source, "w", box) == needed * 17
 
 
 def test_a_band_reads_every_code_once():
