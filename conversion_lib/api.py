@@ -74,8 +74,8 @@ def plan(
     from conversion_lib.conversions.convert import prepare
     from conversion_lib.conversions.opening import headers
 
-    with headers(str(source), revision, reporter) as directory:
-        job = prepare(directory, target or Target(), model=model, loader=loader, memory_budget=memory_budget)
+    with headers(str(source), revision, reporter) as given:
+        job = prepare(given, target or Target(), model=model, loader=loader, memory_budget=memory_budget)
     return job.plan
 
 
@@ -94,8 +94,8 @@ def dequantize(
     budget = options.memory_budget
     with opened(
         str(source), str(destination), None, memory_budget=budget, revision=None, stream=False, reporter=reporter
-    ) as (directory, remote):
-        return dequantize_checkpoint(directory, Path(destination), options=options, remote=remote, reporter=reporter)
+    ) as given:
+        return dequantize_checkpoint(given, Path(destination), options=options, reporter=reporter)
 
 
 def convert(
@@ -131,14 +131,13 @@ def convert(
     budget = options.memory_budget
     with opened(
         str(source), str(destination), None, memory_budget=budget, revision=revision, stream=False, reporter=reporter
-    ) as (directory, remote):
+    ) as given:
         return convert_checkpoint(
-            directory,
+            given,
             destination,
             target or Target(),
             model=model,
             loader=loader,
-            remote=remote,
             hf_config=None if hf_config is None else Path(hf_config),
             written_by=written_by,
             options=options,

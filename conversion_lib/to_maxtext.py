@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from conversion_lib.conversions.opening import known_directory
 from conversion_lib.maxtext.arguments import Arguments, Command, begin, output, run_as_command
 from conversion_lib.maxtext.names import TARGET_SETTINGS, size_differences
-from conversion_lib.models.hf_config import CONFIG_NAME, load_config
+from conversion_lib.models.hf_config import load_config
 from conversion_lib.program import Outcome
 from conversion_lib.progress import Reporter
 from conversion_lib.record import Target
 from conversion_lib.runs.options import Options
+from conversion_lib.sources.files import Files
 from conversion_lib.storage.gcs import SCHEME
 
 FIELDS = ("scan_layers", "save_dtype", "ocdbt", "zarr3", "shards")
@@ -66,18 +67,19 @@ def run(words: Sequence[str], reporter: Reporter) -> Outcome:
         revision=_revision(source, arguments, reporter),
         stream=False,
         reporter=reporter,
-    ) as (directory, remote):
-        if other := size_differences(model, load_config(directory)):
-            counts = f"{remote.name if remote else directory}/{CONFIG_NAME} is what counts"
-            reporter.say(f"warning: {counts}, and is not MaxText's {model.name} in {', '.join(other)}")
+    ) as given:
+        config = given.config() if isinstance(given, Files) else load_config(given)
+        if other := size_differences(model, config):
+            reporter.say(
+                f"warning: {config.path} is what counts, and is not MaxText's {model.name} in {', '.join(other)}"
+            )
         result = convert(
-            directory,
+            given,
             destination,
             target,
             model=model.name,
             loader=loader,
             options=options,
-            remote=remote,
             reporter=reporter,
         )
     return Outcome(result, [str(result), f"MaxText's load_parameters_path: {result.path}/0/items"])

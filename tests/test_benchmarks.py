@@ -87,7 +87,7 @@ def test_inputs_have_values_like_weights_and_are_made_once(tmp_path):
     stored = SafetensorsSource(source)
     values = stored.read("model.layers.1.mlp.up_proj.weight").astype(np.float32)
     assert values.std() == pytest.approx(WEIGHT_SCALE, rel=0.02)
-    assert len({file.name for file in stored.files}) == 2
+    assert len({shard.name for shard in stored.shards}) == 2
     other = stored.read("model.layers.2.mlp.up_proj.weight").astype(np.float32)
     assert not np.array_equal(values, other)
 

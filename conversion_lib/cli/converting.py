@@ -47,8 +47,8 @@ def dequantize(
     if dtype != "bfloat16":
         raise BadInput(f"--dtype {dtype}: dequantized weights are bfloat16, whatever they are converted to later")
     source = opened(src, dst, None, memory_budget=options.memory_budget, revision=None, stream=False, reporter=reporter)
-    with source as (path, remote):
-        result = dequantize_checkpoint(path, destination, options=options, remote=remote, reporter=reporter)
+    with source as given:
+        result = dequantize_checkpoint(given, destination, options=options, reporter=reporter)
     return Outcome(result, [str(result)])
 
 
@@ -88,14 +88,13 @@ def convert(
         stream=stream_download,
         reporter=reporter,
     )
-    with source as (path, remote):
+    with source as given:
         result = conversions.convert(
-            path,
+            given,
             dst,
             target,
             model=model,
             options=replace(options, part=share),
-            remote=remote,
             hf_config=hf_config,
             written_by=written_by,
             loader=loader,

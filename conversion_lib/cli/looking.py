@@ -41,9 +41,9 @@ def plan(
     from conversion_lib.conversions.convert import prepare
     from conversion_lib.conversions.opening import headers
 
-    with headers(src, revision, reporter) as directory:
+    with headers(src, revision, reporter) as given:
         job = prepare(
-            directory,
+            given,
             target,
             model=model,
             memory_budget=options.memory_budget,

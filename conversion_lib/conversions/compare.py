@@ -48,8 +48,12 @@ def opened_checkpoint(path: Path | str) -> Iterator[Opened]:
     if isinstance(path, str) and path.startswith(SCHEME):
         from conversion_lib.sources.cloud import checkpoint_in_bucket
 
-        with checkpoint_in_bucket(path, BUCKET_BYTES) as (mirror, remote):
-            yield ("safetensors", remote.open()) if remote else ("maxtext", OrbaxSource(mirror))
+        with checkpoint_in_bucket(path, BUCKET_BYTES) as found:
+            yield (
+                ("maxtext", OrbaxSource(found))
+                if isinstance(found, Path)
+                else ("safetensors", SafetensorsSource(found))
+            )
         return
     directory = Path(path)
     if any((directory / name).is_file() for name in (INDEX_NAME, SINGLE_NAME)):

@@ -17,7 +17,6 @@ from conversion_lib.families import FAMILIES, family_of
 from conversion_lib.mapping.relayout import CACHE_SHARE, prepare_other_layout
 from conversion_lib.mapping.to_maxtext import plan_to_maxtext
 from conversion_lib.models import catalog
-from conversion_lib.models.hf_config import load_config
 from conversion_lib.plan.job import Job, bytes_in
 from conversion_lib.plan.parts import WHOLE
 from conversion_lib.plan.plan import Plan
@@ -32,11 +31,11 @@ from conversion_lib.runs.note import PLAN_NAME
 from conversion_lib.runs.options import DEFAULT_OPTIONS, Options
 from conversion_lib.runs.trees import maxtext_staging
 from conversion_lib.sinks.orbax import OrbaxSink
-from conversion_lib.sources.fingerprint import dequantized_identity, files_identity, origin_of
+from conversion_lib.sources.files import Files, LocalFiles
+from conversion_lib.sources.fingerprint import dequantized_identity, files_identity, origin_of, source_content
 from conversion_lib.sources.joined import joined
 from conversion_lib.sources.orbax import is_orbax
 from conversion_lib.sources.quantization import dequantized, left_out
-from conversion_lib.sources.remote import Remote
 from conversion_lib.sources.safetensors import SafetensorsSource
 from conversion_lib.sources.transformers import TransformersSource
 from conversion_lib.storage.files import write_atomically
@@ -48,21 +47,20 @@ LOADERS = (DEFAULT_LOADER, "transformers")
 
 
 def prepare(
-    directory: Path,
+    given: Path | Files,
     target: Target,
     *,
     model: str | None = None,
     memory_budget: int,
     chunk_limit: int | None = None,
-    remote: Remote | None = None,
     hf_config: Path | None = None,
     written_by: str | None = None,
     loader: str = DEFAULT_LOADER,
 ) -> Job:
-    """Opens the checkpoint in `directory`, of Hugging Face or of MaxText, and plans its conversion to MaxText.
+    """Opens a checkpoint, of Hugging Face or of MaxText, and plans its conversion to MaxText.
 
+    given: its directory, or its files where they do not lie in one here.
     hf_config, written_by: what is said of a MaxText checkpoint, as for `open_maxtext`.
-    remote: where the weights are, when only their headers lie in `directory`.
     chunk_limit: bytes of a chunk at most; None: the target's, or an eighth of the memory budget where that is less.
     model: a name of the catalogue, which then says the family; None: config.json's architecture does.
     loader: one of LOADERS, for a Hugging Face checkpoint.
@@ -71,22 +69,22 @@ def prepare(
     if loader not in LOADERS:
         raise BadInput(f"--loader {loader}: expected one of {', '.join(LOADERS)}")
     largest = min(target.chunk_bytes, largest_chunk(memory_budget))
-    if loader != DEFAULT_LOADER and (remote or is_orbax(directory)):
+    if loader != DEFAULT_LOADER and (isinstance(given, Files) or is_orbax(given)):
         raise BadInput(f"--loader {loader} reads a Hugging Face checkpoint in a directory here, and nothing else")
-    if is_orbax(directory):
-        given = open_maxtext(
-            directory, model=model, hf_config=hf_config, written_by=written_by, cache_bytes=memory_budget // CACHE_SHARE
-        )
-        return prepare_other_layout(given, target, chunk_limit or largest)
+    if not isinstance(given, Files) and is_orbax(given):
+        cache = memory_budget // CACHE_SHARE
+        found = open_maxtext(given, model=model, hf_config=hf_config, written_by=written_by, cache_bytes=cache)
+        return prepare_other_layout(found, target, chunk_limit or largest)
+    files = given if isinstance(given, Files) else LocalFiles(given)
     if hf_config or written_by:
-        raise BadInput(f"--hf-config and --written-by are of MaxText checkpoints, and {directory} is none")
+        raise BadInput(f"--hf-config and --written-by are of MaxText checkpoints, and {files.name} is none")
     named = catalog.model_named(model) if model else None
-    config = load_config(directory)
+    config = files.config()
     family = FAMILIES[named.family] if named else family_of(config)
-    stored = remote.open() if remote else SafetensorsSource(directory)
+    stored = SafetensorsSource(files)
     plain = dequantized(stored, config) if loader == DEFAULT_LOADER else TransformersSource(stored, config)
     source = joined(plain, family.joins, family.dims(config))
-    origin = origin_of(directory, remote)
+    origin = origin_of(files)
     plan = plan_to_maxtext(
         source.tensors,
         config,
@@ -99,29 +97,38 @@ def prepare(
         chunk_limit=chunk_limit or largest,
     )
     plan = replace(plan, dropped=(*left_out(plain), *plan.dropped))
-    pace = remote.pace(stored, source) if remote else None
-    resident = plain.resident_bytes if isinstance(plain, TransformersSource) else 0
-    return Job(source, directory, config, origin, plan, bytes_in(plan, source), chunk_limit or largest, pace, resident)
+    return Job(
+        source=source,
+        directory=files.directory,
+        config=config,
+        origin=origin,
+        plan=plan,
+        bytes_in=bytes_in(plan, source),
+        chunk_limit=chunk_limit or largest,
+        name=files.name,
+        content=lambda: source_content(SafetensorsSource(files)),
+        pace=files.pace(stored, source),
+        resident_bytes=plain.resident_bytes if isinstance(plain, TransformersSource) else 0,
+    )
 
 
 def convert(
-    directory: Path,
+    given: Path | Files,
     destination: Path | str,
     target: Target,
     *,
     model: str | None = None,
     options: Options = DEFAULT_OPTIONS,
-    remote: Remote | None = None,
     hf_config: Path | None = None,
     written_by: str | None = None,
     loader: str = DEFAULT_LOADER,
     reporter: Reporter = SILENT,
 ) -> ConvertResult:
-    """Writes the checkpoint in `directory`, of Hugging Face or of MaxText, as a MaxText one at `destination`/0/items.
+    """Writes a checkpoint, of Hugging Face or of MaxText, as a MaxText one at `destination`/0/items.
 
+    given: its directory, or its files where they do not lie in one here.
     destination: a directory or gs://bucket/prefix.
     hf_config, written_by: what is said of a MaxText checkpoint, as for `open_maxtext`.
-    remote: where the weights are, when only their headers lie in `directory`.
     loader: one of LOADERS, for a Hugging Face checkpoint.
     Resumes an unfinished run of the same fingerprint; does nothing where it is finished. A part writes its share and
     leaves the rest to `finalize`. Raises BadInput where the source or the destination is not as it must be,
@@ -131,12 +138,11 @@ def convert(
 
     def prepared(limit: int | None) -> Job:
         return prepare(
-            directory,
+            given,
             target,
             model=model,
             memory_budget=options.memory_budget,
             chunk_limit=limit,
-            remote=remote,
             hf_config=hf_config,
             written_by=written_by,
             loader=loader,

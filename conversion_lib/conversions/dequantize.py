@@ -9,7 +9,6 @@ from conversion_lib.conversions.side_files import carry_files, seal
 from conversion_lib.core.dtypes import itemsize
 from conversion_lib.engine.limits import largest_chunk
 from conversion_lib.errors import BadInput
-from conversion_lib.models.hf_config import load_config
 from conversion_lib.plan.chunking import run_shape
 from conversion_lib.plan.job import Job, bytes_in
 from conversion_lib.plan.plan import ArrayPlan, Plan, SourceSlice
@@ -17,23 +16,22 @@ from conversion_lib.progress import SILENT, Reporter
 from conversion_lib.runs.options import DEFAULT_OPTIONS, Options
 from conversion_lib.runs.trees import hf_staging
 from conversion_lib.sinks.safetensors import SafetensorsSink
-from conversion_lib.sources.fingerprint import files_identity, origin_of
+from conversion_lib.sources.files import Files
+from conversion_lib.sources.fingerprint import files_identity, origin_of, source_content
 from conversion_lib.sources.quantization import dequantized, left_out
-from conversion_lib.sources.remote import Remote
 from conversion_lib.sources.safetensors import SafetensorsSource
 
 
 def dequantize(
-    directory: Path,
+    given: Path | Files,
     destination: Path,
     *,
     options: Options = DEFAULT_OPTIONS,
-    remote: Remote | None = None,
     reporter: Reporter = SILENT,
 ) -> ConvertResult:
-    """Writes the quantized checkpoint in `directory` as a bfloat16 one: shards, index, config and all other files.
+    """Writes a quantized checkpoint as a bfloat16 one: shards, index, config and all other files.
 
-    remote: where the weights are, when only their headers lie in `directory`.
+    given: its directory, or its files where they do not lie in one here.
     Shards keep their names; tensors that are not quantized are copied. Resumes and finishes as `convert` does.
     Raises BadInput where the source is not quantized.
     """
@@ -48,17 +46,18 @@ def dequantize(
         seal(staging.build.path, job.plan, job.origin)
 
     def prepared(limit: int | None) -> Job:
-        return _prepare_dequantized(directory, remote, limit or largest_chunk(options.memory_budget))
+        return _prepare_dequantized(given, limit or largest_chunk(options.memory_budget))
 
     return run(Conversion("dequantize", staging, prepared, sink, lambda job: None, finish), options, reporter)
 
 
-def _prepare_dequantized(directory: Path, remote: Remote | None, limit: int) -> Job:
-    config = load_config(directory)
-    stored = remote.open() if remote else SafetensorsSource(directory)
+def _prepare_dequantized(given: Path | Files, limit: int) -> Job:
+    stored = SafetensorsSource(given)
+    files = stored.files
+    config = files.config()
     source = dequantized(stored, config)
     if source is stored:
-        raise BadInput(f"{directory} is not quantized: nothing to dequantize; convert takes it as it is")
+        raise BadInput(f"{files.name} is not quantized: nothing to dequantize; convert takes it as it is")
     arrays = tuple(
         ArrayPlan(
             path=info.name,
@@ -72,4 +71,14 @@ def _prepare_dequantized(directory: Path, remote: Remote | None, limit: int) -> 
     )
     identity = files_identity(stored, config)
     plan = Plan(kind="safetensors", arrays=arrays, identity=identity, exact=True, dropped=left_out(source))
-    return Job(source, directory, config, origin_of(directory, remote), plan, bytes_in(plan, source), limit)
+    return Job(
+        source=source,
+        directory=files.directory,
+        config=config,
+        origin=origin_of(files),
+        plan=plan,
+        bytes_in=bytes_in(plan, source),
+        chunk_limit=limit,
+        name=files.name,
+        content=lambda: source_content(SafetensorsSource(files)),
+    )

@@ -17,8 +17,8 @@ from conversion_lib.models.hf_config import CONFIG_NAME, load_config
 from conversion_lib.plan.parts import WHOLE, Part
 from conversion_lib.progress import Reporter, format_bytes
 from conversion_lib.record import HF_DIR_NAME, WORK_NAME, Origin, checkpoint_root, read_record
+from conversion_lib.sources.files import Files
 from conversion_lib.sources.maxtext import MaxTextSource
-from conversion_lib.sources.remote import Remote
 from conversion_lib.storage.gcs import SCHEME, stored_at
 
 
@@ -32,8 +32,8 @@ def opened(
     revision: str | None,
     stream: bool,
     reporter: Reporter,
-) -> Iterator[tuple[Path, Remote | None]]:
-    """The directory that has SRC's headers, and where its weights are when they are not there too.
+) -> Iterator[Path | Files]:
+    """The checkpoint that SRC names: its directory, or its files where they do not lie in one here.
 
     stream: a Hub id is not downloaded as a whole; dst and part say what for. Of a bucket nothing is. Raises BadInput
     where SRC is none of the three, and for options that do not go with what it is.
@@ -45,7 +45,7 @@ def opened(
             if given:
                 raise BadInput(f"{option}: the option is for a Hub id, and {src} is none")
     if path is not None:
-        yield path, None
+        yield path
     elif in_cloud:
         from conversion_lib.sources.cloud import checkpoint_in_bucket
 
@@ -54,19 +54,19 @@ def opened(
     elif not stream:
         from conversion_lib import hub
 
-        yield hub.cached_download(src, revision=revision or "main", reporter=reporter), None
+        yield hub.cached_download(src, revision=revision or "main", reporter=reporter)
     else:
         from conversion_lib.hub.streaming import shelf_directory, streamed
 
         name, output = f"shards-{(part or WHOLE).index}", None if dst.startswith(SCHEME) else Path(dst)
         shelf = (output.absolute() / WORK_NAME if output else shelf_directory(dst)) / name
-        with streamed(src, revision or "main", shelf, output=output, reporter=reporter) as remote:
-            yield remote.headers, remote
+        with streamed(src, revision or "main", shelf, output=output, reporter=reporter) as files:
+            yield files
 
 
 @contextmanager
-def headers(src: str, revision: str | None, reporter: Reporter) -> Iterator[Path]:
-    """A directory to plan from: SRC itself, or a copy without the weights where it is a Hub id or in a bucket."""
+def headers(src: str, revision: str | None, reporter: Reporter) -> Iterator[Path | Files]:
+    """What to plan SRC from: its directory, or its headers alone where it is a Hub id or in a bucket."""
     in_cloud = src.startswith(SCHEME)
     path = None if in_cloud else known_directory(src)
     if revision is not None and (in_cloud or path is not None):
@@ -74,15 +74,15 @@ def headers(src: str, revision: str | None, reporter: Reporter) -> Iterator[Path
     if in_cloud:
         from conversion_lib.sources.cloud import checkpoint_in_bucket
 
-        with checkpoint_in_bucket(src, 0) as (directory, _):
-            yield directory
+        with checkpoint_in_bucket(src, 0) as found:
+            yield found
     elif path is not None:
         yield path
     else:
         from conversion_lib.hub.headers import headers_of
 
-        with headers_of(src, revision or "main", reporter=reporter) as directory:
-            yield directory
+        with headers_of(src, revision or "main", reporter=reporter) as files:
+            yield files
 
 
 @contextmanager

@@ -143,7 +143,7 @@ def _execute(
             name=_title(conversion, options),
             pace=job.pace,
         )
-        refuse_change(job.weights or job.directory, json.loads(job.plan.identity["source"]))
+        refuse_change(job.name, json.loads(job.plan.identity["source"]), job.content())
     except BadInput:
         # found in the data: what was written of it is of no use
         workspace.abandon()

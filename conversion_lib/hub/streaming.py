@@ -14,7 +14,6 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 
@@ -24,45 +23,20 @@ from conversion_lib.core.dtypes import itemsize
 from conversion_lib.core.retry import Backoff
 from conversion_lib.core.tensors import Source
 from conversion_lib.errors import BadInput, OutsideFailure
-from conversion_lib.hub.files import Fetcher, RemoteFile
-from conversion_lib.hub.headers import fill_headers
+from conversion_lib.hub.files import Fetcher
+from conversion_lib.hub.headers import HubFiles
 from conversion_lib.hub.shelf import Demand, Range, Shelf, most_bytes
 from conversion_lib.plan.pieces import Piece, source_order
 from conversion_lib.plan.plan import Plan
 from conversion_lib.progress import SILENT, Reporter, format_bytes
-from conversion_lib.sources.safetensors import Handles, ReadRun, SafetensorsSource
+from conversion_lib.sources.files import Handles, ReadRun
+from conversion_lib.sources.safetensors import SafetensorsSource
 from conversion_lib.storage.files import existing_parent
 
 SHARDS_AT_ONCE = 3
 """On disk: one that is being converted and two that are on their way; fewer where the disk has no room for three."""
 OUTPUT_MARGIN = 1.05
 """On disk, at most so many bytes for each byte of the result."""
-
-
-@dataclass(frozen=True)
-class Remote:
-    """A repository at one commit whose headers and small files lie in `headers`, and whose weights are on the Hub."""
-
-    resolved: hub.Resolved
-    headers: Path
-    shelf: Path
-    output: Path | None
-    """A path on the disk that the result is written to; None where that is not a disk of this machine."""
-    backoff: Backoff
-    reporter: Reporter
-
-    @property
-    def name(self) -> str:
-        return f"{self.resolved.repo}@{self.resolved.commit}"
-
-    def open(self) -> StreamedSource:
-        return StreamedSource(self)
-
-    def pace(self, stored: SafetensorsSource, shown: Source) -> StreamedSource:
-        """`stored` itself, which learns as what the plan sees it: dequantized, joined."""
-        assert isinstance(stored, StreamedSource)
-        stored.shown = shown
-        return stored
 
 
 @contextmanager
@@ -74,48 +48,45 @@ def streamed(
     output: Path | None = None,
     backoff: Backoff | None = None,
     reporter: Reporter = SILENT,
-) -> Iterator[Remote]:
+) -> Iterator[StreamedFiles]:
     """`repo` at the commit that `revision` names now, for `convert` to read shard by shard; `shelf` holds the shards.
 
+    output: a path on the disk that the result is written to; None where that is not a disk of this machine.
     Raises what `headers_of` raises.
     """
     backoff, started = backoff or Backoff(), hub.now()
     resolved = hub.resolve(repo, revision, backoff=backoff, reporter=reporter)
     resolved = resolved.model_copy(update={"files": hub.needed_files(resolved)})
-    with tempfile.TemporaryDirectory(prefix="ferry-headers-") as name:
-        headers = Path(name)
-        try:
-            small = {file.path for file in resolved.files if not file.path.endswith(".safetensors")}
-            fill_headers(headers, resolved, small, backoff, reporter)
-            hub.write_provenance(headers, resolved, revision, started, None)
-            yield Remote(resolved, headers, shelf, output, backoff, reporter)
-        except BadInput as error:  # nobody can look at the copy afterwards
-            raise BadInput(str(error).replace(name, f"{repo}@{resolved.commit}")) from error
+    with tempfile.TemporaryDirectory(prefix="ferry-config-") as name:
+        files = StreamedFiles(resolved, Path(name), shelf, output, backoff, reporter)
+        files.fetch({path for path in files.remote if not path.endswith(".safetensors")}, backoff, reporter)
+        hub.write_provenance(files.directory, resolved, revision, started, None)
+        yield files
 
 
-class StreamedSource(SafetensorsSource):
-    """A source whose shards are fetched when `order` has told which are needed; the engine's Pace as well."""
+class StreamedFiles(HubFiles):
+    """A repository at one commit whose shards are fetched when a Stream has begun to, and read from `shelf`."""
 
-    def __init__(self, remote: Remote) -> None:
-        super().__init__(remote.headers)
-        self._remote = remote
-        self.shown: Source = self
-        self._shards_of: dict[Piece, list[str]] = {}
-        self._local = Handles()
-        fetcher = Fetcher(
-            remote.resolved.repo, remote.resolved.commit, hub.hub_endpoint(), remote.shelf / "hub", remote.shelf
-        )
-        by_name = {file.path: file for file in remote.resolved.files}
-        self.shelf = Shelf(
-            remote.shelf,
-            lambda name, stopped: _fetch(remote, fetcher, by_name[name], stopped),
-            self._local.forget,
-        )
+    def __init__(
+        self,
+        resolved: hub.Resolved,
+        directory: Path,
+        shelf: Path,
+        output: Path | None,
+        backoff: Backoff,
+        reporter: Reporter,
+    ) -> None:
+        super().__init__(resolved, directory)
+        self.output, self.reporter = output, reporter
+        self.shelf_directory = shelf
+        self._backoff, self._local = backoff, Handles()
+        self._fetcher = Fetcher(resolved.repo, resolved.commit, hub.hub_endpoint(), shelf / "hub", shelf)
+        self.shelf = Shelf(shelf, self._fetch, self._local.forget)
 
-    def _runs(self, file: Path) -> ReadRun:
+    def reader(self, shard: str) -> ReadRun:
         def read(offset: int, view: memoryview) -> None:
             for _ in range(3):
-                path = self.shelf.path(file.name, offset, offset + len(view))
+                path = self.shelf.path(shard, offset, offset + len(view))
                 try:
                     reader = self._local.reader(path)
                 except FileNotFoundError:
@@ -125,17 +96,43 @@ class StreamedSource(SafetensorsSource):
 
         return read
 
+    def pace(self, stored: SafetensorsSource, shown: Source) -> Stream:
+        return Stream(self, stored, shown)
+
+    def _fetch(self, name: str, stopped: threading.Event) -> None:
+        """Brings a shard to the shelf. Raises OutsideFailure where it has not the header that was planned from."""
+        file = self.remote[name]
+
+        def advance(nbytes: int) -> None:
+            if stopped.is_set():  # the one way to end the client's own loop
+                raise OutsideFailure(f"{name}: stopped")
+
+        work = partial(self._fetcher.fetch, file, advance, afresh=True)
+        self._backoff.run(work, stopped=stopped, reporter=self.reporter)
+        planned = self.headers[name]
+        with (self.shelf_directory / name).open("rb") as shard:
+            if shard.read(len(planned)) != planned:
+                raise OutsideFailure(
+                    f"{name} of {self.name} has another header than the Hub gave when it was planned; run again"
+                )
+
+
+class Stream:
+    """The engine's Pace for a repository that is read shard by shard. `shown`: what the plan sees of `stored`."""
+
+    def __init__(self, files: StreamedFiles, stored: SafetensorsSource, shown: Source) -> None:
+        self._files, self._stored, self._shown = files, stored, shown
+        self._shards_of: dict[Piece, list[str]] = {}
+
     def order(self, plan: Plan, todo: list[Piece]) -> list[Piece]:
         """`todo` by the last shard that each piece waits for; begins to fetch.
 
         Raises BadInput where the disk is too small.
         """
-        names = [file.name for file in self.files]
-        place = {name: number for number, name in enumerate(names)}
-        sizes = {file.path: file.size for file in self._remote.resolved.files}
-        demands = {name: Demand(name, sizes[name]) for name in names}
+        place = {shard.name: number for number, shard in enumerate(self._stored.shards)}
+        demands = {shard.name: Demand(shard.name, shard.size) for shard in self._stored.shards}
         for piece, tensors in self._stored_tensors(plan, todo).items():
-            shards = {self.offset_of(tensor).file.name for tensor in tensors}
+            shards = {self._stored.offset_of(tensor).file for tensor in tensors}
             last = max(shards, key=place.__getitem__)
             self._shards_of[piece] = [last, *(shards - {last})]
             demands[last].users += 1
@@ -143,39 +140,40 @@ class StreamedSource(SafetensorsSource):
                 demands[shard].later += 1
                 demands[shard].until = max(demands[shard].until, place[last])
             for tensor in tensors:
-                if (shard := self.offset_of(tensor).file.name) != last:
+                if (shard := self._stored.offset_of(tensor).file) != last:
                     demands[shard].ranges.add(self._range(tensor))
         output = sum(size(piece.box) * itemsize(plan.arrays[piece.array].dtype) for piece in todo)
         self._begin(list(demands.values()), output)
-        by_source = source_order(plan, self.shown.tensors)
+        by_source = source_order(plan, self._shown.tensors)
         return sorted(todo, key=lambda piece: (place[self._shards_of[piece][0]], by_source(piece)))
 
     def was_read(self, piece: Piece) -> None:
         last, *others = self._shards_of.pop(piece)
-        self.shelf.used(last, last=True)
+        self._files.shelf.used(last, last=True)
         for shard in others:
-            self.shelf.used(shard, last=False)
+            self._files.shelf.used(shard, last=False)
 
     def end(self) -> None:
-        self.shelf.close()
+        self._files.shelf.close()
 
     def _begin(self, demands: list[Demand], output_bytes: int) -> None:
-        remote, free = self._remote, shutil.disk_usage(existing_parent(self._remote.shelf)).free
-        free += sum(path.stat().st_size for path in remote.shelf.glob("*.safetensors"))
-        output = int(output_bytes * OUTPUT_MARGIN) if _same_disk(remote.shelf, remote.output) else 0
+        files, shelf = self._files, self._files.shelf_directory
+        free = shutil.disk_usage(existing_parent(shelf)).free
+        free += sum(path.stat().st_size for path in shelf.glob("*.safetensors"))
+        output = int(output_bytes * OUTPUT_MARGIN) if _same_disk(shelf, files.output) else 0
         needs = {count: most_bytes(demands, count) for count in range(SHARDS_AT_ONCE, 0, -1)}
         limit = next((count for count, nbytes in needs.items() if nbytes + output <= free), None)
         if limit is None:
             raise BadInput(
-                f"{remote.shelf}: the disk has {format_bytes(free)} free; one shard of {remote.name} at a time and what"
+                f"{shelf}: the disk has {format_bytes(free)} free; one shard of {files.name} at a time and what"
                 f" several arrays need of others take {format_bytes(needs[1])}, and the result here"
                 f" {format_bytes(output)}: free some, or give another destination"
             )
-        remote.reporter.say(
-            f"streaming {remote.name}: at most {limit} of {len(demands)} shards at once,"
+        files.reporter.say(
+            f"streaming {files.name}: at most {limit} of {len(demands)} shards at once,"
             f" {format_bytes(needs[limit])} of disk"
         )
-        self.shelf.begin(demands, limit)
+        files.shelf.begin(demands, limit)
 
     def _stored_tensors(self, plan: Plan, todo: list[Piece]) -> dict[Piece, set[str]]:
         """The tensors of the files that each piece reads.
@@ -185,7 +183,7 @@ class StreamedSource(SafetensorsSource):
 
         @cache
         def behind(name: str) -> set[str]:
-            return {stored.name for stored in self.shown.requires(name)}
+            return {stored.name for stored in self._shown.requires(name)}
 
         return {
             piece: set().union(*[behind(source.tensor) for source in plan.arrays[piece.array].sources_in(piece.box)])
@@ -193,34 +191,13 @@ class StreamedSource(SafetensorsSource):
         }
 
     def _range(self, tensor: str) -> Range:
-        offset = self.offset_of(tensor).offset
-        return offset, offset + self.tensors[tensor].nbytes
+        offset = self._stored.offset_of(tensor).offset
+        return offset, offset + self._stored.tensors[tensor].nbytes
 
 
 def shelf_directory(name: str) -> Path:
     """Where the shards for a run lie whose destination, `name`, is not on a disk of this machine."""
     return hub.cache_directory() / "streams" / hashlib.sha256(name.encode()).hexdigest()[:16]
-
-
-def _fetch(remote: Remote, fetcher: Fetcher, file: RemoteFile, stopped: threading.Event) -> None:
-    def advance(nbytes: int) -> None:
-        if stopped.is_set():  # the one way to end the client's own loop
-            raise OutsideFailure(f"{file.path}: stopped")
-
-    work = partial(fetcher.fetch, file, advance, afresh=True)
-    remote.backoff.run(work, stopped=stopped, reporter=remote.reporter)
-    _require_header(remote, file.path)
-
-
-def _require_header(remote: Remote, name: str) -> None:
-    """Raises OutsideFailure where a verified shard has not the header that the plan was made from."""
-    with (remote.shelf / name).open("rb") as shard, (remote.headers / name).open("rb") as planned:
-        length = int.from_bytes(planned.read(8), "little")
-        planned.seek(0)
-        if shard.read(8 + length) != planned.read(8 + length):
-            raise OutsideFailure(
-                f"{name} of {remote.name} has another header than the Hub gave when it was planned; run again"
-            )
 
 
 def _same_disk(shelf: Path, output: Path | None) -> bool:

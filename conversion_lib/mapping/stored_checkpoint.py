@@ -72,5 +72,6 @@ class MaxTextInput:
             plan=replace(plan, dropped=(*self.source.not_read, *plan.dropped)),
             bytes_in=bytes_in(plan, self.source),
             chunk_limit=chunk_limit,
-            weights=self.source.stored.items,
+            name=str(self.source.stored.items),
+            content=lambda: orbax_content(self.source.stored.items),
         )

@@ -18,7 +18,7 @@ class ModelConfig:
     the properties here read both.
     """
 
-    def __init__(self, raw: dict[str, Any], path: Path) -> None:
+    def __init__(self, raw: dict[str, Any], path: Path | str) -> None:
         self.raw, self.path = raw, path
         text = raw.get("text_config")
         self._flat: dict[str, Any] = {**raw, **text} if isinstance(text, dict) else raw
@@ -63,13 +63,17 @@ class ModelConfig:
         return bool(self.get(key, default))
 
 
-def load_config(directory: Path) -> ModelConfig:
-    """Reads `directory`/config.json. Raises BadInput where it is missing, not JSON, or not an object."""
-    path = directory / CONFIG_NAME
+def load_config(directory: Path, name: str | None = None) -> ModelConfig:
+    """Reads `directory`/config.json; `name` is what messages call the directory, where that is a copy.
+
+    Raises BadInput where it is missing, not JSON, or not an object.
+    """
+    name = name or str(directory)
+    path = f"{name}/{CONFIG_NAME}"
     try:
-        raw = json.loads(path.read_bytes())
+        raw = json.loads((directory / CONFIG_NAME).read_bytes())
     except FileNotFoundError:
-        raise BadInput(f"{directory} has no {CONFIG_NAME}: a Hugging Face checkpoint needs one") from None
+        raise BadInput(f"{name} has no {CONFIG_NAME}: a Hugging Face checkpoint needs one") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise BadInput(f"{path} is not JSON: {error}") from None
     if not isinstance(raw, dict):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,9 @@ DISK_MARGIN = 1.05
 class Job:
     """A source that is open and the plan made for it; nothing has been written.
 
-    directory: with config, tokenizer and the other files that go along; also the weights, unless they are in `weights`.
+    directory: with config, tokenizer and the other files that go along.
+    name: what messages call the checkpoint. content: what is known of it at the time of the call, without reading it,
+        as the plan's identity has it.
     """
 
     source: Source
@@ -29,10 +32,11 @@ class Job:
     plan: Plan
     bytes_in: int
     chunk_limit: int
+    name: str
+    content: Callable[[], Mapping[str, str]]
     pace: Pace | None = None
     resident_bytes: int = 0
     """Memory that the source takes beside what the budget covers."""
-    weights: Path | None = None
 
 
 def disk_bytes(plan: Plan) -> int:

@@ -1,17 +1,15 @@
-"""Checkpoints in a bucket as sources; of Hugging Face's the headers here, weights by ranged reads of one generation.
+"""Checkpoints in a bucket as sources; of Hugging Face's the weights by ranged reads of one generation.
 
 Blocks of a shard are asked for ahead of the pieces that need them, many at a time, and a few are kept in memory.
 """
 
 from __future__ import annotations
 
-import os
 import tempfile
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
@@ -19,12 +17,9 @@ from typing import Any
 
 import tensorstore as ts
 
-from conversion_lib.core.tensors import Source
 from conversion_lib.errors import BadInput, OutsideFailure, tensorstore_reason
-from conversion_lib.plan.pace import Pace
+from conversion_lib.sources.files import Files, ReadRun, Shard, header_bytes
 from conversion_lib.sources.mirror import items_in, mirrored
-from conversion_lib.sources.remote import write_header
-from conversion_lib.sources.safetensors import ReadRun, SafetensorsSource
 from conversion_lib.storage import gcs as cloud_place
 from conversion_lib.storage.files import in_parallel
 from conversion_lib.storage.gcs import BucketLocation
@@ -36,48 +31,25 @@ BESIDE = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt", "LICENSE*", "NO
 """Files that are fetched whole."""
 
 
-@dataclass(frozen=True)
-class CloudRemote:
-    """A checkpoint at `place` whose headers and small files lie in `headers`."""
-
-    place: BucketLocation
-    headers: Path
-    generations: dict[str, Any]
-    """Of each shard, as TensorStore tells it."""
-    cache_bytes: int
-
-    @property
-    def name(self) -> str:
-        return str(self.place)
-
-    def open(self) -> CloudSource:
-        return CloudSource(self)
-
-    def pace(self, stored: SafetensorsSource, shown: Source) -> Pace | None:
-        return None
-
-
 @contextmanager
-def checkpoint_in_bucket(url: str, memory_budget: int) -> Iterator[tuple[Path, CloudRemote | None]]:
-    """The checkpoint of either kind at gs://bucket/prefix: a directory that stands for it, which of MaxText's is all.
+def checkpoint_in_bucket(url: str, memory_budget: int) -> Iterator[Path | BucketFiles]:
+    """The checkpoint of either kind at gs://bucket/prefix: of MaxText's a directory that stands for it.
 
-    Of Hugging Face's it has the headers, and the weights are where the second value says. Raises BadInput where there
-    is no checkpoint.
+    Raises BadInput where there is no checkpoint.
     """
     if items_in(BucketLocation.parse(url)) is not None:
         with mirrored(url) as mirror:
-            yield mirror, None
+            yield mirror
     else:
-        with in_bucket(url, memory_budget) as remote:
-            yield remote.headers, remote
+        with in_bucket(url, memory_budget) as files:
+            yield files
 
 
 @contextmanager
-def in_bucket(url: str, memory_budget: int) -> Iterator[CloudRemote]:
-    """The checkpoint at gs://bucket/prefix, for `convert` to read where it lies.
+def in_bucket(url: str, memory_budget: int) -> Iterator[BucketFiles]:
+    """The Hugging Face checkpoint at gs://bucket/prefix, for `convert` to read where it lies.
 
-    A file's time of modification here is the time at which its object was written: an object that is written anew
-    counts as changed. Raises BadInput where there is no checkpoint.
+    Raises BadInput where there is no checkpoint.
     """
     place = BucketLocation.parse(url)
     objects = {name: blob for blob in place.blobs() if "/" not in (name := blob.name[len(place.name) + 1 :])}
@@ -85,39 +57,27 @@ def in_bucket(url: str, memory_budget: int) -> Iterator[CloudRemote]:
     if not shards:
         raise BadInput(f"{url} holds no safetensors: give the prefix of a Hugging Face checkpoint, or a directory")
     beside = [name for name in objects if any(fnmatch(name, pattern) for pattern in BESIDE)]
-    with tempfile.TemporaryDirectory(prefix="ferry-headers-") as directory:
-        headers = Path(directory)
-        store, generations = open_store(place), dict[str, Any]()
+    with tempfile.TemporaryDirectory(prefix="ferry-config-") as name:
+        directory = Path(name)
+        files = BucketFiles(place, directory, objects, memory_budget // CACHE_SHARE)
 
         def fetch(name: str, stopped: threading.Event) -> None:
             if name in beside:
-                (headers / name).write_bytes((place / name).read() or b"")
+                (directory / name).write_bytes((place / name).read() or b"")
             else:
-                write_header(headers / name, objects[name].size, partial(_first_bytes, store, place, name, generations))
+                files.fetch_header(name)
 
         in_parallel(fetch, [*shards, *beside], threads=cloud_place.REQUESTS)
         again = {blob.name[len(place.name) + 1 :]: blob.generation for blob in place.blobs()}
         for name in [*shards, *beside]:
             if again.get(name) != objects[name].generation:
                 raise _changed(place / name)
-            written = objects[name].generation * 1000  # a generation is a time in microseconds
-            os.utime(headers / name, ns=(written, written))
-        try:
-            yield CloudRemote(place, headers, generations, memory_budget // CACHE_SHARE)
-        except BadInput as error:  # nobody can look at the copy afterwards
-            raise BadInput(str(error).replace(directory, url)) from error
+        yield files
 
 
 def open_store(place: BucketLocation) -> Any:
     """TensorStore's store of the objects below."""
     return ts.KvStore.open(place.spec, context=ts.Context(cloud_place.TENSORSTORE_REQUESTS)).result()
-
-
-def _first_bytes(store: Any, place: BucketLocation, name: str, generations: dict[str, Any], count: int) -> bytes:
-    result = _result(store.read(name, byte_range=slice(0, count)), place / name)
-    if result.state != "value" or generations.setdefault(name, result.stamp.generation) != result.stamp.generation:
-        raise _changed(place / name)
-    return bytes(result.value)
 
 
 def _result(future: Any, what: BucketLocation) -> Any:
@@ -131,19 +91,46 @@ def _changed(what: BucketLocation) -> BadInput:
     return BadInput(f"{what} changed while it was read; run again when the source is at rest")
 
 
-class CloudSource(SafetensorsSource):
-    """A source whose shards are read in blocks from the bucket."""
+class BucketFiles(Files):
+    """A Hugging Face checkpoint at `place`, of which only the small files are copied: into `directory`.
 
-    def __init__(self, remote: CloudRemote) -> None:
-        super().__init__(remote.headers)
-        self._remote, self._store = remote, open_store(remote.place)
+    An object's generation, a time in microseconds, stands for the time at which a file was written: an object that is
+    written anew counts as changed.
+
+    objects: as they are listed, by name. cache_bytes: what blocks may take of the memory.
+    """
+
+    def __init__(self, place: BucketLocation, directory: Path, objects: Mapping[str, Any], cache_bytes: int) -> None:
+        self.name, self.directory = str(place), directory
+        self._place, self._store, self._objects = place, open_store(place), objects
+        self._headers: dict[str, bytes] = {}
+        self._generations: dict[str, Any] = {}
         self._blocks: OrderedDict[tuple[str, int], Any] = OrderedDict()
         self._lock = threading.Lock()
-        self._kept = max(4, remote.cache_bytes // BLOCK_BYTES)
-        self._sizes = {file.name: file.stat().st_size for file in self.files}
+        self._kept = max(4, cache_bytes // BLOCK_BYTES)
 
-    def _runs(self, file: Path) -> ReadRun:
-        return partial(self._read_run, file.name)
+    def fetch_header(self, shard: str) -> None:
+        """Reads the header of a shard, and notes which generation it is of."""
+        self._headers[shard] = header_bytes(self._objects[shard].size, partial(self._first_bytes, shard))
+
+    def has(self, shard: str) -> bool:
+        return shard in self._headers
+
+    def header(self, shard: str) -> tuple[Shard, bytes]:
+        return Shard(shard, self._objects[shard].size, self.modified(shard)), self._headers[shard]
+
+    def reader(self, shard: str) -> ReadRun:
+        return partial(self._read_run, shard)
+
+    def modified(self, name: str) -> int:
+        return int(self._objects[name].generation) * 1000 if name in self._objects else 0
+
+    def _first_bytes(self, name: str, count: int) -> bytes:
+        result = _result(self._store.read(name, byte_range=slice(0, count)), self._place / name)
+        generation = self._generations.setdefault(name, result.stamp.generation)
+        if result.state != "value" or generation != result.stamp.generation:
+            raise _changed(self._place / name)
+        return bytes(result.value)
 
     def _read_run(self, name: str, offset: int, view: memoryview) -> None:
         done = 0
@@ -158,20 +145,20 @@ class CloudSource(SafetensorsSource):
     def _block(self, name: str, number: int) -> bytes:
         """One block; those after it are asked for as well, up to half of what is kept: there may be two readers."""
         with self._lock:
-            last = min(number + self._kept // 4, (self._sizes[name] - 1) // BLOCK_BYTES)
+            last = min(number + self._kept // 4, (self._objects[name].size - 1) // BLOCK_BYTES)
             for ahead in range(last, number - 1, -1):
                 self._ask(name, ahead)
             future = self._blocks[name, number]
-        place = self._remote.place / name
+        place = self._place / name
         result = _result(future, place)
-        if result.state != "value" or result.stamp.generation != self._remote.generations[name]:
+        if result.state != "value" or result.stamp.generation != self._generations[name]:
             raise _changed(place)
         return bytes(result.value)
 
     def _ask(self, name: str, number: int) -> None:
         key, start = (name, number), number * BLOCK_BYTES
         if key not in self._blocks:
-            stop = min(start + BLOCK_BYTES, self._sizes[name])
+            stop = min(start + BLOCK_BYTES, self._objects[name].size)
             self._blocks[key] = self._store.read(name, byte_range=slice(start, stop))
         self._blocks.move_to_end(key)
         while len(self._blocks) > self._kept:

@@ -12,21 +12,19 @@ from typing import Any
 from conversion_lib.errors import BadInput
 from conversion_lib.models.hf_config import CONFIG_NAME, ModelConfig
 from conversion_lib.record import HF_RECORD_NAME, PROVENANCE_NAME, Origin
-from conversion_lib.sources.orbax import items_dir
-from conversion_lib.sources.remote import Remote
+from conversion_lib.sources.files import Files, LocalFiles
 from conversion_lib.sources.safetensors import SafetensorsSource
 from conversion_lib.storage.gcs import BucketLocation, stored_at
 
 
-def origin_of(directory: Path, remote: Remote | None = None) -> Origin:
-    """Where the checkpoint in `directory` came from, as the download's provenance says; else the path alone.
+def origin_of(files: Files) -> Origin:
+    """Where a checkpoint came from, as the download's provenance says; else its name alone.
 
-    remote: where the weights are, when only their headers lie in `directory`. Of a directory that Ferry dequantized,
-    the path is that of the original.
+    Of a directory that Ferry dequantized, the path is that of the original.
     """
-    provenance, written = _load(directory / PROVENANCE_NAME), _load(directory / HF_RECORD_NAME)
-    path = (written.get("origin") or {}).get("path") or str(directory.absolute())
-    path = remote.name if remote else path
+    provenance, path = _load(files, PROVENANCE_NAME), files.name
+    if isinstance(files, LocalFiles):
+        path = (_load(files, HF_RECORD_NAME).get("origin") or {}).get("path") or path
     return Origin(path=path, repo=provenance.get("repo"), commit=provenance.get("commit"))
 
 
@@ -41,13 +39,14 @@ def dequantized_identity(directory: Path, source: str) -> dict[str, str] | None:
     source: that part of the identity of the one in `directory`.
     None where Ferry did not dequantize it (what it exported has more in its record), or a file was changed since.
     """
-    written = _load(directory / HF_RECORD_NAME)
+    files = LocalFiles(directory)
+    written = _load(files, HF_RECORD_NAME)
     identity, fingerprint = written.get("identity"), written.get("fingerprint")
     if not isinstance(identity, dict) or identity.keys() != {"source", "config", "format"}:
         return None
-    files = {name: what for name, what in json.loads(source).items() if name != "headers"}
-    unchanged = bool(files) and all(what.endswith(f", {fingerprint}") for what in files.values())
-    if not unchanged or _modified(directory / CONFIG_NAME) > _modified(directory / HF_RECORD_NAME):
+    shards = {name: what for name, what in json.loads(source).items() if name != "headers"}
+    unchanged = bool(shards) and all(what.endswith(f", {fingerprint}") for what in shards.values())
+    if not unchanged or files.modified(CONFIG_NAME) > files.modified(HF_RECORD_NAME):
         return None
     return {"source": identity["source"], "config": identity["config"]}
 
@@ -64,16 +63,16 @@ def source_content(source: SafetensorsSource) -> dict[str, str]:
     there is neither, or a file was changed after it was written or verified, the time of modification stands in, so
     that a file that was changed or copied counts as another.
     """
-    written = _load(source.directory / HF_RECORD_NAME).get("fingerprint")
-    hashes = _verified_hashes(_load(source.directory / PROVENANCE_NAME))
+    files = source.files
+    written = _load(files, HF_RECORD_NAME).get("fingerprint")
+    hashes = _verified_hashes(_load(files, PROVENANCE_NAME))
     # both are written last, by the run and by the download
-    sealed = max(_modified(source.directory / name) for name in (HF_RECORD_NAME, PROVENANCE_NAME))
+    sealed = max(files.modified(name) for name in (HF_RECORD_NAME, PROVENANCE_NAME))
     content = {}
-    for file in source.files:
-        stat = file.stat()
-        known = written or hashes.get((file.name, stat.st_size))
-        seal = known if known and stat.st_mtime_ns <= sealed else f"modified {stat.st_mtime_ns}"
-        content[file.name] = f"{stat.st_size} bytes, {seal}"
+    for shard in source.shards:
+        known = written or shard.content or hashes.get((shard.name, shard.size))
+        seal = known if known and shard.modified <= sealed else f"modified {shard.modified}"
+        content[shard.name] = f"{shard.size} bytes, {seal}"
     return content | {"headers": source.header_digest}
 
 
@@ -103,23 +102,17 @@ def _versions(items: Path) -> Iterator[tuple[str, int, int]]:
             yield str(path.relative_to(items)), stat.st_size, stat.st_mtime_ns
 
 
-def refuse_change(directory: Path, noted: Mapping[str, str]) -> None:
-    """Raises BadInput where the source is not what it was when `noted`, its content, was taken.
+def refuse_change(name: str, noted: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """Raises BadInput where the source called `name` is not `now` what it was when `noted`, its content, was taken.
 
     What was read of it before and after a change does not belong together.
     """
-    now = orbax_content(items_dir(directory)) if "items" in noted else source_content(SafetensorsSource(directory))
     changed = [name for name in {**noted, **now} if noted.get(name) != now.get(name)]
     if changed:
         raise BadInput(
-            f"{directory / changed[0]} changed while it was read: {noted.get(changed[0])} at first, now "
+            f"{name}/{changed[0]} changed while it was read: {noted.get(changed[0])} at first, now "
             f"{now.get(changed[0])}. Nothing of this run is kept; run again when the source is at rest"
         )
-
-
-def _modified(path: Path) -> int:
-    """When a file was written last; 0 where there is none."""
-    return path.stat().st_mtime_ns if path.exists() else 0
 
 
 def _verified_hashes(provenance: dict[str, Any]) -> dict[tuple[str, int], str]:
@@ -128,11 +121,11 @@ def _verified_hashes(provenance: dict[str, Any]) -> dict[tuple[str, int], str]:
     return {(e["path"], e["size"]): e["sha256"] for e in entries if e.get("sha256") and "path" in e and "size" in e}
 
 
-def _load(path: Path) -> dict[str, Any]:
+def _load(files: Files, name: str) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_bytes())
+        value = json.loads((files.directory / name).read_bytes())
     except FileNotFoundError:
         return {}
     except ValueError as error:
-        raise BadInput(f"{path} is not JSON: {error}") from None
+        raise BadInput(f"{files.name}/{name} is not JSON: {error}") from None
     return value if isinstance(value, dict) else {}

@@ -10,11 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import struct
-import threading
-from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,54 +21,46 @@ from conversion_lib.core.boxes import Box, box_shape, whole
 from conversion_lib.core.dtypes import SAFETENSORS_DTYPES, numpy_dtype
 from conversion_lib.core.tensors import Array, StoredSlice, TensorInfo
 from conversion_lib.errors import BadInput, OutsideFailure
+from conversion_lib.sources.files import MAX_HEADER, Files, LocalFiles, ReadRun, Shard
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
-MAX_HEADER = 100 << 20  # the format's own limit
-OPEN_FILES = 64
 COVER_BYTES = 2 << 20
 """Rows that are read whole, to keep some of their columns, come in pieces of about this size."""
 
 
-ReadRun = Callable[[int, memoryview], None]
-"""Fills a view with the bytes of one file from an offset on. Raises EOFError where the file ends before."""
-
-
 class TensorOffset(NamedTuple):
-    """Where a tensor lies: its file and the offset of its first byte there."""
+    """Where a tensor lies: the name of its file and the offset of its first byte there."""
 
-    file: Path
+    file: str
     offset: int
 
 
 class SafetensorsSource:
-    """The tensors of a directory with `model.safetensors.index.json`, or with a single `model.safetensors`.
+    """The tensors of a checkpoint with `model.safetensors.index.json`, or with a single `model.safetensors`.
 
     Raises BadInput on opening where a shard is missing, truncated or malformed, or the index names a tensor that
     its shard does not have.
     """
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory.absolute()
-        index = _index(self.directory)
-        self.files = _files(self.directory, index)
+    def __init__(self, where: Path | Files) -> None:
+        self.files = where if isinstance(where, Files) else LocalFiles(where)
+        index = _index(self.files)
+        self.shards: list[Shard] = []
         self.tensors: Mapping[str, TensorInfo]
         tensors: dict[str, TensorInfo] = {}
         self._offsets: dict[str, TensorOffset] = {}
         self._header_hash = hashlib.sha256()
-        for file in self.files:
-            shard = file.name
-            for name, info, offset, _ in self._read_header(file):
+        for shard in _shard_names(self.files, index):
+            for name, info, offset, _ in self._read_header(shard):
                 if name in tensors and index.get(name) != shard:
                     continue
                 tensors[name] = info
-                self._offsets[name] = TensorOffset(file, offset)
-        file_of = {file.name: file for file in self.files}
+                self._offsets[name] = TensorOffset(shard, offset)
         for name, shard in index.items():
-            if name not in tensors or self._offsets[name].file is not file_of[shard]:
-                raise BadInput(f"{self.directory / INDEX_NAME} names tensor {name} in {shard}, which does not have it")
+            if name not in tensors or self._offsets[name].file != shard:
+                raise BadInput(f"{self.files.name}/{INDEX_NAME} names tensor {name} in {shard}, which does not have it")
         self.tensors = tensors
-        self._handles = Handles()
 
     @property
     def header_digest(self) -> str:
@@ -81,110 +70,70 @@ class SafetensorsSource:
     def offset_of(self, name: str) -> TensorOffset:
         return self._offsets[name]
 
-    def _read_header(self, file: Path) -> list[tuple[str, TensorInfo, int, int]]:
-        actual = file.stat().st_size
-        with file.open("rb") as handle:
-            prefix = handle.read(8)
-            length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
-            if not 0 < length <= min(MAX_HEADER, max(actual - 8, 0)):
-                raise BadInput(
-                    f"{file} is truncated or no safetensors file: {actual} bytes, no whole header. Download it again"
-                )
-            raw = handle.read(length)
-        self._header_hash.update(file.name.encode() + prefix + raw)
+    def _read_header(self, name: str) -> list[tuple[str, TensorInfo, int, int]]:
+        shard, start = self.files.header(name)
+        self.shards.append(shard)
+        file = f"{self.files.name}/{name}"
+        length = struct.unpack("<Q", start[:8])[0] if len(start) >= 8 else 0
+        if not 0 < length <= min(MAX_HEADER, max(shard.size - 8, 0)) or len(start) < 8 + length:
+            raise BadInput(
+                f"{file} is truncated or no safetensors file: {shard.size} bytes, no whole header. Download it again"
+            )
+        self._header_hash.update(name.encode())
+        self._header_hash.update(start)
         try:
-            header = json.loads(raw)
+            header = json.loads(start[8:])
             found = [_entry(file, name, entry, 8 + length) for name, entry in header.items() if name != "__metadata__"]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise BadInput(f"{file} has a header that is not safetensors': {error}") from None
         end = max([stop for *_, stop in found], default=8 + length)
-        if end != actual:
-            state = "truncated" if actual < end else "longer than its header says"
-            raise BadInput(f"{file} is {state}: {actual} bytes, expected {end}. Download it again")
+        if end != shard.size:
+            state = "truncated" if shard.size < end else "longer than its header says"
+            raise BadInput(f"{file} is {state}: {shard.size} bytes, expected {end}. Download it again")
         return found
 
     def read(self, name: str, box: Box | None = None) -> Array:
         info = self.tensors.get(name)
         if info is None:
-            raise BadInput(f"{self.directory} has no tensor {name}")
+            raise BadInput(f"{self.files.name} has no tensor {name}")
         at, box = self._offsets[name], box or whole(info.shape)
         dtype = numpy_dtype(info.dtype)
         try:
-            return _read_box(self._runs(at.file), at.offset, info.shape, dtype, box)
+            return _read_box(self.files.reader(at.file), at.offset, info.shape, dtype, box)
         except (OSError, EOFError) as error:
-            raise OutsideFailure(f"{at.file}: reading tensor {name} failed: {error}") from error
-
-    def _runs(self, file: Path) -> ReadRun:
-        """How the bytes of `file` are read: here, from the file itself."""
-        return self._handles.reader(file)
+            raise OutsideFailure(f"{self.files.name}/{at.file}: reading tensor {name} failed: {error}") from error
 
     def requires(self, name: str, box: Box | None = None) -> Sequence[StoredSlice]:
         return (StoredSlice.of(self.tensors[name], box),)
 
 
-class Handles:
-    """Open files, the least recently used closed beyond OPEN_FILES. A file in use stays open until let go."""
-
-    def __init__(self) -> None:
-        self._open: OrderedDict[Path, Any] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, file: Path) -> Any:
-        with self._lock:
-            handle = self._open.pop(file, None) or file.open("rb", buffering=0)
-            self._open[file] = handle
-            # a handle that falls out is closed when the last reader that holds it is done
-            while len(self._open) > OPEN_FILES:
-                self._open.popitem(last=False)
-            return handle
-
-    def reader(self, file: Path) -> ReadRun:
-        """Reads `file` with positional reads; it stays open for as long as what is returned is kept."""
-        handle = self.get(file)
-
-        def read(offset: int, view: memoryview) -> None:
-            done = 0
-            while done < len(view):
-                got = os.preadv(handle.fileno(), [view[done:]], offset + done)
-                if got == 0:
-                    raise EOFError(f"the file ends at byte {offset + done}, expected {offset + len(view)}")
-                done += got
-
-        return read
-
-    def forget(self, file: Path) -> None:
-        """Lets go of `file`: what has its name from now on may be another."""
-        with self._lock:
-            self._open.pop(file, None)
-
-
-def shard_files(directory: Path) -> list[Path]:
-    """The safetensors files of a checkpoint, in name order.
+def shard_names(files: Files) -> list[str]:
+    """The weight files of a checkpoint, in name order.
 
     Raises BadInput where there are none, or where the index names one that is not there.
     """
-    return _files(directory, _index(directory))
+    return _shard_names(files, _index(files))
 
 
-def _files(directory: Path, index: dict[str, str]) -> list[Path]:
+def _shard_names(files: Files, index: dict[str, str]) -> list[str]:
     if index:
-        files = [directory / name for name in sorted(set(index.values()))]
-        missing = [file.name for file in files if not file.is_file()]
+        names = sorted(set(index.values()))
+        missing = [name for name in names if not files.has(name)]
         if missing:
             raise BadInput(
-                f"{directory}: shard {missing[0]} is missing ({len(missing)} of {len(files)}). Download it again"
+                f"{files.name}: shard {missing[0]} is missing ({len(missing)} of {len(names)}). Download it again"
             )
-        return files
-    if (directory / SINGLE_NAME).is_file():
-        return [directory / SINGLE_NAME]
-    raise BadInput(f"{directory} has neither {INDEX_NAME} nor {SINGLE_NAME}: only safetensors weights are read")
+        return names
+    if files.has(SINGLE_NAME):
+        return [SINGLE_NAME]
+    raise BadInput(f"{files.name} has neither {INDEX_NAME} nor {SINGLE_NAME}: only safetensors weights are read")
 
 
-def _index(directory: Path) -> dict[str, str]:
+def _index(files: Files) -> dict[str, str]:
     """The index's weight_map, empty where there is no index file."""
-    path = directory / INDEX_NAME
+    path = f"{files.name}/{INDEX_NAME}"
     try:
-        weight_map = dict(json.loads(path.read_bytes())["weight_map"].items())
+        weight_map = dict(json.loads((files.directory / INDEX_NAME).read_bytes())["weight_map"].items())
     except FileNotFoundError:
         return {}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -196,13 +145,13 @@ def _index(directory: Path) -> dict[str, str]:
     return weight_map
 
 
-def _entry(file: Path, name: str, entry: dict[str, Any], base: int) -> tuple[str, TensorInfo, int, int]:
+def _entry(file: str, name: str, entry: dict[str, Any], base: int) -> tuple[str, TensorInfo, int, int]:
     """A tensor's name, what its header says, and where its first byte and the one after its last lie in the file."""
     start, stop = entry["data_offsets"]
     code = entry["dtype"]
     if code not in SAFETENSORS_DTYPES:
         raise BadInput(f"{file}: tensor {name} has dtype {code}, which is not known")
-    info = TensorInfo(name, tuple(entry["shape"]), SAFETENSORS_DTYPES[code], str(file))
+    info = TensorInfo(name, tuple(entry["shape"]), SAFETENSORS_DTYPES[code], file)
     if stop - start != (nbytes := info.nbytes) or start < 0:
         raise BadInput(f"{file}: tensor {name} takes {stop - start} bytes, but its shape and dtype say {nbytes}")
     return name, info, base + start, base + stop

@@ -110,7 +110,7 @@ class TransformersSource:
         try:
             with _said_by_transformers(self._config):
                 model, found = self._class.from_pretrained(
-                    self._stored.directory,
+                    self._stored.files.directory,
                     config=self._settings,
                     dtype=self._dtype,
                     use_safetensors=True,
@@ -118,12 +118,12 @@ class TransformersSource:
                     output_loading_info=True,
                 )
         except OSError as error:
-            raise OutsideFailure(f"{self._stored.directory}: transformers cannot read it: {error}") from error
+            raise OutsideFailure(f"{self._stored.files.name}: transformers cannot read it: {error}") from error
         wrong = [*found["missing_keys"], *found["mismatched_keys"]]
         if wrong:
             raise BadInput(
-                f"{self._stored.directory}: {self._class.__name__} has no weights for {wrong[0]} (and {len(wrong) - 1} "
-                "more), or of another shape"
+                f"{self._stored.files.name}: {self._class.__name__} has no weights for {wrong[0]} (and "
+                f"{len(wrong) - 1} more), or of another shape"
             )
         reverted: Mapping[str, Any] = revert_weight_conversion(model, model.state_dict())
         return reverted

@@ -23,6 +23,7 @@ from conversion_lib.publish.destinations.directory import DirectoryDestination
 from conversion_lib.publish.location import PublishedPath, commit_level, parse_marker
 from conversion_lib.record import Target
 from conversion_lib.runs.options import DEFAULT_BUDGET
+from conversion_lib.sources.files import Files
 from conversion_lib.storage.files import existing_parent
 from ferry_airflow.layout import DEQUANTIZED, DOWNLOADED, hub_work_dir, local_work_dir
 from ferry_airflow.steps.files import begin, used_bytes
@@ -66,9 +67,9 @@ def resolve(request: Request, reporter: Reporter) -> dict[str, Any]:
     be converted, a destination that cannot be written and a disk that is too small; OutsideFailure where the Hub or
     the destination cannot be reached.
     """
-    source, directory = _find(request, reporter)
-    with directory as planned:
-        job = prepare(planned, request.target, model=request.model, memory_budget=DEFAULT_BUDGET)
+    source, opening = _find(request, reporter)
+    with opening as given:
+        job = prepare(given, request.target, model=request.model, memory_budget=DEFAULT_BUDGET)
     published = _published(request, source, job)
     quantized = job.config.quantization is not None
     plan = _plan(request, source, job, copy=quantized and request.staged)
@@ -91,8 +92,8 @@ def resolve(request: Request, reporter: Reporter) -> dict[str, Any]:
     }
 
 
-def _find(request: Request, reporter: Reporter) -> tuple[Source, AbstractContextManager[Path]]:
-    """The source, and a directory to plan from."""
+def _find(request: Request, reporter: Reporter) -> tuple[Source, AbstractContextManager[Path | Files]]:
+    """The source, and what to plan from."""
     if request.repo.startswith("/"):
         directory = Path(request.repo)
         if not directory.is_dir():

@@ -21,7 +21,7 @@ from conversion_lib.demo.tiny_checkpoint import make_tiny_deepseek_v3
 from conversion_lib.errors import BadInput, OutsideFailure
 from conversion_lib.hub import download
 from conversion_lib.hub.headers import headers_of
-from conversion_lib.sources import remote
+from conversion_lib.sources import files
 from conversion_lib.sources.fingerprint import origin_of, source_identity
 from conversion_lib.sources.safetensors import SafetensorsSource
 from tests.support.checkpoints import Result, ferry_here
@@ -136,7 +136,7 @@ def test_a_directory_has_no_revision(tiny: Path) -> None:
 
 
 def test_weights_stay_on_the_hub(hub: LocalHub, asked: list[Asked], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "FIRST_BYTES", 4096)  # less than a header: a second request is needed
+    monkeypatch.setattr(files, "FIRST_BYTES", 4096)  # less than a header: a second request is needed
     plan = planned(REPO)
     shards = [file for file in hub.repos[REPO].files.values() if file.path.endswith(".safetensors")]
     weights = [request for request in asked if request.name.endswith(".safetensors")]
@@ -156,15 +156,15 @@ def test_one_request_is_enough_for_a_header(hub: LocalHub, asked: list[Asked], t
 
 def test_the_copy_has_the_true_headers_and_sizes(hub: LocalHub, tiny: Path, tmp_path: Path) -> None:
     download(REPO, tmp_path / "whole", backoff=QUICK)
-    with headers_of(REPO, backoff=QUICK) as directory:
-        copy, whole = SafetensorsSource(directory), SafetensorsSource(tmp_path / "whole")
+    with headers_of(REPO, backoff=QUICK) as found:
+        copy, whole = SafetensorsSource(found), SafetensorsSource(tmp_path / "whole")
         assert copy.header_digest == whole.header_digest
         assert source_identity(copy) == source_identity(whole)
-        assert (origin_of(directory).repo, origin_of(directory).commit) == (REPO, hub.repos[REPO].commit)
-        for file in copy.files:
-            assert file.stat().st_size == (tiny / file.name).stat().st_size
-            assert file.stat().st_blocks * 512 <= 128 << 10, "the rest is a hole"
-    assert not directory.exists()
+        assert (origin_of(found).repo, origin_of(found).commit) == (REPO, hub.repos[REPO].commit)
+        for shard in copy.shards:
+            assert shard.size == (tiny / shard.name).stat().st_size
+        assert not list(found.directory.glob("*.safetensors"))
+    assert not found.directory.exists()
 
 
 def test_a_checkpoint_that_ferry_wrote(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,8 +181,8 @@ def test_a_single_file(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     copy, shard = spoiled(tiny, tmp_path / "single")
     shard.rename(copy / "model.safetensors")
     (copy / "model.safetensors.index.json").unlink()
-    with serving(copy, monkeypatch), headers_of(REPO, backoff=QUICK) as directory:
-        assert SafetensorsSource(directory).tensors.keys() == SafetensorsSource(copy).tensors.keys()
+    with serving(copy, monkeypatch), headers_of(REPO, backoff=QUICK) as found:
+        assert SafetensorsSource(found).tensors.keys() == SafetensorsSource(copy).tensors.keys()
     assert {request.name for request in asked} == {"config.json", "model.safetensors"}
 
 
@@ -190,7 +190,7 @@ def test_a_server_that_knows_no_ranges(hub: LocalHub, tmp_path: Path, monkeypatc
     """It sends files from their start."""
     download(REPO, tmp_path / "whole", backoff=QUICK)
     monkeypatch.setattr(local_hub, "_parse_range", lambda header, size: (0, size))
-    monkeypatch.setattr(remote, "FIRST_BYTES", 4096)
+    monkeypatch.setattr(files, "FIRST_BYTES", 4096)
     assert planned(REPO) == planned(tmp_path / "whole")
 
 
@@ -207,8 +207,8 @@ def test_a_server_that_knows_no_ranges(hub: LocalHub, tmp_path: Path, monkeypatc
 )
 def test_a_fault_is_survived(hub: LocalHub, kind: str, name: str) -> None:
     hub.faults.planned = [Fault(kind, name, times=2, after=100)]  # type: ignore[arg-type]
-    with headers_of(REPO, backoff=QUICK) as directory:
-        assert SafetensorsSource(directory).tensors
+    with headers_of(REPO, backoff=QUICK) as found:
+        assert SafetensorsSource(found).tensors
     assert hub.faults.planned[0].times == 0
 
 
@@ -285,7 +285,7 @@ def test_a_header_beyond_the_limit_is_not_fetched(
             monkeypatch.setattr(local_hub, "_parse_range", lambda header, size: (0, size))
         assert "no whole header" in error_of(ferry_here("plan", REPO), 2)
     (answer,) = [request for request in asked if request.name == shard.name and request.size]
-    assert answer.size == (remote.FIRST_BYTES if ranges else 102 << 20)
+    assert answer.size == (files.FIRST_BYTES if ranges else 102 << 20)
     assert ranges or not answer.sent
 
 

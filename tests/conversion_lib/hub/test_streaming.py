@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -23,7 +22,7 @@ from conversion_lib.demo.local_hub import Fault, LocalHub
 from conversion_lib.errors import BadInput, OutsideFailure
 from conversion_lib.hub import read_provenance, streaming
 from conversion_lib.hub.shelf import Demand, Shelf, most_bytes
-from conversion_lib.hub.streaming import streamed
+from conversion_lib.hub.streaming import StreamedFiles, streamed
 from conversion_lib.record import Target, read_record
 from conversion_lib.runs.options import Options
 from tests.support.checkpoints import DEEPSEEK_V3, ferry_here, random_tensors, write_checkpoint
@@ -57,12 +56,12 @@ def hub(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
 def stream(
     out: Path,
     target: Target = SCANNED,
-    meddle: Callable[[Path], None] = lambda headers: None,
+    meddle: Callable[[StreamedFiles], None] = lambda files: None,
     options: Options = OPTIONS,
 ) -> ConvertResult:
-    with streamed(REPO, "main", out / ".ferry" / "shards-0", output=out, backoff=QUICK) as remote:
-        meddle(remote.headers)
-        return convert(remote.headers, out, target, options=options, remote=remote)
+    with streamed(REPO, "main", out / ".ferry" / "shards-0", output=out, backoff=QUICK) as files:
+        meddle(files)
+        return convert(files, out, target, options=options)
 
 
 def shards(hub: LocalHub) -> list[str]:
@@ -115,7 +114,7 @@ def test_no_more_on_disk_than_was_said(hub: LocalHub, tmp_path: Path, monkeypatc
 def test_a_fault_is_survived(hub: LocalHub, tmp_path: Path, source: Path, kind: str) -> None:
     convert(source, tmp_path / "plain", SCANNED, options=OPTIONS)
 
-    def break_the_next(headers: Path) -> None:
+    def break_the_next(files: StreamedFiles) -> None:
         hub.faults.planned = [Fault(kind, "model-00003-*", after=60_000)]  # type: ignore[arg-type]
 
     stream(tmp_path / "out", meddle=break_the_next)
@@ -124,7 +123,7 @@ def test_a_fault_is_survived(hub: LocalHub, tmp_path: Path, source: Path, kind: 
 
 
 def test_wrong_bytes_are_never_used(hub: LocalHub, tmp_path: Path) -> None:
-    def corrupt(headers: Path) -> None:
+    def corrupt(files: StreamedFiles) -> None:
         hub.faults.planned = [Fault("corrupt", "model-00004-*", times=99, after=70_000)]
 
     with pytest.raises(OutsideFailure, match=r"model-00004-.* is not what was announced: sha256 expected"):
@@ -137,7 +136,7 @@ def test_wrong_bytes_are_never_used(hub: LocalHub, tmp_path: Path) -> None:
 
 
 def test_a_token_that_runs_out_midway_costs_nothing(hub: LocalHub, tmp_path: Path) -> None:
-    def lock(headers: Path) -> None:
+    def lock(files: StreamedFiles) -> None:
         hub.faults.gated[REPO] = "hf_right"
 
     with pytest.raises(OutsideFailure, match="gated"):
@@ -146,14 +145,9 @@ def test_a_token_that_runs_out_midway_costs_nothing(hub: LocalHub, tmp_path: Pat
 
 
 def test_a_header_other_than_the_shards_own(hub: LocalHub, tmp_path: Path) -> None:
-    def rename_format(headers: Path) -> None:
-        path = headers / "model-00002-of-00005.safetensors"
-        written = path.stat()
-        with path.open("r+b") as file:
-            start = file.read(4096)
-            file.seek(start.index(b'"pt"'))
-            file.write(b'"pq"')
-        os.utime(path, ns=(written.st_atime_ns, written.st_mtime_ns))
+    def rename_format(files: StreamedFiles) -> None:
+        name = "model-00002-of-00005.safetensors"
+        files.headers[name] = files.headers[name].replace(b'"pt"', b'"pq"')
 
     with pytest.raises(OutsideFailure, match=r"model-00002-.* has another header than the Hub gave"):
         stream(tmp_path / "out", meddle=rename_format)
@@ -162,17 +156,15 @@ def test_a_header_other_than_the_shards_own(hub: LocalHub, tmp_path: Path) -> No
 KILLED = """
 import sys
 from pathlib import Path
-from conversion_lib.engine import executor as engine
 from conversion_lib.conversions.convert import convert
-from conversion_lib.runs.options import Options
-from conversion_lib.record import Target
+from conversion_lib.engine import executor as engine
 from conversion_lib.hub.streaming import streamed
 from conversion_lib.record import Target
 from conversion_lib.runs.options import Options
 engine.GROUP_SECONDS = 0.0
 out = Path(sys.argv[2])
-with streamed(sys.argv[1], "main", out / ".ferry" / "shards-0", output=out) as remote:
-    convert(remote.headers, out, Target(scan_layers=sys.argv[3] == "True"), options=Options(64 << 20, 2), remote=remote)
+with streamed(sys.argv[1], "main", out / ".ferry" / "shards-0", output=out) as files:
+    convert(files, out, Target(scan_layers=sys.argv[3] == "True"), options=Options(64 << 20, 2))
 """
 
 

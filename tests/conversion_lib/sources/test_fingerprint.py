@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from conversion_lib.sources.files import LocalFiles
 from conversion_lib.sources.fingerprint import origin_of, source_identity
 from conversion_lib.sources.safetensors import SafetensorsSource
 
@@ -47,8 +48,8 @@ def test_with_verified_hashes_the_time_does_not_matter(source):
     provenance = {"repo": "o/r", "commit": "c", "files": [{"path": "model.safetensors", "size": size, "sha256": "abc"}]}
     (source / "provenance.json").write_text(json.dumps(provenance))
     assert identity(source) == identity(copy(source, touched=True))
-    assert origin_of(source).repo == "o/r"
-    assert origin_of(source).commit == "c"
+    assert origin_of(LocalFiles(source)).repo == "o/r"
+    assert origin_of(LocalFiles(source)).commit == "c"
 
 
 def test_a_file_changed_after_it_was_verified_is_another_source(source):

@@ -63,10 +63,10 @@ def test_an_object_written_anew_is_not_mixed_in(
     fake: FakeCloudStorage, uploaded: str, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shard = sorted(source.glob("*.safetensors"))[-1]
-    with cloud.in_bucket(uploaded, 64 << 20) as remote:
+    with cloud.in_bucket(uploaded, 64 << 20) as files:
         fake.put("bucket", f"hf/qwen/{shard.name}", shard.read_bytes())
         with pytest.raises(BadInput, match=f"hf/qwen/{shard.name} changed while it was read"):
-            convert(remote.headers, tmp_path / "out", Target(), options=WHOLE, remote=remote)
+            convert(files, tmp_path / "out", Target(), options=WHOLE)
     assert not (tmp_path / "out" / "0").exists()
 
 

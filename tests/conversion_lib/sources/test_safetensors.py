@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from conversion_lib.core.boxes import slices
 from conversion_lib.errors import BadInput, OutsideFailure
+from conversion_lib.sources import files
 from conversion_lib.sources import safetensors as reader
 from conversion_lib.sources.safetensors import SafetensorsSource
 
@@ -78,7 +79,7 @@ def test_the_index_says_which_of_two_copies_counts(tmp_path):
     )
     source = SafetensorsSource(tmp_path)
     assert source.read("x").tolist() == [2, 2]
-    assert source.offset_of("x").file.name == "b.safetensors"
+    assert source.offset_of("x").file == "b.safetensors"
 
 
 def test_an_index_that_names_a_missing_tensor(tmp_path):
@@ -137,7 +138,7 @@ def test_a_directory_without_safetensors(tmp_path):
 
 
 def test_more_files_than_are_kept_open(tmp_path, monkeypatch):
-    monkeypatch.setattr(reader, "OPEN_FILES", 2)
+    monkeypatch.setattr(files, "OPEN_FILES", 2)
     shards = {f"{i}.safetensors": {f"x{i}": np.full(3, i, np.float32)} for i in range(5)}
     write_shards(tmp_path, shards, {f"x{i}": f"{i}.safetensors" for i in range(5)})
     source = SafetensorsSource(tmp_path)
