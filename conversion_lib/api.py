@@ -179,14 +179,12 @@ def check(
     from conversion_lib.models.transformers_library import require_check_libraries
 
     require_check_libraries()
-    from conversion_lib.conversions.opening import opened_maxtext
     from conversion_lib.logits.check import Options as CheckOptions
     from conversion_lib.logits.check import run_check
 
     report = None if report_dir is None else Path(report_dir)
     options = CheckOptions(max_kl=max_kl, tokens=tokens, memory_budget=memory_budget)
-    with opened_maxtext(str(checkpoint)) as directory:
-        return run_check(directory, Path(reference), report_dir=report, options=options, reporter=reporter)
+    return run_check(checkpoint, Path(reference), report_dir=report, options=options, reporter=reporter)
 
 
 def export(
@@ -208,19 +206,17 @@ def export(
     Raises BadInput where the checkpoint or the destination is not as it must be; OutsideFailure where writing failed.
     """
     from conversion_lib.conversions.export import export as export_checkpoint
-    from conversion_lib.conversions.opening import opened_maxtext
 
-    with opened_maxtext(str(checkpoint)) as directory:
-        return export_checkpoint(
-            directory,
-            Path(destination),
-            hf_config=None if hf_config is None else Path(hf_config),
-            dtype=dtype,
-            model=model,
-            written_by=written_by,
-            options=options or Options(),
-            reporter=reporter,
-        )
+    return export_checkpoint(
+        checkpoint,
+        Path(destination),
+        hf_config=None if hf_config is None else Path(hf_config),
+        dtype=dtype,
+        model=model,
+        written_by=written_by,
+        options=options or Options(),
+        reporter=reporter,
+    )
 
 
 def publish(checkpoint: str | Path, url: str, *, unchecked: bool = False, reporter: Reporter = SILENT) -> PublishResult:

@@ -19,9 +19,10 @@ from conversion_lib.models.hf_config import CONFIG_NAME
 from conversion_lib.program import Outcome
 from conversion_lib.progress import Reporter
 from conversion_lib.publish.upload import HUB_SCHEME, upload
-from conversion_lib.record import HF_DIR_NAME, checkpoint_root
+from conversion_lib.record import HF_DIR_NAME
 from conversion_lib.runs.options import Options
-from conversion_lib.storage.gcs import SCHEME
+from conversion_lib.sources.orbax import open_orbax, root_of
+from conversion_lib.storage.locations import SCHEME, Location, location
 
 COMMAND = Command(
     flags=("override_model_architecture", "nooverride_model_architecture"),
@@ -34,7 +35,6 @@ DTYPES = ("float32", "bfloat16", "float16")
 def run(words: Sequence[str], reporter: Reporter) -> Outcome:
     """Exports as the words say. Raises BadInput and OutsideFailure as `export` does."""
     from conversion_lib.conversions.export import export
-    from conversion_lib.conversions.opening import opened_maxtext
 
     arguments, model = begin(words, COMMAND, reporter)
     given = arguments.text("load_parameters_path")
@@ -45,7 +45,8 @@ def run(words: Sequence[str], reporter: Reporter) -> Outcome:
     dtype = arguments.choice("weight_dtype", DTYPES, "float32")
     destination = output(arguments, SCHEME, HUB_SCHEME)
     options = Options(overwrite=arguments.flag("overwrite", False))
-    with opened_maxtext(given) as checkpoint, _written_here(destination) as directory:
+    checkpoint = location(given)
+    with _written_here(destination) as directory:
         _refuse_other_layout(checkpoint, given, arguments)
         with _config_directory(arguments.text("hf_model_path"), checkpoint, model.repo, reporter) as hf_config:
             result = export(
@@ -74,22 +75,20 @@ def _written_here(destination: Path | str) -> Iterator[Path]:
         yield Path(name) / "hf"
 
 
-def _refuse_other_layout(checkpoint: Path, given: str, arguments: Arguments) -> None:
+def _refuse_other_layout(checkpoint: Location, given: str, arguments: Arguments) -> None:
     """Raises BadInput where the command line says another scan_layers than the checkpoint.
 
     MaxText goes by the checkpoint where only a configuration file says otherwise.
     """
-    from conversion_lib.sources.orbax import open_orbax
-
     saved = open_orbax(checkpoint).scan_layers
     if "scan_layers" in arguments.stated and saved is not None and arguments.flag("scan_layers", saved) != saved:
         raise BadInput(f"scan_layers={arguments.text('scan_layers')}, but {given} was saved with scan_layers={saved}")
 
 
 @contextmanager
-def _config_directory(path: str, checkpoint: Path, repo: str, reporter: Reporter) -> Iterator[Path | None]:
+def _config_directory(path: str, checkpoint: Location, repo: str, reporter: Reporter) -> Iterator[Path | None]:
     """A directory with config and tokenizer; None for what lies beside the checkpoint."""
-    if not path and (checkpoint_root(checkpoint) / HF_DIR_NAME).is_dir():
+    if not path and (root_of(checkpoint) / HF_DIR_NAME).children():
         yield None
     elif path and (directory := known_directory(path)) is not None:
         if not (directory / CONFIG_NAME).is_file():

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from conversion_lib.conversions.opening import known_directory
+from conversion_lib.conversions.opening import named
+from conversion_lib.errors import BadInput
 from conversion_lib.maxtext.arguments import Arguments, Command, begin, output, run_as_command
 from conversion_lib.maxtext.names import TARGET_SETTINGS, size_differences
-from conversion_lib.models.hf_config import load_config
 from conversion_lib.program import Outcome
 from conversion_lib.progress import Reporter
 from conversion_lib.record import Target
 from conversion_lib.runs.options import Options
 from conversion_lib.sources.files import Files
-from conversion_lib.storage.gcs import SCHEME
+from conversion_lib.storage.locations import SCHEME
 
 FIELDS = ("scan_layers", "save_dtype", "ocdbt", "zarr3", "shards")
 """What MaxText's converter lets its user choose of a Target; its defaults are ours."""
@@ -68,7 +68,9 @@ def run(words: Sequence[str], reporter: Reporter) -> Outcome:
         stream=False,
         reporter=reporter,
     ) as given:
-        config = given.config() if isinstance(given, Files) else load_config(given)
+        if not isinstance(given, Files):
+            raise BadInput(f"hf_model_path={source} is a MaxText checkpoint, and one of Hugging Face is converted here")
+        config = given.config()
         if other := size_differences(model, config):
             reporter.say(
                 f"warning: {config.path} is what counts, and is not MaxText's {model.name} in {', '.join(other)}"
@@ -88,7 +90,7 @@ def run(words: Sequence[str], reporter: Reporter) -> Outcome:
 def _revision(source: str, arguments: Arguments, reporter: Reporter) -> str | None:
     """The revision of a repository; MaxText passes over one that is given for anything else."""
     revision = arguments.text("revision") or None
-    if revision and (source.startswith(SCHEME) or known_directory(source) is not None):
+    if revision and named(source) is not None:
         reporter.say(f"warning: revision={revision} is without meaning: {source} is no repository")
         return None
     return revision

@@ -48,7 +48,6 @@ def check(
     from conversion_lib.models.transformers_library import require_check_libraries
 
     require_check_libraries()
-    from conversion_lib.conversions.opening import opened_maxtext
     from conversion_lib.logits.check import Options, run_check
     from conversion_lib.logits.verdict.report import summary
 
@@ -61,7 +60,6 @@ def check(
         engine=engine,
         maxtext_python=maxtext_python,
     )
-    with opened_maxtext(ckpt) as checkpoint:
-        result = run_check(checkpoint, reference, report_dir=report, options=options, reporter=reporter)
+    result = run_check(ckpt, reference, report_dir=report, options=options, reporter=reporter)
     failed = result.verdict != "pass"
     return Outcome(result, list(summary(result)), failed=failed, message=f"check failed: {result.reason}")

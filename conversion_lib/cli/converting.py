@@ -119,20 +119,18 @@ def export(
 ) -> Outcome:
     """Writes a MaxText checkpoint as a Hugging Face one: safetensors, config, tokenizer."""
     from conversion_lib.conversions.export import export as export_checkpoint
-    from conversion_lib.conversions.opening import opened_maxtext
 
     destination = local_destination(dst)
-    with opened_maxtext(ckpt) as checkpoint:
-        result = export_checkpoint(
-            checkpoint,
-            destination,
-            hf_config=hf_config,
-            dtype=dtype,
-            model=model,
-            written_by=written_by,
-            options=options,
-            reporter=reporter,
-        )
+    result = export_checkpoint(
+        ckpt,
+        destination,
+        hf_config=hf_config,
+        dtype=dtype,
+        model=model,
+        written_by=written_by,
+        options=options,
+        reporter=reporter,
+    )
     return Outcome(result, [str(result)])
 
 

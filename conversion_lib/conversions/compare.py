@@ -10,14 +10,16 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel
 
+from conversion_lib.conversions.opening import files_at
 from conversion_lib.core.boxes import Box, Shape, size, split, whole
 from conversion_lib.core.dtypes import itemsize
 from conversion_lib.core.tensors import Source, TensorInfo
 from conversion_lib.errors import BadInput
 from conversion_lib.progress import SILENT, Reporter
-from conversion_lib.sources.orbax import OrbaxSource, is_orbax
+from conversion_lib.sources.files import Files
+from conversion_lib.sources.orbax import OrbaxSource
 from conversion_lib.sources.safetensors import INDEX_NAME, SINGLE_NAME, SafetensorsSource
-from conversion_lib.storage.gcs import SCHEME
+from conversion_lib.storage.locations import location
 
 READ_BYTES = 64 << 20
 BUCKET_BYTES = 16 * READ_BYTES
@@ -45,23 +47,13 @@ Opened = tuple[Literal["maxtext", "safetensors"], Source]
 @contextmanager
 def opened_checkpoint(path: Path | str) -> Iterator[Opened]:
     """A checkpoint of either kind, in a directory or at gs://bucket/prefix. Raises BadInput where it is neither."""
-    if isinstance(path, str) and path.startswith(SCHEME):
-        from conversion_lib.sources.cloud import checkpoint_in_bucket
-
-        with checkpoint_in_bucket(path, BUCKET_BYTES) as found:
-            yield (
-                ("maxtext", OrbaxSource(found))
-                if isinstance(found, Path)
-                else ("safetensors", SafetensorsSource(found))
-            )
-        return
-    directory = Path(path)
-    if any((directory / name).is_file() for name in (INDEX_NAME, SINGLE_NAME)):
-        yield "safetensors", SafetensorsSource(directory)
-    elif is_orbax(directory):
-        yield "maxtext", OrbaxSource(directory)
-    else:
-        raise BadInput(f"{path} is neither a Hugging Face checkpoint (safetensors) nor a MaxText one (Orbax)")
+    with files_at(location(path), BUCKET_BYTES) as found:
+        if not isinstance(found, Files):
+            yield "maxtext", OrbaxSource(found)
+        elif found.has(SINGLE_NAME) or (found.directory / INDEX_NAME).is_file():
+            yield "safetensors", SafetensorsSource(found)
+        else:
+            raise BadInput(f"{path} is neither a Hugging Face checkpoint (safetensors) nor a MaxText one (Orbax)")
 
 
 def compare(a: Path | str, b: Path | str, *, reporter: Reporter = SILENT) -> Comparison:

@@ -34,12 +34,12 @@ from conversion_lib.sinks.orbax import OrbaxSink
 from conversion_lib.sources.files import Files, LocalFiles
 from conversion_lib.sources.fingerprint import dequantized_identity, files_identity, origin_of, source_content
 from conversion_lib.sources.joined import joined
-from conversion_lib.sources.orbax import is_orbax
+from conversion_lib.sources.orbax import checkpoint_at, is_orbax
 from conversion_lib.sources.quantization import dequantized, left_out
 from conversion_lib.sources.safetensors import SafetensorsSource
 from conversion_lib.sources.transformers import TransformersSource
 from conversion_lib.storage.files import write_atomically
-from conversion_lib.storage.locations import Location
+from conversion_lib.storage.locations import Location, location
 
 DEFAULT_LOADER = "safetensors"
 LOADERS = (DEFAULT_LOADER, "transformers")
@@ -47,7 +47,7 @@ LOADERS = (DEFAULT_LOADER, "transformers")
 
 
 def prepare(
-    given: Path | Files,
+    given: Path | Location | Files,
     target: Target,
     *,
     model: str | None = None,
@@ -59,7 +59,7 @@ def prepare(
 ) -> Job:
     """Opens a checkpoint, of Hugging Face or of MaxText, and plans its conversion to MaxText.
 
-    given: its directory, or its files where they do not lie in one here.
+    given: its directory, a MaxText checkpoint's location, or a Hugging Face one's files.
     hf_config, written_by: what is said of a MaxText checkpoint, as for `open_maxtext`.
     chunk_limit: bytes of a chunk at most; None: the target's, or an eighth of the memory budget where that is less.
     model: a name of the catalogue, which then says the family; None: config.json's architecture does.
@@ -69,13 +69,15 @@ def prepare(
     if loader not in LOADERS:
         raise BadInput(f"--loader {loader}: expected one of {', '.join(LOADERS)}")
     largest = min(target.chunk_bytes, largest_chunk(memory_budget))
-    if loader != DEFAULT_LOADER and (isinstance(given, Files) or is_orbax(given)):
+    if isinstance(given, Path):
+        given = checkpoint_at(given) if is_orbax(given) else LocalFiles(given)
+    if loader != DEFAULT_LOADER and not isinstance(given, LocalFiles):
         raise BadInput(f"--loader {loader} reads a Hugging Face checkpoint in a directory here, and nothing else")
-    if not isinstance(given, Files) and is_orbax(given):
+    if not isinstance(given, Files):
         cache = memory_budget // CACHE_SHARE
         found = open_maxtext(given, model=model, hf_config=hf_config, written_by=written_by, cache_bytes=cache)
         return prepare_other_layout(found, target, chunk_limit or largest)
-    files = given if isinstance(given, Files) else LocalFiles(given)
+    files = given
     if hf_config or written_by:
         raise BadInput(f"--hf-config and --written-by are of MaxText checkpoints, and {files.name} is none")
     named = catalog.model_named(model) if model else None
@@ -99,7 +101,7 @@ def prepare(
     plan = replace(plan, dropped=(*left_out(plain), *plan.dropped))
     return Job(
         source=source,
-        directory=files.directory,
+        directory=location(files.directory),
         config=config,
         origin=origin,
         plan=plan,
@@ -113,7 +115,7 @@ def prepare(
 
 
 def convert(
-    given: Path | Files,
+    given: Path | Location | Files,
     destination: Path | str,
     target: Target,
     *,
@@ -126,7 +128,7 @@ def convert(
 ) -> ConvertResult:
     """Writes a checkpoint, of Hugging Face or of MaxText, as a MaxText one at `destination`/0/items.
 
-    given: its directory, or its files where they do not lie in one here.
+    given: its directory, a MaxText checkpoint's location, or a Hugging Face one's files.
     destination: a directory or gs://bucket/prefix.
     hf_config, written_by: what is said of a MaxText checkpoint, as for `open_maxtext`.
     loader: one of LOADERS, for a Hugging Face checkpoint.

@@ -20,10 +20,11 @@ from conversion_lib.sources.files import Files
 from conversion_lib.sources.fingerprint import files_identity, origin_of, source_content
 from conversion_lib.sources.quantization import dequantized, left_out
 from conversion_lib.sources.safetensors import SafetensorsSource
+from conversion_lib.storage.locations import Location, location
 
 
 def dequantize(
-    given: Path | Files,
+    given: Path | Location | Files,
     destination: Path,
     *,
     options: Options = DEFAULT_OPTIONS,
@@ -51,7 +52,9 @@ def dequantize(
     return run(Conversion("dequantize", staging, prepared, sink, lambda job: None, finish), options, reporter)
 
 
-def _prepare_dequantized(given: Path | Files, limit: int) -> Job:
+def _prepare_dequantized(given: Path | Location | Files, limit: int) -> Job:
+    if not isinstance(given, Path | Files):
+        raise BadInput(f"{given} is a MaxText checkpoint: nothing to dequantize")
     stored = SafetensorsSource(given)
     files = stored.files
     config = files.config()
@@ -73,7 +76,7 @@ def _prepare_dequantized(given: Path | Files, limit: int) -> Job:
     plan = Plan(kind="safetensors", arrays=arrays, identity=identity, exact=True, dropped=left_out(source))
     return Job(
         source=source,
-        directory=files.directory,
+        directory=location(files.directory),
         config=config,
         origin=origin_of(files),
         plan=plan,

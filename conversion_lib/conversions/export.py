@@ -25,6 +25,7 @@ from conversion_lib.progress import SILENT, Reporter
 from conversion_lib.runs.options import DEFAULT_OPTIONS, Options
 from conversion_lib.runs.trees import hf_staging
 from conversion_lib.sinks.safetensors import SafetensorsSink, SliceWrite
+from conversion_lib.sources.orbax import Where
 from conversion_lib.sources.safetensors import SINGLE_NAME
 
 DTYPES = ("bfloat16", "float32", "float16")
@@ -39,7 +40,7 @@ TEXT_ONLY = "ForCausalLM"
 
 
 def export(
-    checkpoint: Path,
+    checkpoint: Where,
     destination: Path,
     *,
     hf_config: Path | None = None,

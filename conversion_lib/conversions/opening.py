@@ -13,13 +13,14 @@ from conversion_lib.families import FAMILIES, family_of
 from conversion_lib.mapping.stored_checkpoint import MaxTextInput
 from conversion_lib.mapping.stored_leaves import MAXTEXTS, export_dims, scanned
 from conversion_lib.models import catalog
-from conversion_lib.models.hf_config import CONFIG_NAME, load_config
+from conversion_lib.models.hf_config import CONFIG_NAME, config_of
 from conversion_lib.plan.parts import WHOLE, Part
 from conversion_lib.progress import Reporter, format_bytes
-from conversion_lib.record import HF_DIR_NAME, WORK_NAME, Origin, checkpoint_root, read_record
-from conversion_lib.sources.files import Files
+from conversion_lib.record import HF_DIR_NAME, WORK_NAME, Origin
+from conversion_lib.sources.files import Files, LocalFiles
 from conversion_lib.sources.maxtext import MaxTextSource
-from conversion_lib.storage.gcs import SCHEME, stored_at
+from conversion_lib.sources.orbax import Where, checkpoint_at, is_orbax, record_of, root_of
+from conversion_lib.storage.locations import Location, location
 
 
 @contextmanager
@@ -32,85 +33,88 @@ def opened(
     revision: str | None,
     stream: bool,
     reporter: Reporter,
-) -> Iterator[Path | Files]:
-    """The checkpoint that SRC names: its directory, or its files where they do not lie in one here.
+) -> Iterator[Location | Files]:
+    """The checkpoint that SRC names: of MaxText's its location, of Hugging Face's its files.
 
     stream: a Hub id is not downloaded as a whole; dst and part say what for. Of a bucket nothing is. Raises BadInput
     where SRC is none of the three, and for options that do not go with what it is.
     """
-    in_cloud = src.startswith(SCHEME)
-    path = None if in_cloud else known_directory(src)
-    if path is not None or in_cloud:
+    where = named(src)
+    if where is not None:
         for option, given in (("--stream-download", stream), (f"--revision {revision}", revision is not None)):
             if given:
                 raise BadInput(f"{option}: the option is for a Hub id, and {src} is none")
-    if path is not None:
-        yield path
-    elif in_cloud:
-        from conversion_lib.sources.cloud import checkpoint_in_bucket
-
-        with checkpoint_in_bucket(src, memory_budget) as found:
+        with files_at(where, memory_budget) as found:
             yield found
     elif not stream:
         from conversion_lib import hub
 
-        yield hub.cached_download(src, revision=revision or "main", reporter=reporter)
+        yield LocalFiles(hub.cached_download(src, revision=revision or "main", reporter=reporter))
     else:
         from conversion_lib.hub.streaming import shelf_directory, streamed
 
-        name, output = f"shards-{(part or WHOLE).index}", None if dst.startswith(SCHEME) else Path(dst)
+        name, output = f"shards-{(part or WHOLE).index}", location(dst).local
         shelf = (output.absolute() / WORK_NAME if output else shelf_directory(dst)) / name
         with streamed(src, revision or "main", shelf, output=output, reporter=reporter) as files:
             yield files
 
 
 @contextmanager
-def headers(src: str, revision: str | None, reporter: Reporter) -> Iterator[Path | Files]:
-    """What to plan SRC from: its directory, or its headers alone where it is a Hub id or in a bucket."""
-    in_cloud = src.startswith(SCHEME)
-    path = None if in_cloud else known_directory(src)
-    if revision is not None and (in_cloud or path is not None):
-        raise BadInput(f"--revision {revision}: the option is for a Hub id, and {src} is none")
-    if in_cloud:
-        from conversion_lib.sources.cloud import checkpoint_in_bucket
-
-        with checkpoint_in_bucket(src, 0) as found:
-            yield found
-    elif path is not None:
-        yield path
-    else:
+def headers(src: str, revision: str | None, reporter: Reporter) -> Iterator[Location | Files]:
+    """What to plan SRC from: as `opened`, but of a Hub id the headers alone."""
+    where = named(src)
+    if where is None:
         from conversion_lib.hub.headers import headers_of
 
         with headers_of(src, revision or "main", reporter=reporter) as files:
             yield files
+        return
+    if revision is not None:
+        raise BadInput(f"--revision {revision}: the option is for a Hub id, and {src} is none")
+    with files_at(where, 0) as found:
+        yield found
 
 
 @contextmanager
-def opened_maxtext(ckpt: str) -> Iterator[Path]:
-    """The directory of CKPT, or what stands for it where it is at gs://bucket/prefix."""
-    if not ckpt.startswith(SCHEME):
-        yield Path(ckpt)
-        return
-    from conversion_lib.sources.mirror import mirrored
+def files_at(where: Location, memory_budget: int) -> Iterator[Location | Files]:
+    """The checkpoint of either kind at `where`: of MaxText's the location itself, of Hugging Face's the files.
 
-    with mirrored(ckpt) as mirror:
-        yield mirror
+    Raises BadInput where it is in a bucket and there is no checkpoint.
+    """
+    if is_orbax(where):
+        yield where
+    elif where.local is not None:
+        yield LocalFiles(where.local)
+    else:
+        from conversion_lib.sources.cloud import in_bucket
+
+        with in_bucket(str(where), memory_budget) as files:
+            yield files
 
 
-def known_directory(src: str) -> Path | None:
-    """The directory of SRC, None where it is a Hub id. Raises BadInput where it is neither."""
-    path = Path(src).expanduser()
+def named(src: str) -> Location | None:
+    """The location that SRC names, None where it is a Hub id. Raises BadInput where it is neither."""
+    where = location(src)
+    if where.local is None:
+        return where
+    path = where.local.expanduser()
     if path.is_dir():
-        return path
-    if src.startswith(SCHEME):
-        raise BadInput(f"{src} is in a bucket, and a directory or a Hub id is read here; `ferry convert` reads gs://")
+        return location(path)
     if path.exists() or src.count("/") != 1 or src.startswith((".", "/", "~")):
         raise BadInput(f"{src} is no directory")
     return None
 
 
+def known_directory(src: str) -> Path | None:
+    """The directory of SRC, None where it is a Hub id. Raises BadInput where it is neither."""
+    where = named(src)
+    if where is not None and where.local is None:
+        raise BadInput(f"{src} is in a bucket, and a directory or a Hub id is read here; `ferry convert` reads gs://")
+    return None if where is None else where.local
+
+
 def open_maxtext(
-    checkpoint: Path, *, model: str | None, hf_config: Path | None, written_by: str | None, cache_bytes: int
+    checkpoint: Where, *, model: str | None, hf_config: Path | None, written_by: str | None, cache_bytes: int
 ) -> MaxTextInput:
     """Opens the checkpoint at DST, DST/0 or DST/0/items; what training needs besides the weights stays unread.
 
@@ -122,19 +126,19 @@ def open_maxtext(
     """
     if written_by is not None and written_by not in MAXTEXTS:
         raise BadInput(f"--written-by {written_by}: it is one of {', '.join(MAXTEXTS)}")
-    record = read_record(checkpoint)
+    record = record_of(checkpoint)
     source = MaxTextSource(checkpoint, cache_bytes=cache_bytes)
     _require_memory(source, cache_bytes)
-    hf = hf_config or checkpoint_root(checkpoint) / HF_DIR_NAME
-    if not (hf / CONFIG_NAME).is_file():
+    hf = location(hf_config) if hf_config else root_of(checkpoint) / HF_DIR_NAME
+    if (content := (hf / CONFIG_NAME).read()) is None:
         raise BadInput(
             f"{hf} has no {CONFIG_NAME}: --hf-config names a directory with the model's config and tokenizer"
         )
-    config = load_config(hf)
+    config = config_of(content, str(hf / CONFIG_NAME))
     named = catalog.model_named(model) if model else None
     known = named or record
     family = FAMILIES[known.family] if known else family_of(config)
-    origin = record.origin if record else Origin(path=str(stored_at(checkpoint.absolute())))
+    origin = record.origin if record else Origin(path=str(checkpoint_at(checkpoint)))
     name = named.name if named else record.model_name if record else _name(origin)
     return MaxTextInput(
         source=source,

@@ -10,7 +10,8 @@ import conversion_lib
 from conversion_lib.models.hf_config import CONFIG_NAME, ModelConfig
 from conversion_lib.plan.plan import Plan
 from conversion_lib.record import HF_RECORD_NAME, Origin
-from conversion_lib.storage.files import copy_atomically, write_atomically
+from conversion_lib.storage.files import write_atomically
+from conversion_lib.storage.locations import Location
 
 NOT_CARRIED = re.compile(r".*\.(safetensors|bin|pt|pth|ckpt|h5|msgpack|gguf|onnx)|\..*|.*\.index\.json")
 """Files of a source that are weights in some form, an index of them, or hidden."""
@@ -28,14 +29,14 @@ def seal(directory: Path, plan: Plan, origin: Origin) -> None:
     write_atomically(directory / HF_RECORD_NAME, json.dumps(record, indent=2).encode())
 
 
-def carry_files(directory: Path, config: ModelConfig, destination: Path) -> None:
+def carry_files(directory: Location, config: ModelConfig, destination: Path) -> None:
     """Copies the files beside the weights in `directory`: tokenizer, generation config, licence, provenance.
 
     config.json goes without `quantization_config`, since the weights are plain now. Several may do this at once.
     """
     destination.mkdir(parents=True, exist_ok=True)
-    for path in sorted(directory.iterdir()):
-        if path.is_file() and path.name not in (CONFIG_NAME, HF_RECORD_NAME) and not NOT_CARRIED.fullmatch(path.name):
-            copy_atomically(path, destination / path.name)
+    for name in sorted(directory.children() - {CONFIG_NAME, HF_RECORD_NAME}):
+        if not NOT_CARRIED.fullmatch(name):
+            (directory / name).copy_to(destination / name)
     raw = {key: value for key, value in config.raw.items() if key != "quantization_config"}
     write_atomically(destination / CONFIG_NAME, json.dumps(raw, indent=2).encode())

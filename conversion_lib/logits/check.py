@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from conversion_lib.core.process import peak_bytes
-from conversion_lib.errors import BadInput
+from conversion_lib.errors import BadInput, FerryError
 from conversion_lib.logits import run
 from conversion_lib.logits.by_maxtext.engine import maxtext_logits, require_maxtext
 from conversion_lib.logits.forward.architectures import parse_config
@@ -27,7 +27,7 @@ from conversion_lib.logits.verdict.plots import require_plotting
 from conversion_lib.logits.verdict.report import ReportData, render
 from conversion_lib.logits.verdict.result import CheckResult, Engine, earlier_result, notes, reason
 from conversion_lib.logits.verdict.rounding import dither_of
-from conversion_lib.models.hf_config import CONFIG_NAME, load_config
+from conversion_lib.models.hf_config import CONFIG_NAME, config_of, load_config
 from conversion_lib.progress import SILENT, Reporter, format_bytes
 from conversion_lib.publish.staged import checkpoint_digest
 from conversion_lib.record import (
@@ -36,14 +36,11 @@ from conversion_lib.record import (
     REPORT_DIR_NAME,
     REPORT_PAGE_NAME,
     CheckpointRecord,
-    checkpoint_root,
-    read_record,
 )
 from conversion_lib.sources.fingerprint import source_identity
-from conversion_lib.sources.orbax import OrbaxSource, open_orbax
+from conversion_lib.sources.orbax import OrbaxSource, Where, open_orbax, record_of, root_of
 from conversion_lib.sources.safetensors import SafetensorsSource
-from conversion_lib.storage.files import write_atomically
-from conversion_lib.storage.gcs import stored_at
+from conversion_lib.storage.locations import Location, location
 
 DEFAULT_BUDGET = 6 << 30
 
@@ -66,7 +63,7 @@ class Options:
 
 
 def run_check(
-    checkpoint: Path,
+    checkpoint: Where,
     reference: Path,
     *,
     report_dir: Path | None = None,
@@ -85,12 +82,12 @@ def run_check(
     """
     started, options = time.monotonic(), options or Options()
     _require_usable(reference, options)
-    source, record = open_orbax(checkpoint), read_record(checkpoint)
-    directory = report_dir or checkpoint_root(checkpoint) / REPORT_DIR_NAME
-    digest, identity = checkpoint_digest(checkpoint), _reference_identity(reference)
+    source, record = open_orbax(checkpoint), record_of(checkpoint)
+    directory = location(report_dir) if report_dir else root_of(checkpoint) / REPORT_DIR_NAME
+    digest, identity = checkpoint_digest(str(checkpoint)), _reference_identity(reference)
     earlier = earlier_result(directory / CHECK_NAME)
     if earlier is not None and _still_stands(earlier, digest, identity, options):
-        reporter.say(f"{stored_at(checkpoint)} has passed this very check already: {earlier.report}")
+        reporter.say(f"{checkpoint} has passed this very check already: {earlier.report}")
         return earlier.model_copy(update={"already": True, "bytes_in": 0})
 
     wanted, found, config = _run(checkpoint, source, record, reference, options, reporter)
@@ -114,7 +111,7 @@ def run_check(
         engine=options.engine,
         digest=digest,
         notes=notes(config, wanted.prompts, found.idle_experts),
-        report=str(stored_at(directory / REPORT_PAGE_NAME)),
+        report=str(directory / REPORT_PAGE_NAME),
         reference=identity,
         tokens=options.tokens,
         tokens_compared=len(comparison.kl),
@@ -131,12 +128,20 @@ def run_check(
         },
     )
     result = result.model_copy(update={"reason": reason(result, config)})
-    title = record.model_name if record else str(stored_at(checkpoint_root(checkpoint)))
+    title = record.model_name if record else str(root_of(checkpoint))
     page = render(ReportData(title, result, wanted.prompts, wanted.logits, found.logits, comparison))
-    directory.mkdir(parents=True, exist_ok=True)
-    write_atomically(directory / REPORT_PAGE_NAME, page.encode())
-    write_atomically(directory / CHECK_NAME, result.model_dump_json(indent=2).encode() + b"\n")
+    _leave_report(directory, page, result)
     return result
+
+
+def _leave_report(directory: Location, page: str, result: CheckResult) -> None:
+    """Writes the page, and the verdict last."""
+    try:
+        directory.make()
+        (directory / REPORT_PAGE_NAME).write(page.encode())
+        (directory / CHECK_NAME).write(result.model_dump_json(indent=2).encode() + b"\n")
+    except FerryError as error:  # a bucket's
+        raise type(error)(f"{error}; the report is lost: `--report DIR` leaves it in a directory") from error
 
 
 def _verdict(comparison: Comparison, found: run.Findings, options: Options) -> dict[str, Any]:
@@ -182,7 +187,7 @@ def _still_stands(earlier: CheckResult, digest: str, identity: str, options: Opt
 
 
 def _run(
-    checkpoint: Path,
+    checkpoint: Where,
     source: OrbaxSource,
     record: CheckpointRecord | None,
     path: Path,
@@ -213,7 +218,7 @@ def _run(
 
 
 def _maxtext(
-    subject: run.Subject, checkpoint: Path, wanted: Reference, options: Options, reporter: Reporter
+    subject: run.Subject, checkpoint: Where, wanted: Reference, options: Options, reporter: Reporter
 ) -> run.Findings:
     """MaxText's own logits; Ferry's forward pass runs beside it only where what is allowed has to be measured."""
     dither = dither_of(subject.config, subject.checkpoint.tensors, wanted.dtype)
@@ -247,22 +252,23 @@ def _reference_identity(path: Path) -> str:
     return source_identity(SafetensorsSource(path))
 
 
-def _own_config(checkpoint: Path) -> dict[str, Any] | None:
+def _own_config(checkpoint: Where) -> dict[str, Any] | None:
     """The checkpoint's own copy of config.json, None where it has none."""
-    directory = checkpoint_root(checkpoint) / HF_DIR_NAME
-    return load_config(directory).raw if (directory / CONFIG_NAME).exists() else None
+    path = root_of(checkpoint) / HF_DIR_NAME / CONFIG_NAME
+    content = path.read()
+    return None if content is None else config_of(content, str(path)).raw
 
 
-def _require_same_model(checkpoint: Path, own: dict[str, Any] | None, config: ForwardConfig, reference: Path) -> None:
+def _require_same_model(checkpoint: Where, own: dict[str, Any] | None, config: ForwardConfig, reference: Path) -> None:
     """Raises BadInput where the checkpoint's own copy of config.json is of another model than the reference's."""
     differing = list(differences(parse_config(own), config)) if own is not None else []
     if differing:
         raise BadInput(f"{reference} is of another model than {checkpoint}: {'; '.join(differing)}")
 
 
-def _identity(checkpoint: Path, record: CheckpointRecord | None, reference: Reference) -> dict[str, str]:
+def _identity(checkpoint: Where, record: CheckpointRecord | None, reference: Reference) -> dict[str, str]:
     """What was compared, and with which versions, ready for display."""
-    identity = {"checkpoint": str(stored_at(checkpoint_root(checkpoint)))}
+    identity = {"checkpoint": str(root_of(checkpoint))}
     if record is not None:
         identity |= {
             "model": f"{record.model_name} ({record.family})",

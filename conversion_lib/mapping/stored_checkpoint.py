@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 
 from conversion_lib.mapping.rules import Family
 from conversion_lib.mapping.stored_leaves import StoredLeaf, export_dims, stored_leaves
@@ -16,6 +15,7 @@ from conversion_lib.record import CheckpointRecord, Origin
 from conversion_lib.sources.fingerprint import orbax_content
 from conversion_lib.sources.joined import Dims
 from conversion_lib.sources.maxtext import MaxTextSource
+from conversion_lib.storage.locations import Location
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class MaxTextInput:
     """
 
     source: MaxTextSource
-    hf: Path
+    hf: Location
     config: ModelConfig
     family: Family
     model_name: str

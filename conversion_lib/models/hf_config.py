@@ -69,11 +69,17 @@ def load_config(directory: Path, name: str | None = None) -> ModelConfig:
     Raises BadInput where it is missing, not JSON, or not an object.
     """
     name = name or str(directory)
-    path = f"{name}/{CONFIG_NAME}"
     try:
-        raw = json.loads((directory / CONFIG_NAME).read_bytes())
+        content = (directory / CONFIG_NAME).read_bytes()
     except FileNotFoundError:
         raise BadInput(f"{name} has no {CONFIG_NAME}: a Hugging Face checkpoint needs one") from None
+    return config_of(content, f"{name}/{CONFIG_NAME}")
+
+
+def config_of(content: bytes, path: str) -> ModelConfig:
+    """The config.json at `path`, by its content. Raises BadInput where it is not JSON, or not an object."""
+    try:
+        raw = json.loads(content)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise BadInput(f"{path} is not JSON: {error}") from None
     if not isinstance(raw, dict):

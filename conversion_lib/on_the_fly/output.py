@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from conversion_lib.conversions.opening import opened_maxtext
 from conversion_lib.errors import BadInput
 from conversion_lib.record import COMMIT_NAME, ON_THE_FLY_LEASE, CheckpointRecord
 from conversion_lib.runs.trees import maxtext_staging
@@ -54,10 +53,9 @@ class Output:
                 f"{self.items} is half-written, by something else than ferry: it has no {COMMIT_NAME}. Remove "
                 f"{self._staging.final}, or give another directory"
             )
-        with opened_maxtext(str(self.items)) as items:
-            source = open_orbax(items)
-            dtypes = frozenset(info.dtype for path, info in source.tensors.items() if path.startswith("params/"))
-            return Foreign(source.scan_layers, source.ocdbt, source.zarr3, dtypes)
+        source = open_orbax(self._root / "0/items")
+        dtypes = frozenset(info.dtype for path, info in source.tensors.items() if path.startswith("params/"))
+        return Foreign(source.scan_layers, source.ocdbt, source.zarr3, dtypes)
 
     def lease(self, on_lost: Callable[[], None]) -> Lease:
         """The right to convert, which one process of all that share the output holds."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from conversion_lib.core.tensors import Source, stored_bytes
 from conversion_lib.models.hf_config import ModelConfig
 from conversion_lib.plan.pace import Pace
 from conversion_lib.plan.plan import Plan
 from conversion_lib.record import Origin
+from conversion_lib.storage.locations import Location
 
 DISK_MARGIN = 1.05
 """On disk, at most so many bytes for each byte of payload."""
@@ -26,7 +26,7 @@ class Job:
     """
 
     source: Source
-    directory: Path
+    directory: Location
     config: ModelConfig
     origin: Origin
     plan: Plan

@@ -10,7 +10,6 @@ from conversion_lib.publish.destinations.base import Item
 from conversion_lib.publish.manifest import digest_of
 from conversion_lib.record import COMMIT_NAME, REPORT_DIR_NAME, STEP_NAME, checkpoint_root
 from conversion_lib.storage.checksums import FileEntry
-from conversion_lib.storage.gcs import stored_at
 from conversion_lib.storage.locations import Location, location
 
 SUMS_NAME = "sums.json"
@@ -59,10 +58,10 @@ def open_staged(checkpoint: str | Path) -> Staged:
     return Staged(location(checkpoint_root(Path(checkpoint))))
 
 
-def checkpoint_digest(path: Path, *, reporter: Reporter = SILENT) -> str:
+def checkpoint_digest(checkpoint: str | Path, *, reporter: Reporter = SILENT) -> str:
     """`sha256:<hex>` over path, size and CRC32C of every file of the checkpoint at DST, DST/0 or DST/0/items.
 
     What a verdict and a published copy are bound to. In a bucket the service's own CRC32C are taken. Raises BadInput
     for a missing or uncommitted checkpoint.
     """
-    return digest_of(Staged(stored_at(checkpoint_root(path))).step(reporter))
+    return digest_of(open_staged(checkpoint).step(reporter))

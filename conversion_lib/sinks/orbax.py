@@ -26,7 +26,6 @@ from conversion_lib.record import COMMIT_NAME, Target
 from conversion_lib.sinks import ocdbt
 from conversion_lib.sources.orbax import METADATA, STEP_METADATA
 from conversion_lib.storage import gcs as cloud_place
-from conversion_lib.storage.gcs import BucketLocation
 from conversion_lib.storage.locations import LocalLocation, Location
 
 STEP_LEAF = "step"
@@ -47,7 +46,7 @@ class OrbaxSink:
     def __init__(self, build: Location, plan: Plan, target: Target, *, part: int = 0, threads: int = 2) -> None:
         self._build, self._plan, self._target = build, plan, target
         self._items = build / "items"
-        streams = CLOUD_STREAMS if isinstance(build, BucketLocation) and target.ocdbt else 1
+        streams = CLOUD_STREAMS if build.local is None and target.ocdbt else 1
         self._folders = [f"{FOLDER}{part * streams + stream}" for stream in range(streams)]
         # merging by reference needs one context for all stores; chunks are written once, so nothing is cached
         self._context = ts.Context(

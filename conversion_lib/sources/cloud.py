@@ -1,4 +1,4 @@
-"""Checkpoints in a bucket as sources; of Hugging Face's the weights by ranged reads of one generation.
+"""A Hugging Face checkpoint in a bucket: its weights by ranged reads of one generation.
 
 Blocks of a shard are asked for ahead of the pieces that need them, many at a time, and a few are kept in memory.
 """
@@ -19,7 +19,6 @@ import tensorstore as ts
 
 from conversion_lib.errors import BadInput, OutsideFailure, tensorstore_reason
 from conversion_lib.sources.files import Files, ReadRun, Shard, header_bytes
-from conversion_lib.sources.mirror import items_in, mirrored
 from conversion_lib.storage import gcs as cloud_place
 from conversion_lib.storage.files import in_parallel
 from conversion_lib.storage.gcs import BucketLocation
@@ -29,20 +28,6 @@ CACHE_SHARE = 16
 """Of the memory budget, what blocks may take: those that are kept, and those that are on their way."""
 BESIDE = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt", "LICENSE*", "NOTICE*", "README.md")
 """Files that are fetched whole."""
-
-
-@contextmanager
-def checkpoint_in_bucket(url: str, memory_budget: int) -> Iterator[Path | BucketFiles]:
-    """The checkpoint of either kind at gs://bucket/prefix: of MaxText's a directory that stands for it.
-
-    Raises BadInput where there is no checkpoint.
-    """
-    if items_in(BucketLocation.parse(url)) is not None:
-        with mirrored(url) as mirror:
-            yield mirror
-    else:
-        with in_bucket(url, memory_budget) as files:
-            yield files
 
 
 @contextmanager

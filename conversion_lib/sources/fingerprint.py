@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 from conversion_lib.errors import BadInput
@@ -14,7 +12,7 @@ from conversion_lib.models.hf_config import CONFIG_NAME, ModelConfig
 from conversion_lib.record import HF_RECORD_NAME, PROVENANCE_NAME, Origin
 from conversion_lib.sources.files import Files, LocalFiles
 from conversion_lib.sources.safetensors import SafetensorsSource
-from conversion_lib.storage.gcs import BucketLocation, stored_at
+from conversion_lib.storage.locations import Location
 
 
 def origin_of(files: Files) -> Origin:
@@ -76,30 +74,16 @@ def source_content(source: SafetensorsSource) -> dict[str, str]:
     return content | {"headers": source.header_digest}
 
 
-def orbax_content(items: Path) -> dict[str, str]:
+def orbax_content(items: Location) -> dict[str, str]:
     """The hash over name, size and time of modification of every file of a MaxText checkpoint, as `items`.
 
     In a bucket an object's generation stands for the time.
     """
     digest, count, total = hashlib.sha256(), 0, 0
-    for name, size, written in _versions(items):
+    for name, size, written in items.versions():
         digest.update(f"{name}\0{size}\0{written}\n".encode())
         count, total = count + 1, total + size
     return {"items": f"{count} files, {total} bytes, names and times {digest.hexdigest()}"}
-
-
-def _versions(items: Path) -> Iterator[tuple[str, int, int]]:
-    """Of every file of a MaxText checkpoint, in a fixed order: its name, bytes, and what a change of it changes."""
-    place = stored_at(items)
-    if isinstance(place, BucketLocation):
-        yield from ((blob.name[len(place.name) + 1 :], blob.size, int(blob.generation)) for blob in place.blobs())
-        return
-    for parent, directories, names in os.walk(items):
-        directories.sort()
-        for name in sorted(names):
-            path = Path(parent, name)
-            stat = path.stat()
-            yield str(path.relative_to(items)), stat.st_size, stat.st_mtime_ns
 
 
 def refuse_change(name: str, noted: Mapping[str, str], now: Mapping[str, str]) -> None:

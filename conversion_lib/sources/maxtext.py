@@ -14,12 +14,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 
 from conversion_lib.core.boxes import Box
 from conversion_lib.core.tensors import Array, StoredSlice, TensorInfo
 from conversion_lib.errors import BadInput
-from conversion_lib.sources.orbax import Keys, OrbaxSource
+from conversion_lib.sources.orbax import Keys, OrbaxSource, Where
 
 ROOT = "params/params"
 
@@ -47,7 +46,7 @@ class MaxTextSource:
     Raises BadInput where it is no checkpoint, or has one weight in two places.
     """
 
-    def __init__(self, checkpoint: str | Path, *, cache_bytes: int = 0) -> None:
+    def __init__(self, checkpoint: Where, *, cache_bytes: int = 0) -> None:
         self.stored = OrbaxSource(checkpoint, wanted=_is_weight, cache_bytes=cache_bytes)
         self.not_read = _lines(self.stored.unopened)
         self._names: dict[str, str] = {}

@@ -18,9 +18,9 @@ import tensorstore as ts
 from conversion_lib.core.boxes import Box, slices
 from conversion_lib.core.tensors import Array, StoredSlice, TensorInfo
 from conversion_lib.errors import BadInput, FerryError, OutsideFailure, tensorstore_reason
+from conversion_lib.record import CheckpointRecord, record_in
 from conversion_lib.storage import gcs as cloud_place
-from conversion_lib.storage.gcs import BucketLocation, stored_at
-from conversion_lib.storage.locations import Location
+from conversion_lib.storage.locations import Location, location
 
 METADATA = "_METADATA"
 STEP_METADATA = "_CHECKPOINT_METADATA"
@@ -32,31 +32,55 @@ PARTS = ("", "items", "0/items")
 LASTING = ("DATA_LOSS", "FAILED_PRECONDITION", "INVALID_ARGUMENT", "NOT_FOUND", "OUT_OF_RANGE", "PERMISSION_DENIED")
 """How TensorStore begins what it says of a bucket where another try would be of no use."""
 
+Where = str | Path | Location
+"""Of a checkpoint: a path, gs://bucket/prefix, or the location that either names."""
+
 Keys = tuple[str, ...]
 """A leaf's place in the tree; an index of a list is its decimal digits."""
 
 
-def items_dir(checkpoint: str | Path) -> Path:
-    """The `items` directory of DST, DST/0 or DST/0/items.
+def checkpoint_at(checkpoint: Where) -> Location:
+    """The location of DST, DST/0 or DST/0/items, as it is given. Raises BadInput for another URL scheme than gs://."""
+    return (location(checkpoint) if isinstance(checkpoint, str | Path) else checkpoint).absolute()
+
+
+def root_of(checkpoint: Where) -> Location:
+    """DST, for any of DST, DST/0 and DST/0/items."""
+    root = checkpoint_at(checkpoint)
+    for last in ("items", "0"):
+        if str(root).endswith(f"/{last}"):
+            root = root.parent
+    return root
+
+
+def record_of(checkpoint: Where) -> CheckpointRecord | None:
+    """As `read_record`, wherever the checkpoint lies."""
+    root = root_of(checkpoint)
+    return record_in(lambda name: (root / name).read(), str(root))
+
+
+def items_of(checkpoint: Where) -> Location:
+    """The `items` of DST, DST/0 or DST/0/items.
 
     Raises BadInput where there is none, and where DST holds other steps: a training run's directory of checkpoints.
     """
-    path = Path(checkpoint).absolute()
-    for candidate in (path, path / "items"):
-        if (candidate / METADATA).is_file():
-            return candidate
-    steps = sorted(int(step.name) for step in path.glob("[0-9]*") if step.name.isdigit() and is_orbax(step))
+    path = checkpoint_at(checkpoint)
+    for part in ("", "items"):
+        if (path / part / METADATA).read() is not None:
+            return path / part if part else path
+    steps = sorted(int(name) for name in path.children() if name.isdigit() and is_orbax(path / name))
     if not steps:
         raise BadInput(f"{checkpoint} holds no Orbax checkpoint: no {METADATA} in it, in items/ or in 0/items/")
     if steps != [0]:
         named = ", ".join(map(str, steps))
         raise BadInput(f"{checkpoint} is a training run's, of steps {named}: name one, such as {path / str(steps[-1])}")
-    return path / "0" / "items"
+    return path / "0/items"
 
 
-def is_orbax(path: Path) -> bool:
-    """Whether `path` is DST, DST/0 or DST/0/items of a checkpoint."""
-    return any((path / part / METADATA).is_file() for part in PARTS)
+def is_orbax(checkpoint: Where) -> bool:
+    """Whether it is DST, DST/0 or DST/0/items of a checkpoint."""
+    path = checkpoint_at(checkpoint)
+    return any((path / part / METADATA).read() is not None for part in PARTS)
 
 
 def array_spec(items: Location, name: str, *, ocdbt: bool, zarr3: bool) -> dict[str, Any]:
@@ -68,21 +92,18 @@ def array_spec(items: Location, name: str, *, ocdbt: bool, zarr3: bool) -> dict[
 class OrbaxSource:
     """The leaves of one checkpoint, by path such as `params/params/decoder/decoder_norm/scale`.
 
-    checkpoint: a directory; of a checkpoint in a bucket its mirror (`cloud.mirror`).
-
     wanted: whether to open a leaf. Opening one reads its metadata; those left out are listed in `unopened`.
     cache_bytes: decoded chunks that are kept, for readers that come back to a chunk for another part of it.
     """
 
     def __init__(
-        self, checkpoint: str | Path, *, wanted: Callable[[Keys], bool] = lambda keys: True, cache_bytes: int = 0
+        self, checkpoint: Where, *, wanted: Callable[[Keys], bool] = lambda keys: True, cache_bytes: int = 0
     ) -> None:
-        self.items = items_dir(checkpoint)
-        self._place = stored_at(self.items)
+        self.items = items_of(checkpoint)
         self.metadata = _read_json(self.items / METADATA)
-        step_file = self.items.parent / STEP_METADATA
-        self.step_metadata: dict[str, Any] = _read_json(step_file) if step_file.exists() else {}
-        self.ocdbt = bool(self.metadata.get("use_ocdbt", (self.items / MANIFEST).exists()))
+        self.step_metadata = _read_json(self.items.parent / STEP_METADATA)
+        ocdbt = self.metadata.get("use_ocdbt")
+        self.ocdbt = (self.items / MANIFEST).read() is not None if ocdbt is None else bool(ocdbt)
         self.zarr3 = bool(self.metadata.get("use_zarr3", False))
         self.unopened: list[Keys] = []
         self._arrays = self._open(wanted, cache_bytes)
@@ -107,7 +128,7 @@ class OrbaxSource:
             if not wanted(keys):
                 self.unopened.append(keys)
                 continue
-            spec = array_spec(self._place, ".".join(keys), ocdbt=self.ocdbt, zarr3=self.zarr3)
+            spec = array_spec(self.items, ".".join(keys), ocdbt=self.ocdbt, zarr3=self.zarr3)
             futures["/".join(keys)] = ts.open(spec, open=True, read=True, context=context)
         arrays = {}
         for path, future in futures.items():
@@ -118,7 +139,7 @@ class OrbaxSource:
         return arrays
 
     def _explained(self, what: str, error: ValueError) -> FerryError:
-        lasting = not isinstance(self._place, BucketLocation) or str(error).startswith(LASTING)
+        lasting = self.items.local is not None or str(error).startswith(LASTING)
         return (BadInput if lasting else OutsideFailure)(f"{self.items}: {what}: {tensorstore_reason(error)}")
 
     def chunk_shape(self, name: str) -> tuple[int, ...]:
@@ -139,14 +160,16 @@ class OrbaxSource:
         return (StoredSlice.of(self.tensors[name], box),)
 
 
-def open_orbax(checkpoint: str | Path) -> OrbaxSource:
+def open_orbax(checkpoint: Where) -> OrbaxSource:
     """Opens DST, DST/0 or DST/0/items. Raises BadInput where it is no Orbax checkpoint."""
     return OrbaxSource(checkpoint)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Location) -> dict[str, Any]:
+    """Empty where there is no such file."""
+    content = path.read()
     try:
-        value = json.loads(path.read_bytes())
+        value = {} if content is None else json.loads(content)
     except json.JSONDecodeError as error:
         raise BadInput(f"{path} is not JSON: {error}") from error
     if not isinstance(value, dict):

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, cast
 
 from conversion_lib.progress import SILENT, Reporter
 from conversion_lib.storage.checksums import FileEntry
-from conversion_lib.storage.files import in_parallel
+from conversion_lib.storage.files import in_parallel, write_atomically
 from conversion_lib.storage.gcs_staging import MarkerStaging
 from conversion_lib.storage.locations import SCHEME as SCHEME
-from conversion_lib.storage.locations import LocalLocation, Location
+from conversion_lib.storage.locations import Location
 from conversion_lib.storage.staging import Tree
 
 if TYPE_CHECKING:
@@ -22,10 +22,6 @@ REQUESTS = 32
 """To Cloud Storage at a time, where there are many objects."""
 TENSORSTORE_REQUESTS: dict[str, Any] = {"gcs_request_concurrency": {"limit": 64}}
 """TensorStore's settings for Cloud Storage. It tries again itself: up to 32 times, 1 s to 32 s apart."""
-MIRROR_NOTE = ".ferry_mirror_of"
-"""In a directory that stands for a place in a bucket: the place's URL. See `mirror`."""
-MIRROR_DEPTH = 2
-"""From such a directory to `0/items` in it."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +49,17 @@ class BucketLocation:
     @property
     def spec(self) -> dict[str, Any]:
         return {"driver": "gcs", "bucket": self.bucket, "path": self._prefix}
+
+    @property
+    def local(self) -> None:
+        return None
+
+    @property
+    def parent(self) -> BucketLocation:
+        return BucketLocation(self.bucket, self.name.rpartition("/")[0], self.client)
+
+    def absolute(self) -> BucketLocation:
+        return self
 
     @property
     def _prefix(self) -> str:
@@ -123,6 +130,14 @@ class BucketLocation:
             listing = self.client.list_blobs(prefix=self._prefix, delimiter="/", retry=client.RETRY)
             names = [blob.name for blob in listing] + [prefix.rstrip("/") for prefix in listing.prefixes]
         return {name[len(self._prefix) :] for name in names} - {""}
+
+    def versions(self) -> Iterator[tuple[str, int, int]]:
+        """An object's generation is what a change of it changes."""
+        return ((blob.name[len(self._prefix) :], blob.size, int(blob.generation)) for blob in self.blobs())
+
+    def copy_to(self, path: Path) -> None:
+        if (content := self.read()) is not None:
+            write_atomically(path, content)
 
     def remove(self, paths: Iterable[str]) -> None:
         from google.api_core.exceptions import NotFound
@@ -209,13 +224,3 @@ class BucketLog:
 
     def close(self) -> None:
         """Nothing, as for `open`."""
-
-
-def stored_at(path: Path) -> Location:
-    """Where what is called `path` really lies: there itself, or in the bucket that it is part of the mirror of."""
-    for parent in (path, *path.parents[:MIRROR_DEPTH]):
-        note = parent / MIRROR_NOTE
-        if note.is_file():
-            place = BucketLocation.parse(note.read_text())
-            return place if path == parent else place / path.relative_to(parent).as_posix()
-    return LocalLocation(path)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal, Protocol
@@ -10,7 +11,7 @@ from typing import IO, Any, Literal, Protocol
 from conversion_lib.errors import BadInput
 from conversion_lib.progress import SILENT, Reporter
 from conversion_lib.storage.checksums import FileEntry, entries_below
-from conversion_lib.storage.files import in_parallel, sync_directory, write_atomically, write_first
+from conversion_lib.storage.files import copy_atomically, in_parallel, sync_directory, write_atomically, write_first
 from conversion_lib.storage.lease import FileLease, Lease
 from conversion_lib.storage.logs import FileLog, Log
 from conversion_lib.storage.staging import RenameStaging, Staging, Tree
@@ -43,6 +44,18 @@ class Location(Protocol):
         """What other libraries are given: a path, or the URL."""
         ...
 
+    @property
+    def local(self) -> Path | None:
+        """Its path, where it lies on a file system of this machine."""
+        ...
+
+    @property
+    def parent(self) -> Location: ...
+
+    def absolute(self) -> Location:
+        """The same, whatever the working directory is later."""
+        ...
+
     def __truediv__(self, path: str) -> Location: ...
 
     def read(self) -> bytes | None:
@@ -66,7 +79,15 @@ class Location(Protocol):
         ...
 
     def children(self) -> set[str]:
-        """The names directly below, of files and of directories."""
+        """The names directly below, of files and of directories; none where there is nothing."""
+        ...
+
+    def versions(self) -> Iterator[tuple[str, int, int]]:
+        """Of every file below, in a fixed order: its path from here, its bytes, and what a change of it changes."""
+        ...
+
+    def copy_to(self, path: Path) -> None:
+        """Copies the file into one of this machine; a directory, or what is not there, is passed over."""
         ...
 
     def remove(self, paths: Iterable[str]) -> None:
@@ -118,6 +139,17 @@ class LocalLocation:
     def handle(self) -> Path:
         return self.path
 
+    @property
+    def local(self) -> Path:
+        return self.path
+
+    @property
+    def parent(self) -> LocalLocation:
+        return LocalLocation(self.path.parent)
+
+    def absolute(self) -> LocalLocation:
+        return LocalLocation(self.path.absolute())
+
     def __truediv__(self, path: str) -> LocalLocation:
         return LocalLocation(self.path / path)
 
@@ -144,6 +176,18 @@ class LocalLocation:
 
     def children(self) -> set[str]:
         return {path.name for path in self.path.iterdir()} if self.path.is_dir() else set()
+
+    def versions(self) -> Iterator[tuple[str, int, int]]:
+        for parent, directories, names in os.walk(self.path):
+            directories.sort()
+            for name in sorted(names):
+                path = Path(parent, name)
+                stat = path.stat()
+                yield str(path.relative_to(self.path)), stat.st_size, stat.st_mtime_ns
+
+    def copy_to(self, path: Path) -> None:
+        if self.path.is_file():
+            copy_atomically(self.path, path)
 
     def remove(self, paths: Iterable[str]) -> None:
         for path in paths:

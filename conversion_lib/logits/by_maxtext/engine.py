@@ -15,8 +15,7 @@ from conversion_lib.errors import BadInput, OutsideFailure
 from conversion_lib.logits.by_maxtext.settings import EXACT, model_settings
 from conversion_lib.logits.reference.reference import Reference, full_config
 from conversion_lib.progress import Reporter
-from conversion_lib.sources.orbax import open_orbax
-from conversion_lib.storage.gcs import stored_at
+from conversion_lib.sources.orbax import Where, open_orbax
 
 WORKER = Path(__file__).with_name("worker.py")
 SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
@@ -36,7 +35,7 @@ def require_maxtext(python: Path | None) -> None:
         raise BadInput(f"--maxtext-python {python} has no package maxtext: pip install maxtext==0.2.5 there")
 
 
-def maxtext_logits(python: Path, checkpoint: Path, reference: Reference, reporter: Reporter) -> list[Array]:
+def maxtext_logits(python: Path, checkpoint: Where, reference: Reference, reporter: Reporter) -> list[Array]:
     """What MaxText computes from `checkpoint` for the reference's prompts: float32 (tokens, vocabulary) each.
 
     MaxText holds the whole model in float32. Raises BadInput where nothing is known of MaxText's model of that
@@ -56,7 +55,7 @@ def maxtext_logits(python: Path, checkpoint: Path, reference: Reference, reporte
         np.savez(tokens, *reference.prompts)
         content = {
             "settings": [*settings, *EXACT],
-            "items": str(stored_at(source.items)),
+            "items": str(source.items),
             "tokens": str(tokens),
             "logits": str(logits),
         }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -11,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from conversion_lib.core.tensors import Array
 from conversion_lib.logits.forward.config import ForwardConfig, Latent
 from conversion_lib.logits.verdict.compare import BlockDifference, LayerDifference, Spot
+from conversion_lib.storage.locations import Location
 
 Engine = Literal["ferry", "maxtext"]
 
@@ -68,10 +68,10 @@ class CheckResult(BaseModel):
     """The largest resident memory of the process that checked; with MaxText as the engine, its own is not in it."""
 
 
-def earlier_result(path: Path) -> CheckResult | None:
+def earlier_result(path: Location) -> CheckResult | None:
     """The verdict that an earlier check left, None where there is none of this version."""
     try:
-        return CheckResult.model_validate_json(path.read_bytes())
+        return CheckResult.model_validate_json(path.read() or b"")
     except (OSError, ValidationError):
         return None
 

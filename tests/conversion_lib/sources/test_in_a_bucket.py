@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -13,11 +15,12 @@ from conversion_lib.conversions.dequantize import dequantize
 from conversion_lib.conversions.export import export
 from conversion_lib.engine import executor as engine
 from conversion_lib.errors import BadInput
+from conversion_lib.logits.check import _leave_report
 from conversion_lib.publish.publish import publish
 from conversion_lib.record import CheckpointRecord, Target, read_record
 from conversion_lib.sources import cloud
-from conversion_lib.sources.mirror import mirrored
 from conversion_lib.storage import gcs as place
+from conversion_lib.storage.locations import location
 from tests.support.buckets import ROOT, URL, WHOLE, assert_the_same, upload
 from tests.support.checkpoints import DEEPSEEK_V3, ferry_here, random_tensors, write_checkpoint
 from tests.support.fakes.cloud_storage import Chance, FakeCloudStorage, Fault
@@ -166,8 +169,8 @@ def test_one_that_changes_meanwhile_is_no_source(
         return totals
 
     monkeypatch.setattr(engine, "run", run)
-    with pytest.raises(BadInput, match=f"{staged}/0/items/items changed while it was read"), mirrored(staged) as mirror:
-        export(mirror, tmp_path / "back", options=WHOLE)
+    with pytest.raises(BadInput, match=f"{staged}/0/items/items changed while it was read"):
+        export(staged, tmp_path / "back", options=WHOLE)
     assert not (tmp_path / "back").exists()
 
 
@@ -176,7 +179,7 @@ def test_what_is_no_checkpoint_is_said(fake: FakeCloudStorage, staged: str, tmp_
         fake.put("bucket", f"run/checkpoints/{step}/items/_METADATA", b"{}")
     for url, message in (
         ("gs://bucket/nothing", "gs://bucket/nothing holds no Orbax checkpoint: no _METADATA in it"),
-        ("gs://bucket/run/checkpoints", "of steps 0, 100; name one, such as gs://bucket/run/checkpoints/100"),
+        ("gs://bucket/run/checkpoints", "of steps 0, 100: name one, such as gs://bucket/run/checkpoints/100"),
         ("gs://elsewhere/x", "no bucket elsewhere"),
     ):
         refused = ferry_here("export", url, tmp_path / "back")
@@ -205,12 +208,9 @@ def test_an_outage_is_three(
 
 def test_a_report_that_cannot_be_kept_is_not_lost_silently(fake: FakeCloudStorage, staged: str) -> None:
     fake.denied = {"storage.objects.create"}
-    with (
-        pytest.raises(BadInput, match=r"do not allow it .*; the report is lost: `--report DIR`"),
-        mirrored(staged) as mirror,
-    ):
-        (mirror / "report").mkdir()
-        (mirror / "report/check.json").write_text("{}")
+    result: Any = SimpleNamespace(model_dump_json=lambda indent: "{}")
+    with pytest.raises(BadInput, match=r"do not allow it .*; the report is lost: `--report DIR`"):
+        _leave_report(location(staged) / "report", "page", result)
 
 
 @pytest.mark.parametrize("arguments", [("export", "CKPT"), ("dequantize", "SRC"), ("download", "acme/tiny")])
