@@ -9,7 +9,6 @@ only those tensors' bytes are kept of the others.
 from __future__ import annotations
 
 import hashlib
-import shutil
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -31,7 +30,7 @@ from conversion_lib.plan.plan import Plan
 from conversion_lib.progress import SILENT, Reporter, format_bytes
 from conversion_lib.sources.files import Handles, ReadRun
 from conversion_lib.sources.safetensors import SafetensorsSource
-from conversion_lib.storage.files import existing_parent
+from conversion_lib.storage.disk import free_bytes, same_disk
 
 SHARDS_AT_ONCE = 3
 """On disk: one that is being converted and two that are on their way; fewer where the disk has no room for three."""
@@ -158,9 +157,9 @@ class Stream:
 
     def _begin(self, demands: list[Demand], output_bytes: int) -> None:
         files, shelf = self._files, self._files.shelf_directory
-        free = shutil.disk_usage(existing_parent(shelf)).free
-        free += sum(path.stat().st_size for path in shelf.glob("*.safetensors"))
-        output = int(output_bytes * OUTPUT_MARGIN) if _same_disk(shelf, files.output) else 0
+        free = free_bytes(shelf) + sum(path.stat().st_size for path in shelf.glob("*.safetensors"))
+        beside = files.output is not None and same_disk(shelf, files.output)
+        output = int(output_bytes * OUTPUT_MARGIN) if beside else 0
         needs = {count: most_bytes(demands, count) for count in range(SHARDS_AT_ONCE, 0, -1)}
         limit = next((count for count, nbytes in needs.items() if nbytes + output <= free), None)
         if limit is None:
@@ -198,9 +197,3 @@ class Stream:
 def shelf_directory(name: str) -> Path:
     """Where the shards for a run lie whose destination, `name`, is not on a disk of this machine."""
     return hub.cache_directory() / "streams" / hashlib.sha256(name.encode()).hexdigest()[:16]
-
-
-def _same_disk(shelf: Path, output: Path | None) -> bool:
-    if output is None:
-        return False
-    return existing_parent(shelf).stat().st_dev == existing_parent(output.absolute()).stat().st_dev

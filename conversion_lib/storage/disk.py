@@ -22,12 +22,22 @@ def bytes_below(directory: Path) -> int:
     return total
 
 
+def free_bytes(path: Path) -> int:
+    """Bytes free on the file system that `path` lies on, or would: it need not be there."""
+    return shutil.disk_usage(existing_parent(path.absolute())).free
+
+
+def same_disk(a: Path, b: Path) -> bool:
+    """Whether two paths lie on one file system, or would."""
+    return len({existing_parent(path.absolute()).stat().st_dev for path in (a, b)}) == 1
+
+
 def check_disk(destination: Path, needed: int, otherwise: str = "") -> None:
     """Raises BadInput where the file system of `destination` has fewer than `needed` bytes free.
 
     otherwise: what can be done beside making room or choosing another destination.
     """
-    free = shutil.disk_usage(existing_parent(destination.absolute())).free
+    free = free_bytes(destination)
     if free < needed:
         raise BadInput(
             f"{destination}: the disk has {format_bytes(free)} free and {format_bytes(needed)} are needed; "

@@ -91,7 +91,7 @@ class TestResolve:
             resolve(request_for(**wrong), SILENT)
 
     def test_a_disk_that_is_too_small(self, request_for, work_dir, monkeypatch):
-        monkeypatch.setattr(resolving.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000})())
+        monkeypatch.setattr(resolving, "free_bytes", lambda path: 1000)
         with pytest.raises(BadInput, match=r"needs .* and 1\.0 kB are free"):
             resolve(request_for(), SILENT)
         assert not list(work_dir.rglob("run1"))

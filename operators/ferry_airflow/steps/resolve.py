@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from conversion_lib.publish.location import PublishedPath, commit_level, parse_m
 from conversion_lib.record import Target
 from conversion_lib.runs.options import DEFAULT_BUDGET
 from conversion_lib.sources.files import Files
+from conversion_lib.storage.disk import free_bytes, same_disk
 from conversion_lib.storage.files import existing_parent
 from ferry_airflow.layout import DEQUANTIZED, DOWNLOADED, hub_work_dir, local_work_dir
 from ferry_airflow.steps.files import begin, used_bytes
@@ -141,7 +141,7 @@ def _plan(request: Request, source: Source, job: Job, *, copy: bool) -> dict[str
         "bytes_out": bytes_out,
         "download_bytes": source.download_bytes,
         "disk_bytes": source.download_bytes + max(0, bf16 + disk_bytes(job.plan) - there),
-        "free_bytes": shutil.disk_usage(existing_parent(source.work_dir)).free,
+        "free_bytes": free_bytes(source.work_dir),
         "peak_bytes": peak_estimate(job.plan, DEFAULT_BUDGET, None),
         "seconds": math.ceil(seconds),
     }
@@ -167,16 +167,14 @@ def _require_space(request: Request, source: Source, job: Job, needed: int) -> N
 
     Where they are one disk, it has to hold both.
     """
-    work = existing_parent(source.work_dir)
     published = disk_bytes(job.plan)
     destination = open_destination(request.destination)
     if isinstance(destination, DirectoryDestination):
-        there = existing_parent(destination.location)
-        if there.stat().st_dev == work.stat().st_dev:
+        if same_disk(destination.location, source.work_dir):
             needed += published
-        elif published > (free := shutil.disk_usage(there).free):
+        elif published > (free := free_bytes(destination.location)):
             raise BadInput(_too_small(published, request.destination, free))
-    if needed > (free := shutil.disk_usage(work).free):
+    if needed > (free := free_bytes(source.work_dir)):
         raise BadInput(_too_small(needed, str(source.work_dir), free))
 
 

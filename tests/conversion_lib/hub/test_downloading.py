@@ -21,8 +21,9 @@ from huggingface_hub import constants
 from conversion_lib.core.retry import Backoff
 from conversion_lib.demo.local_hub import Fault, LocalHub
 from conversion_lib.errors import BadInput, OutsideFailure
-from conversion_lib.hub import DownloadResult, cached_download, download, downloading, read_provenance, resolve
+from conversion_lib.hub import DownloadResult, cached_download, download, read_provenance, resolve
 from conversion_lib.progress import Reporter
+from conversion_lib.storage import disk
 
 QUICK = Backoff(attempts=3, first_seconds=0.01, longest_seconds=0.02)
 SHARDS = [f"model-{n:05d}-of-00003.safetensors" for n in (1, 2, 3)]
@@ -350,8 +351,7 @@ def test_offline(out: Path) -> None:
 
 
 def test_a_disk_too_small(hub: LocalHub, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = downloading.shutil.disk_usage(Path("/"))
-    monkeypatch.setattr(downloading.shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    monkeypatch.setattr(disk, "free_bytes", lambda path: 1000)
     needed = r"the disk has 1\.0 kB free and 1\.8 MB are needed; free some, or choose another destination$"
     with pytest.raises(BadInput, match=needed):
         fetch(out)

@@ -12,10 +12,11 @@ import pytest
 
 from conversion_lib.errors import BadInput, OutsideFailure
 from conversion_lib.progress import Reporter
-from conversion_lib.publish.destinations import base, directory, open_destination
+from conversion_lib.publish.destinations import base, open_destination
 from conversion_lib.publish.publish import publish
 from conversion_lib.publish.staged import checkpoint_digest
 from conversion_lib.publish.verify import verify
+from conversion_lib.storage import disk
 from tests.support.published_checkpoints import (
     COMMIT,
     LATEST,
@@ -169,8 +170,7 @@ def test_a_read_only_file_system(checkpoint: Path) -> None:
 
 
 def test_a_disk_too_small(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = shutil.disk_usage("/")
-    monkeypatch.setattr(directory.shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    monkeypatch.setattr(disk, "free_bytes", lambda path: 1000)
     with pytest.raises(BadInput, match=r"the disk has 1\.0 kB free and 10\.2 MB are needed"):
         publish(checkpoint, str(tmp_path / "out"))
 
