@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -24,6 +23,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from conversion_lib.core.child import Child
 from conversion_lib.errors import BadInput, CheckFailed, OutsideFailure
 from conversion_lib.progress import Reporter, format_bytes
 
@@ -31,6 +31,8 @@ DAG_ID = "onboard_checkpoint"
 REPO = "demo/tiny-deepseek-v3"
 STAGES = ("resolve", "download", "dequantize", "convert", "finalize", "check", "publish")
 MARKER = ".ferry-demo"
+ENDING_SECONDS = 5.0
+"""What Airflow gets to end in, where the demo is interrupted."""
 POLL_SECONDS = 0.1
 FINAL = (CheckFailed.exit_code, BadInput.exit_code)
 """Exit codes after which Airflow does not try a stage again."""
@@ -159,21 +161,19 @@ class _Airflow:
         }
 
     @contextmanager
-    def command(self, *arguments: str, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+    def command(self, *arguments: str, **environment: str) -> Iterator[Child]:
         """`airflow <arguments>`, writing to the log; it does not outlive the block."""
-        with self.log.open("ab") as log:
-            process = subprocess.Popen(
+        with (
+            self.log.open("ab") as log,
+            Child(
                 [sys.executable, "-m", "airflow", *arguments],
+                grace_seconds=ENDING_SECONDS,
                 env={**self._environment, **environment},
-                stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-            try:
-                yield process
-            finally:
-                _end(process)
+            ) as process,
+        ):
+            yield process
 
     def manifests(self) -> dict[str, dict[str, Any]]:
         """What the stages of the run have left so far, by stage; the conversion has one part, the part 0."""
@@ -189,18 +189,6 @@ def _dags_folder() -> Path:
     return Path(spec.origin).parent / "dags"
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Ends the process and its group, if it still runs: the demo was interrupted."""
-    if process.poll() is not None:
-        return
-    os.killpg(process.pid, signal.SIGTERM)
-    try:
-        process.wait(5)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
 def _onboard(airflow: _Airflow, source: Path, reporter: Reporter) -> dict[str, dict[str, Any]]:
     """Runs the DAG against a Hub of its own; returns the stages' manifests."""
     from conversion_lib.demo.local_hub import LocalHub
@@ -212,12 +200,12 @@ def _onboard(airflow: _Airflow, source: Path, reporter: Reporter) -> dict[str, d
     ):
         reporter.say(f"Running the DAG {DAG_ID}; its log is {airflow.log}")
         told: dict[str, dict[str, Any]] = {}
-        ended = False
-        while not ended:
-            ended = run.poll() is not None
+        code = None
+        while code is None:
+            code = run.poll()
             told = _tell_news(airflow.manifests(), told, reporter)
             time.sleep(POLL_SECONDS)
-    _require_success(run.returncode, told, airflow.log)
+    _require_success(code, told, airflow.log)
     return told
 
 

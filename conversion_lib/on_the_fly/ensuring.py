@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from conversion_lib.core.child import Child
 from conversion_lib.errors import BadInput, FerryError, OutsideFailure
 from conversion_lib.on_the_fly.child import Job
 from conversion_lib.on_the_fly.output import Foreign, Output
@@ -104,7 +105,7 @@ class _Ensurance:
 
     def __init__(self, asked: Wanted, output: Output, job: Job, reporter: Reporter) -> None:
         self._wanted, self._output, self._job, self._reporter = asked, output, job, reporter
-        self._child: subprocess.Popen[str] | None = None
+        self._child: Child | None = None
         self._lease = output.lease(self._end_child)
 
     def run(self, may_convert: bool, reconvert: bool, wait_seconds: float) -> Path | str:
@@ -167,37 +168,24 @@ class _Ensurance:
     def _run_child(self) -> None:
         """Raises BadInput or OutsideFailure, by the exit code, where the conversion fails."""
         lines: deque[str] = deque(maxlen=LAST_LINES)
-        self._child = subprocess.Popen(
+        with Child(
             [sys.executable, "-m", "conversion_lib.on_the_fly", self._job.model_dump_json()],
+            grace_seconds=ENDING_SECONDS,
             env=child_environment(os.environ, self._wanted.token),
             pass_fds=[self._lease.descriptor] if self._lease.descriptor >= 0 else [],
             stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
-        )
-        try:
-            assert self._child.stderr is not None
-            for line in self._child.stderr:
-                lines.append(line.rstrip())
-                self._reporter.say(lines[-1])
+        ) as self._child:
+            for line in self._child.lines():
+                lines.append(line)
+                self._reporter.say(line)
             code = self._child.wait()
-        finally:
-            self._end_child()
         if code:
             raise _failure(self._job.source, code, list(lines))
 
     def _end_child(self) -> None:
-        """Also called where this call is interrupted, or its lease was taken over."""
-        child = self._child
-        if child is None or child.poll() is not None:
-            return
-        child.terminate()
-        try:
-            child.wait(ENDING_SECONDS)
-        except subprocess.TimeoutExpired:
-            child.kill()
+        """Called where the lease was taken over."""
+        if self._child is not None:
+            self._child.end()
 
     def _refuse_failure(self, note: Note | None, before: Note | None, may_convert: bool) -> None:
         """Raises what ended the conversion that this call waited for, where trying again is of no use here."""
@@ -232,7 +220,7 @@ def child_environment(environment: Mapping[str, str], token: str | None) -> dict
 def _failure(source: str, code: int, lines: list[str]) -> FerryError:
     """What to raise for a conversion that ended with `code`, negative for a signal."""
     ended = f"exit code {code}" if code > 0 else f"exit code {code}, {signal.Signals(-code).name}"
-    shown = " | ".join(line for line in lines if line) or "none"
+    shown = " | ".join(lines) or "none"
     text = f"the conversion of {source} ended with {ended}; its last lines: {shown}"
     if code == BadInput.exit_code:
         return BadInput(f"{text}; --overwrite is reconvert=True here" if "--overwrite" in shown else text)

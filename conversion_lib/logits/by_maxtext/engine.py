@@ -6,10 +6,12 @@ import json
 import os
 import subprocess
 import tempfile
+from collections import deque
 from pathlib import Path
 
 import numpy as np
 
+from conversion_lib.core.child import Child
 from conversion_lib.core.tensors import Array
 from conversion_lib.errors import BadInput, OutsideFailure
 from conversion_lib.logits.by_maxtext.settings import EXACT, model_settings
@@ -20,6 +22,8 @@ from conversion_lib.sources.orbax import Where, open_orbax
 WORKER = Path(__file__).with_name("worker.py")
 SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 """Not handed on: the worker fetches nothing."""
+ENDING_SECONDS = 5.0
+"""What MaxText gets to end in, where the check is interrupted."""
 
 
 def require_maxtext(python: Path | None) -> None:
@@ -62,16 +66,12 @@ def maxtext_logits(python: Path, checkpoint: Where, reference: Reference, report
         job.write_text(json.dumps(content))
         environment = {key: value for key, value in os.environ.items() if key not in SECRETS}
         environment |= {"JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1"}
-        done = subprocess.run(
-            [str(python.absolute()), "-P", str(WORKER), str(job)],
-            env=environment,
-            cwd=scratch,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode:
-            last = [line for line in done.stderr.splitlines() if line.strip()][-1:] or ["no message"]
-            raise OutsideFailure(f"MaxText failed on {checkpoint} (exit {done.returncode}): {last[0][:500]}")
+        command = [str(python.absolute()), "-P", str(WORKER), str(job)]
+        with Child(command, grace_seconds=ENDING_SECONDS, env=environment, cwd=scratch) as child:
+            last = deque(child.lines(), maxlen=1)
+            code = child.wait()
+        if code:
+            said = last[0] if last else "no message"
+            raise OutsideFailure(f"MaxText failed on {checkpoint} (exit {code}): {said[:500]}")
         with np.load(logits) as arrays:
             return [arrays[f"arr_{index}"] for index in range(len(reference.prompts))]

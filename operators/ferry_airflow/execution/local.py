@@ -7,18 +7,15 @@ the task is killed.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import signal
-import subprocess
 import sys
 import tempfile
-import threading
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from typing import IO, Any
 
+from conversion_lib.core.child import Child
 from conversion_lib.errors import BadInput, OutsideFailure
 from ferry_airflow.execution.base import (
     ERROR_PREFIX,
@@ -34,8 +31,6 @@ from ferry_airflow.execution.base import (
 GRACE_SECONDS = 4.0
 """From SIGTERM to SIGKILL: less than the 5 s after which Airflow's supervisor kills the task itself."""
 
-_PR_SET_PDEATHSIG = 1
-
 
 class LocalSubprocess(ExecutionMode):
     """The execution mode `local`.
@@ -47,7 +42,7 @@ class LocalSubprocess(ExecutionMode):
     def __init__(self, program: Sequence[str] | None = None, grace_seconds: float = GRACE_SECONDS) -> None:
         self._program = program
         self._grace_seconds = grace_seconds
-        self._process: subprocess.Popen[str] | None = None
+        self._child: Child | None = None
         self._killed = False
 
     def run(self, command: StageCommand, secrets: Mapping[str, str], task: TaskIdentity, log: TaskLog) -> CommandResult:
@@ -71,93 +66,38 @@ class LocalSubprocess(ExecutionMode):
         It is called from a signal handler, so it takes no lock that the interrupted code might hold.
         """
         self._killed = True
-        process = self._process
-        if process is None:
-            return
-        _signal_group(process.pid, signal.SIGTERM)
-        timer = threading.Timer(self._grace_seconds, self._kill_hard, [process])
-        timer.daemon = True
-        timer.start()
-
-    def _kill_hard(self, process: subprocess.Popen[str]) -> None:
-        # Only while it is unreaped does its number surely belong to it.
-        if self._process is process:
-            _signal_group(process.pid, signal.SIGKILL)
+        if self._child is not None:
+            self._child.end()
 
     def _run_process(
         self, command: Sequence[str], environment: Mapping[str, str], results: IO[str], log: TaskLog
     ) -> tuple[int, str]:
         """Exit code and last log line of the command."""
         self._killed = False
-        process = subprocess.Popen(
+        with Child(
             command,
-            stdin=subprocess.DEVNULL,
-            stdout=results,
-            stderr=subprocess.PIPE,
-            encoding="utf-8",
-            errors="replace",
+            grace_seconds=self._grace_seconds,
             env=environment,
-            start_new_session=True,
-            preexec_fn=_die_with_parent(),
-        )
-        self._process = process
-        if self._killed:  # while it was starting
-            self.kill()
-        sweeper = threading.Thread(target=_end_group_with_leader, args=[process.pid], daemon=True)
-        sweeper.start()
-        try:
-            last_line = _stream(process, log)
-            sweeper.join()
-        except BaseException:
-            # The task was interrupted (a timeout, for one): nobody waits for the work any more.
-            _signal_group(process.pid, signal.SIGTERM)
-            sweeper.join(self._grace_seconds)
-            _signal_group(process.pid, signal.SIGKILL)
-            raise
-        finally:
-            self._process = None
-            exit_code = process.wait()
-        return exit_code, last_line
+            stdout=results,
+            dies_with_parent=True,  # a conversion left over would meet the next try at the same destination
+        ) as child:
+            self._child = child
+            if self._killed:  # while it was starting
+                child.end()
+            try:
+                last_line = _stream(child, log)
+                return child.wait(), last_line
+            finally:
+                self._child = None
 
 
-def _stream(process: subprocess.Popen[str], log: TaskLog) -> str:
-    """Copies the process's log lines to `log` until it closes them; returns the last."""
-    assert process.stderr is not None
+def _stream(child: Child, log: TaskLog) -> str:
+    """Copies the command's log lines to `log` until it closes them; returns the last."""
     last = ""
-    for raw in process.stderr:
-        line = raw.rstrip()
-        if not line:
-            continue
-        last = line
-        write = log.error if line.startswith(ERROR_PREFIX) else log.info
-        write("%s", line)
+    for last in child.lines():
+        write = log.error if last.startswith(ERROR_PREFIX) else log.info
+        write("%s", last)
     return last
-
-
-def _end_group_with_leader(pid: int) -> None:
-    """Waits for the leader's end and then ends what it left behind in its group.
-
-    The leader is not reaped yet (WNOWAIT), so that no other group can have its number.
-    """
-    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-    _signal_group(pid, signal.SIGKILL)
-
-
-def _signal_group(pid: int, number: signal.Signals) -> None:
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, number)
-
-
-def _die_with_parent() -> Callable[[], None] | None:
-    """On Linux, a function for the child to call so that it is killed with the task's process.
-
-    A task can end without a chance to say so (SIGKILL, out of memory); a conversion left over would meet
-    the next try at the same destination.
-    """
-    if sys.platform != "linux":
-        return None
-    prctl = ctypes.CDLL(None).prctl
-    return lambda: prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _environment(secrets: Mapping[str, str]) -> dict[str, str]:
