@@ -23,6 +23,7 @@ from conversion_lib.plan.plan import Plan
 from conversion_lib.progress import SILENT, Reporter
 from conversion_lib.record import (
     HF_DIR_NAME,
+    HF_RECORD_NAME,
     RECORD_NAME,
     CheckpointRecord,
     Target,
@@ -197,7 +198,8 @@ def origin_fingerprint(job: Job) -> str | None:
 
     Fused and staged, by this, are published under one name. None where the source is no such copy.
     """
-    original = dequantized_identity(job.directory, job.plan.identity["source"])
+    record = (job.directory / HF_RECORD_NAME).read()
+    original = dequantized_identity(record, job.plan.identity["source"], job.config)
     if original is None:
         return None
     return replace(job.plan, identity={**job.plan.identity, **original}).fingerprint

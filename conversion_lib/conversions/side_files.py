@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import conversion_lib
-from conversion_lib.models.hf_config import CONFIG_NAME, ModelConfig
+from conversion_lib.models.hf_config import CONFIG_NAME, QUANTIZATION_KEY, ModelConfig
 from conversion_lib.plan.plan import Plan
 from conversion_lib.record import HF_RECORD_NAME, Origin
 from conversion_lib.storage.files import write_atomically
@@ -38,5 +38,5 @@ def carry_files(directory: Location, config: ModelConfig, destination: Path) -> 
     for name in sorted(directory.children() - {CONFIG_NAME, HF_RECORD_NAME}):
         if not NOT_CARRIED.fullmatch(name):
             (directory / name).copy_to(destination / name)
-    raw = {key: value for key, value in config.raw.items() if key != "quantization_config"}
+    raw = {key: value for key, value in config.raw.items() if key != QUANTIZATION_KEY}
     write_atomically(destination / CONFIG_NAME, json.dumps(raw, indent=2).encode())

@@ -9,6 +9,7 @@ from typing import Any
 from conversion_lib.errors import BadInput
 
 CONFIG_NAME = "config.json"
+QUANTIZATION_KEY = "quantization_config"
 
 
 class ModelConfig:
@@ -36,7 +37,7 @@ class ModelConfig:
 
     @property
     def quantization(self) -> dict[str, Any] | None:
-        value = self.raw.get("quantization_config")
+        value = self.raw.get(QUANTIZATION_KEY)
         return value if isinstance(value, dict) else None
 
     def get(self, key: str, default: Any = None) -> Any:

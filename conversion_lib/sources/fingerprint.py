@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from conversion_lib.errors import BadInput
-from conversion_lib.models.hf_config import CONFIG_NAME, ModelConfig
+from conversion_lib.models.hf_config import QUANTIZATION_KEY, ModelConfig
 from conversion_lib.record import HF_RECORD_NAME, PROVENANCE_NAME, Origin
 from conversion_lib.sources.files import Files, LocalFiles
 from conversion_lib.sources.safetensors import SafetensorsSource
@@ -31,22 +31,24 @@ def files_identity(stored: SafetensorsSource, config: ModelConfig) -> dict[str, 
     return {"source": json.dumps(source_content(stored)), "config": json.dumps(config.raw, sort_keys=True)}
 
 
-def dequantized_identity(directory: Path, source: str) -> dict[str, str] | None:
-    """What `files_identity` said of the quantized checkpoint that the one in `directory` was dequantized from.
+def dequantized_identity(record: bytes | None, source: str, config: ModelConfig) -> dict[str, str] | None:
+    """What `files_identity` said of the quantized checkpoint that another one was dequantized from.
 
-    source: that part of the identity of the one in `directory`.
+    record, source, config: of the dequantized one: its ferry.json, its part of a plan's identity, its config.json.
     None where Ferry did not dequantize it (what it exported has more in its record), or a file was changed since.
     """
-    files = LocalFiles(directory)
-    written = _load(files, HF_RECORD_NAME)
-    identity, fingerprint = written.get("identity"), written.get("fingerprint")
-    if not isinstance(identity, dict) or identity.keys() != {"source", "config", "format"}:
+    try:
+        written = json.loads(record or b"")
+        identity, fingerprint = written["identity"], written["fingerprint"]
+        original = {"source": identity["source"], "config": identity["config"]}
+        plain = json.loads(original["config"])
+    except (ValueError, KeyError, TypeError):
         return None
+    plain.pop(QUANTIZATION_KEY, None)
     shards = {name: what for name, what in json.loads(source).items() if name != "headers"}
     unchanged = bool(shards) and all(what.endswith(f", {fingerprint}") for what in shards.values())
-    if not unchanged or files.modified(CONFIG_NAME) > files.modified(HF_RECORD_NAME):
-        return None
-    return {"source": identity["source"], "config": identity["config"]}
+    dequantized = identity.keys() == {*original, "format"} and plain == config.raw
+    return original if unchanged and dequantized else None
 
 
 def source_identity(source: SafetensorsSource) -> str:
