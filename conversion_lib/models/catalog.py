@@ -71,6 +71,24 @@ MODELS = (
     Model("kimi-k2-thinking-1t", "deepseek_v3", "moonshotai/Kimi-K2-Thinking"),
 )
 
+SIBLINGS: dict[str, tuple[str, str]] = {
+    "llama3.1-8b-Instruct": ("llama3.1-8b", "meta-llama/Llama-3.1-8B-Instruct"),
+    "llama3.1-70b-Instruct": ("llama3.1-70b", "meta-llama/Llama-3.1-70B-Instruct"),
+    "qwen3-1.7b-base": ("qwen3-1.7b", "Qwen/Qwen3-1.7B-Base"),
+    "qwen3-4b-base": ("qwen3-4b", "Qwen/Qwen3-4B-Base"),
+    "qwen3-4b-thinking-2507": ("qwen3-4b", "Qwen/Qwen3-4B-Thinking-2507"),
+    "qwen3-8b-base": ("qwen3-8b", "Qwen/Qwen3-8B-Base"),
+    "qwen3-14b-base": ("qwen3-14b", "Qwen/Qwen3-14B-Base"),
+    "qwen3-30b-a3b-base": ("qwen3-30b-a3b", "Qwen/Qwen3-30B-A3B-Base"),
+    "qwen3.5-35b-a3b-fp8": ("qwen3.5-35b-a3b", "Qwen/Qwen3.5-35B-A3B-FP8"),
+    "qwen3.5-35b-fp8": ("qwen3.5-35b-a3b", "Qwen/Qwen3.5-35B-A3B-FP8"),
+    "qwen3.5-397b-a17b-fp8": ("qwen3.5-397b-a17b", "Qwen/Qwen3.5-397B-A17B-FP8"),
+    "olmo3-7b-pt": ("olmo3-7b", "allenai/Olmo-3-1025-7B"),
+    "deepseek3-671b-2dfsdp": ("deepseek3-671b", "deepseek-ai/DeepSeek-V3"),
+    "deepseek3-671b-batchsplit": ("deepseek3-671b", "deepseek-ai/DeepSeek-V3"),
+}
+"""Other names that MaxText has for models of the same sizes: the name above, and the repository on the Hub."""
+
 _BY_NAME = {model.name: model for model in MODELS}
 
 

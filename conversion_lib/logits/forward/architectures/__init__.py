@@ -5,33 +5,17 @@ They say once more, and on purpose, what `conversion_lib.families` says: the che
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from conversion_lib.errors import BadInput
 from conversion_lib.logits.forward.architectures import cycles, deepseek, delta_nets, gemma4, grouped
-from conversion_lib.logits.forward.architectures.common import Raw
+from conversion_lib.logits.forward.architectures.common import Raw, Readers
 from conversion_lib.logits.forward.config import ForwardConfig
 
-READERS: dict[str, Callable[[Raw], ForwardConfig]] = {
-    "llama": grouped.llama,
-    "mixtral": grouped.mixtral,
-    "qwen2": grouped.qwen2,
-    "qwen3": grouped.qwen3,
-    "qwen3_moe": grouped.qwen3_moe,
-    "gpt_oss": cycles.gpt_oss,
-    "gemma2": cycles.gemma2,
-    "gemma3": cycles.gemma3,
-    "gemma3_text": cycles.gemma3,
-    "gemma4": gemma4.gemma4,
-    "gemma4_text": gemma4.gemma4,
-    "olmo3": cycles.olmo3,
-    "qwen3_next": delta_nets.qwen3_next,
-    "qwen3_5_moe": delta_nets.qwen3_5,
-    "qwen3_5_moe_text": delta_nets.qwen3_5,
-    "deepseek_v2": deepseek.parse,
-    "deepseek_v3": deepseek.parse,
-    "deepseek_v32": deepseek.parse,
-    "kimi_k2": deepseek.parse,
+READERS: Readers = {
+    **grouped.READERS,
+    **cycles.READERS,
+    **gemma4.READERS,
+    **delta_nets.READERS,
+    **deepseek.READERS,
 }
 """By config.json's `model_type`."""
 
@@ -45,5 +29,15 @@ def parse_config(raw: Raw) -> ForwardConfig:
     flat = {**raw, **text, "model_type": raw.get("model_type")} if isinstance(text, dict) else raw
     kind = str(flat.get("model_type"))
     if kind not in READERS:
-        raise BadInput(f"no logit check for model_type {kind!r}; there is one for {', '.join(READERS)}")
+        raise BadInput(
+            f"config.json: no logit check for architecture {_architecture(flat)} (model_type {kind!r}): "
+            "conversion_lib/logits/forward/architectures has no reader of it; there is one for "
+            f"{', '.join(READERS)}. docs/add_a_family.md says how to write one; `ferry publish --unchecked` publishes "
+            "without a check"
+        )
     return READERS[kind](flat)
+
+
+def _architecture(raw: Raw) -> str:
+    names = raw.get("architectures")
+    return ", ".join(map(str, names)) if isinstance(names, list) and names else "unknown"

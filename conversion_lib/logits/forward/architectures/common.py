@@ -6,7 +6,7 @@ files on the Hub have). Where a key is missing, the default is that of transform
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from conversion_lib.errors import BadInput
@@ -22,6 +22,8 @@ QUERY = "query/kernel"
 """The end of its path."""
 
 Raw = Mapping[str, Any]
+Readers = Mapping[str, Callable[[Raw], ForwardConfig]]
+"""By the `model_type` of config.json."""
 
 
 def refuse_switches(raw: Raw, *keys: str) -> None:

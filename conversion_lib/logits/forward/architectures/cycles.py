@@ -13,6 +13,7 @@ from conversion_lib.logits.forward.architectures.common import (
     LAYER_NORMS,
     QUERY,
     Raw,
+    Readers,
     cycle_place,
     grouped_query,
     integer,
@@ -161,3 +162,12 @@ def _geglu(raw: Raw, path: str) -> Mlp:
     key = "hidden_activation" if raw.get("hidden_activation") else "hidden_act"
     require_activation(raw, GELU, key=key)
     return Mlp(path, integer(raw, "intermediate_size"), "gelu")
+
+
+READERS: Readers = {
+    "gpt_oss": gpt_oss,
+    "gemma2": gemma2,
+    "gemma3": gemma3,
+    "gemma3_text": gemma3,
+    "olmo3": olmo3,
+}

@@ -8,6 +8,7 @@ from conversion_lib.errors import BadInput
 from conversion_lib.logits.forward.architectures.common import (
     LAYER_NORMS,
     Raw,
+    Readers,
     integer,
     mlp,
     model,
@@ -78,3 +79,11 @@ def _deepseek_moe(raw: Raw) -> Moe:
         group_score=2 if sigmoid else 1,
         shared=Mlp(f"{block}/shared_experts", width * integer(raw, "n_shared_experts"), "silu"),
     )
+
+
+READERS: Readers = {
+    "deepseek_v2": parse,
+    "deepseek_v3": parse,
+    "deepseek_v32": parse,
+    "kimi_k2": parse,
+}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from conversion_lib.errors import BadInput
 from conversion_lib.logits.forward.architectures.common import (
     Raw,
+    Readers,
     grouped_query,
     integer,
     kinds_of_layers,
@@ -96,3 +97,10 @@ def _moe(raw: Raw, normalize: bool) -> Moe:
 
 
 SHARED_WIDTH = "shared_expert_intermediate_size"
+
+
+READERS: Readers = {
+    "qwen3_next": qwen3_next,
+    "qwen3_5_moe": qwen3_5,
+    "qwen3_5_moe_text": qwen3_5,
+}

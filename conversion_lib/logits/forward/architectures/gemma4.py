@@ -11,6 +11,7 @@ import numpy as np
 from conversion_lib.errors import BadInput
 from conversion_lib.logits.forward.architectures.common import (
     Raw,
+    Readers,
     grouped_query,
     integer,
     model,
@@ -174,3 +175,9 @@ def _per_layer_input(raw: Raw) -> PerLayerInput | None:
     if rows != vocab:
         raise BadInput(f"config.json: vocab_size_per_layer_input {rows}, where the logit check has vocab_size, {vocab}")
     return PerLayerInput(integer(raw, "hidden_size_per_layer_input"), "gelu")
+
+
+READERS: Readers = {
+    "gemma4": gemma4,
+    "gemma4_text": gemma4,
+}

@@ -6,6 +6,7 @@ from conversion_lib.errors import BadInput
 from conversion_lib.logits.forward.architectures.common import (
     QUERY,
     Raw,
+    Readers,
     grouped_query,
     integer,
     is_power_of_two_root,
@@ -70,3 +71,12 @@ def qwen3_moe(raw: Raw) -> ForwardConfig:
         normalize=bool(raw.get("norm_topk_prob", False)),
     )
     return model(raw, one_stack(raw, grouped_query(raw, norms="head"), moe))
+
+
+READERS: Readers = {
+    "llama": llama,
+    "mixtral": mixtral,
+    "qwen2": qwen2,
+    "qwen3": qwen3,
+    "qwen3_moe": qwen3_moe,
+}

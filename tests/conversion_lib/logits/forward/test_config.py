@@ -65,7 +65,11 @@ def test_what_differs_is_named():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "gpt2"}, "no logit check for model_type 'gpt2'; there is one for .*llama"),
+        (
+            {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]},
+            r"architecture GPT2LMHeadModel \(model_type 'gpt2'\): conversion_lib/logits/forward/architectures has no "
+            r"reader of it; there is one for .*llama.* docs/add_a_family\.md",
+        ),
         ({"attention_bias": True}, "attention_bias is on"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
         ({"hidden_size": None}, "hidden_size should be a positive integer, not None"),
