@@ -1,6 +1,10 @@
 """How the tests are shared out among processes (pytest-xdist): a file stays together, and so does one Airflow."""
 
+import pytest
 from xdist.scheduler import LoadFileScheduling
+
+# tests that other files inherit: where one fails, its values are to be seen
+pytest.register_assert_rewrite("tests.support.check_tests", "tests.support.family_tests")
 
 pytest_plugins = (
     "tests.support.airflow.environment",

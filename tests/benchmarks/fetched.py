@@ -23,7 +23,7 @@ from rich.table import Table
 from tests.benchmarks.bench import WORK
 from tests.benchmarks.contest import FERRY, HERE, MAXTEXT_PYTHON
 from tests.benchmarks.inputs import full_size_deepseek, make_sparse
-from tests.support.real_configs import MODELS
+from tests.support.family import published
 
 Shape = tuple[int, ...]
 WRITERS = 16
@@ -94,7 +94,7 @@ def main(
 
 def sparse_models(work: Path) -> list[tuple[str, Path]]:
     """Checkpoints by MaxText's names of their models."""
-    qwen, _ = MODELS["qwen3-8b"]
+    qwen = published("qwen3-8b").config
     return [
         ("qwen3-8b", make_sparse(qwen, work / "qwen3-8b-sparse", 5)),
         ("deepseek3-671b", full_size_deepseek(work)),

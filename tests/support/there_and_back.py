@@ -1,7 +1,8 @@
-"""A family's checkpoint in every layout, and back: made once, for the tests that look at it."""
+"""A checkpoint in every layout, and back: made once, for the tests that look at it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,38 +12,25 @@ from conversion_lib.conversions.convert import convert
 from conversion_lib.conversions.export import export
 from conversion_lib.record import Target
 from conversion_lib.sources.safetensors import SafetensorsSource
-from tests.support.tiny_models import make_tiny
-
-UNSCANNED_ONLY = ("gemma4_small",)
-
-SCALED_QUERY = ("llama3.1", "mixtral", "gemma2")
-"""Families whose query loses a bit in bfloat16 at the tiny models' head dimension, 32."""
 
 
 @dataclass(frozen=True)
 class RoundTrip:
     """hf: the source. maxtext: conversions of it, by whether they are scanned. back: their exports."""
 
-    family: str
     hf: Path
     maxtext: dict[bool, Path]
     back: dict[bool, Path]
 
 
-def layouts(family: str) -> tuple[bool, ...]:
-    """What `scan_layers` may be for a family."""
-    return (False,) if family in UNSCANNED_ONLY else (True, False)
-
-
-def round_trip(family: str, at: Path) -> RoundTrip:
-    """Makes a tiny model of `family` below `at`, converts it to every layout, and exports each."""
-    hf = make_tiny(family, at / "hf")
+def round_trip(hf: Path, at: Path, layouts: Sequence[bool]) -> RoundTrip:
+    """Converts the checkpoint at `hf` to each of `layouts`, scanned or not, and exports each, below `at`."""
     maxtext, back = {}, {}
-    for scan in layouts(family):
+    for scan in layouts:
         maxtext[scan], back[scan] = at / f"maxtext-{scan}", at / f"back-{scan}"
         convert(hf, maxtext[scan], Target(scan_layers=scan))
         export(maxtext[scan], back[scan])
-    return RoundTrip(family, hf, maxtext, back)
+    return RoundTrip(hf, maxtext, back)
 
 
 def of_text_model(name: str) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tests.support.tiny_sizes import GEMMA4_VISION, QWEN3_5_VISION, SIZES, VISION
+from tests.support.family import Description, descriptions
 
 if TYPE_CHECKING:
     import torch
@@ -38,14 +38,15 @@ def make_tiny(
     """
     import torch
 
-    sizes = SIZES[family] | ({} if layers is None else {"num_hidden_layers": layers}) | config
-    model = _model(_config(family, sizes))
-    _randomise(model, seed, around_zero=family in ("gemma2", "gemma3"))
+    described = descriptions()[family]
+    sizes = described.tiny | ({} if layers is None else {"num_hidden_layers": layers}) | config
+    model = _model(described, tiny_config(described, sizes))
+    _randomise(model, seed, around_zero=described.norms_from_zero)
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if tensor.is_floating_point() and not name.endswith(("e_score_correction_bias", "inv_freq")):
             tensor.data = tensor.data.to(getattr(torch, dtype))
     model.config.dtype = dtype
-    own_names = family == "qwen3.5" if own_names is None else own_names
+    own_names = described.own_names if own_names is None else own_names
     shards = "5GB" if single_shard else "150KB"
     model.save_pretrained(destination, max_shard_size=shards, save_original_format=not own_names)
     return destination
@@ -67,48 +68,24 @@ def prompt(length: int, vocabulary: int, seed: int = 1234) -> np.ndarray:
     return np.random.default_rng(seed).integers(3, vocabulary, length).astype(np.int32)
 
 
-def _model(config: PretrainedConfig) -> PreTrainedModel:
+def tiny_config(described: Description, sizes: dict[str, Any] | None = None) -> PretrainedConfig:
+    """The config of a family's small model; `sizes`: others than its own."""
+    import transformers
+
+    sizes = described.tiny if sizes is None else sizes
+    config_class = getattr(transformers, described.config_class)
+    if described.towers:
+        return config_class(text_config=sizes, **described.towers.beside)
+    return config_class(**sizes, bos_token_id=1, eos_token_id=2, pad_token_id=0)
+
+
+def _model(described: Description, config: PretrainedConfig) -> PreTrainedModel:
     import torch
     import transformers
 
-    classes = {
-        "gemma3": transformers.Gemma3ForConditionalGeneration,
-        "gemma4": transformers.Gemma4ForConditionalGeneration,
-        "qwen3_5_moe": transformers.Qwen3_5MoeForConditionalGeneration,
-    }
-    if with_towers := classes.get(config.model_type):
-        return with_towers._from_config(config, dtype=torch.float32)
+    if described.towers:
+        return getattr(transformers, described.towers.model)._from_config(config, dtype=torch.float32)
     return transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-
-
-def _config(family: str, sizes: dict[str, Any]) -> PretrainedConfig:
-    import transformers
-
-    if family == "gemma3":
-        tokens = {"boi_token_index": 0, "eoi_token_index": 1, "image_token_index": 2}
-        tied = sizes["tie_word_embeddings"]
-        return transformers.Gemma3Config(
-            text_config=sizes, vision_config=VISION, mm_tokens_per_image=4, tie_word_embeddings=tied, **tokens
-        )
-    if family == "qwen3.5":
-        return transformers.Qwen3_5MoeConfig(text_config=sizes, vision_config=QWEN3_5_VISION)
-    if family.startswith("gemma4"):
-        return transformers.Gemma4Config(text_config=sizes, vision_config=GEMMA4_VISION, audio_config=None)
-    classes = {
-        "qwen2.5": transformers.Qwen2Config,
-        "qwen3": transformers.Qwen3Config,
-        "qwen3_moe": transformers.Qwen3MoeConfig,
-        "llama3.1": transformers.LlamaConfig,
-        "mixtral": transformers.MixtralConfig,
-        "gpt_oss": transformers.GptOssConfig,
-        "gemma2": transformers.Gemma2Config,
-        "qwen3_next": transformers.Qwen3NextConfig,
-        "olmo3": transformers.Olmo3Config,
-        "deepseek_v2": transformers.DeepseekV2Config,
-        "deepseek_v3": transformers.DeepseekV3Config,
-        "deepseek_v32": transformers.DeepseekV32Config,
-    }
-    return classes[family](**sizes, bos_token_id=1, eos_token_id=2, pad_token_id=0)
 
 
 def _randomise(model: PreTrainedModel, seed: int, around_zero: bool) -> None:

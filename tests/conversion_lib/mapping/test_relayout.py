@@ -1,6 +1,6 @@
 """`ferry convert` of a MaxText checkpoint: what goes along, other dtypes and storage, parts, and what is refused.
 
-That one layout becomes the other, for every family, is in `test_export_families.py`.
+That one layout becomes the other is tested with each family.
 """
 
 from __future__ import annotations

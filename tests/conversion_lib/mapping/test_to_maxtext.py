@@ -2,37 +2,25 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from conversion_lib.core.dtypes import SAFETENSORS_DTYPES
 from conversion_lib.core.tensors import TensorInfo
 from conversion_lib.errors import BadInput
 from conversion_lib.families import FAMILIES, family_of
 from conversion_lib.mapping.to_maxtext import plan_to_maxtext
-from conversion_lib.models.catalog import MODELS as CATALOGUE
 from conversion_lib.models.hf_config import ModelConfig
 from conversion_lib.plan.plan import ArrayPlan, Plan
 from conversion_lib.record import Target
-from tests.support.published_configs import PUBLISHED
-from tests.support.real_configs import MODELS, SAME_SIZES
-from tests.support.sparse_checkpoints import Tensor, deepseek_tensors, llama_tensors
-
-
-def listing(config: dict) -> Iterator[Tensor]:
-    return deepseek_tensors(config) if "kv_lora_rank" in config else llama_tensors(config)
+from tests.support import published_tensors
+from tests.support.family import Published, published
+from tests.support.sparse_checkpoints import deepseek_tensors, llama_tensors
 
 
 def tensors_of(config: dict) -> dict[str, TensorInfo]:
-    """As the dequantizing source shows them: fp8 as bfloat16, without scales."""
-    return {
-        name: TensorInfo(name, shape, "bfloat16" if code == "F8_E4M3" else SAFETENSORS_DTYPES[code], "shard")
-        for name, shape, code in listing(config)
-        if not name.endswith("_scale_inv")
-    }
+    listed = deepseek_tensors if "kv_lora_rank" in config else llama_tensors
+    return published_tensors.tensors_of(Published(config, 0, listed))
 
 
 def plan_of(config: dict, tensors: dict[str, TensorInfo], **target) -> Plan:
@@ -45,41 +33,9 @@ def by_path(plan: Plan) -> dict[str, ArrayPlan]:
     return {array.path.removeprefix("params/params/"): array for array in plan.arrays}
 
 
-@pytest.mark.parametrize("scan_layers", [True, False])
-@pytest.mark.parametrize("name", MODELS)
-def test_every_parameter_of_a_published_model_is_taken_once(name, scan_layers):
-    config, parameters = MODELS[name]
-    tensors = tensors_of(config)
-    plan = plan_of(config, tensors, scan_layers=scan_layers)
-    assert sum(math.prod(array.shape) for array in plan.arrays) == parameters
-    used = [part.tensor for array in plan.arrays for part in array.sources]
-    assert len(used) == len(set(used))
-    left_out = set(tensors) - set(used)
-    assert all(tensor.startswith("model.layers.61.") for tensor in left_out)
-    assert bool(left_out) == any("multi-token prediction" in line for line in plan.dropped)
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_sources_tile_their_arrays(name):
-    config, _ = MODELS[name]
-    for array in plan_of(config, tensors_of(config)).arrays:
-        assert sum(math.prod(part.shape) for part in array.sources) == math.prod(array.shape)
-        assert list(array.sources_in(tuple((0, n) for n in array.shape))) != []
-        assert len({part.at for part in array.sources}) == len(array.sources)
-
-
-def test_the_catalogue_and_the_published_models_agree():
-    assert {model.name for model in CATALOGUE} == {*MODELS, *SAME_SIZES, *PUBLISHED}
-    for model in CATALOGUE:
-        if model.name in PUBLISHED:
-            continue  # in tests/conversion_lib/families
-        config, _ = MODELS[SAME_SIZES.get(model.name, model.name)]
-        assert family_of(ModelConfig(config, Path("config.json"))) is FAMILIES[model.family]
-
-
 def test_deepseek_v3_scanned():
     """Names and shapes as MaxText 0.2.5 has them for deepseek3-671b (61 layers, 3 of them dense)."""
-    config, _ = MODELS["deepseek3-671b"]
+    config = published("deepseek3-671b").config
     arrays = by_path(plan_of(config, tensors_of(config)))
     moe, experts = "decoder/moe_layers", "decoder/moe_layers/DeepSeekMoeBlock_0/MoeBlock_0"
     expected = {
@@ -110,7 +66,7 @@ def test_deepseek_v3_scanned():
 
 
 def test_the_gate_bias_lies_where_its_maxtext_looks():
-    config, _ = MODELS["deepseek3-671b"]
+    config = published("deepseek3-671b").config
     tensors, path = tensors_of(config), "DeepSeekMoeBlock_0/MoeBlock_0/gate/bias"
     shapes = {
         ("0.2.5", True): by_path(plan_of(config, tensors))[f"decoder/moe_layers/{path}"].shape,
@@ -123,7 +79,7 @@ def test_the_gate_bias_lies_where_its_maxtext_looks():
 
 
 def test_llama_unscanned():
-    config, _ = MODELS["llama3.1-405b"]
+    config = published("llama3.1-405b").config
     arrays = by_path(plan_of(config, tensors_of(config), scan_layers=False))
     assert arrays["decoder/layers_125/self_attention/query/kernel"].shape == (16384, 128, 128)
     assert arrays["decoder/layers_125/self_attention/key/kernel"].shape == (16384, 8, 128)
@@ -136,13 +92,13 @@ def test_llama_unscanned():
 
 @pytest.mark.parametrize(("name", "exact"), [("qwen3-8b", True), ("llama3.1-8b", False), ("deepseek3-671b", True)])
 def test_a_plan_says_whether_it_rounds(name, exact):
-    config, _ = MODELS[name]
+    config = published(name).config
     assert plan_of(config, tensors_of(config)).exact == exact
 
 
 def test_a_tied_head_in_the_source_is_left_out_with_a_line():
     """Qwen3-0.6B has a `lm_head.weight` all the same."""
-    config, _ = MODELS["qwen3-0.6b"]
+    config = published("qwen3-0.6b").config
     tensors = tensors_of(config) | {"lm_head.weight": TensorInfo("lm_head.weight", (151936, 1024), "bfloat16", "shard")}
     plan = plan_of(config, tensors)
     assert "decoder/logits_dense/kernel" not in by_path(plan)
@@ -150,7 +106,7 @@ def test_a_tied_head_in_the_source_is_left_out_with_a_line():
 
 
 def test_a_plan_survives_json():
-    config, _ = MODELS["deepseek2-16b"]
+    config = published("deepseek2-16b").config
     plan = plan_of(config, tensors_of(config))
     again = Plan.from_json(plan.to_json())
     assert again == plan
@@ -158,7 +114,7 @@ def test_a_plan_survives_json():
 
 
 def small() -> tuple[dict, dict[str, TensorInfo]]:
-    config = {**MODELS["deepseek3-671b"][0], "num_hidden_layers": 4, "n_routed_experts": 4}
+    config = {**published("deepseek3-671b").config, "num_hidden_layers": 4, "n_routed_experts": 4}
     config.pop("quantization_config")
     return config, tensors_of(config)
 
@@ -187,7 +143,7 @@ def test_a_layer_beyond_multi_token_prediction_is_not_dropped():
 
 @pytest.mark.parametrize("model", ["deepseek3-671b", "deepseek2-16b"])
 def test_an_ordinary_layer_too_many_is_not_taken_for_multi_token_prediction(model):
-    config = {**MODELS[model][0], "num_hidden_layers": 5, "n_routed_experts": 4, "num_nextn_predict_layers": 0}
+    config = {**published(model).config, "num_hidden_layers": 5, "n_routed_experts": 4, "num_nextn_predict_layers": 0}
     config.pop("quantization_config", None)
     tensors = tensors_of(config)
     with pytest.raises(BadInput, match="num_hidden_layers = 4"):

@@ -14,6 +14,7 @@ import pytest
 from conversion_lib.conversions.convert import convert, prepare
 from conversion_lib.core.boxes import slices
 from conversion_lib.errors import BadInput
+from conversion_lib.families import FAMILIES
 from conversion_lib.models.hf_config import load_config
 from conversion_lib.record import Target
 from conversion_lib.sources.orbax import open_orbax
@@ -22,7 +23,6 @@ from conversion_lib.sources.transformers import TransformersSource
 from tests.support.checkpoints import DEEPSEEK_V3, FP8, QWEN3, command, ferry_here, random_tensors, write_checkpoint
 from tests.support.sparse_checkpoints import deepseek_tensors, llama_tensors, write_sparse
 from tests.support.tiny_models import make_tiny
-from tests.support.tiny_sizes import SIZES
 
 BUDGET = 1 << 30
 
@@ -45,7 +45,7 @@ def opened(directory: Path) -> tuple[SafetensorsSource, TransformersSource]:
     return stored, TransformersSource(stored, load_config(directory))
 
 
-@pytest.mark.parametrize("family", SIZES)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_every_tensor_of_every_family_has_the_files_bits(model, family):
     stored, loaded = opened(model(family))
     assert loaded.tensors == stored.tensors

@@ -10,10 +10,9 @@ import pytest
 from conversion_lib.errors import BadInput
 from conversion_lib.logits.forward.architectures import parse_config
 from conversion_lib.logits.forward.config import RopeConfig, differences
-from conversion_lib.logits.forward.layout import layer_leaves, top_leaves
 from conversion_lib.logits.forward.memory import divide
 from conversion_lib.logits.forward.rope import inverse_frequencies
-from tests.support.published_configs import PUBLISHED
+from tests.support.family import published
 
 LLAMA = {
     "model_type": "llama",
@@ -107,20 +106,9 @@ def test_proportional_turns_the_first_share_of_the_pairs():
     np.testing.assert_array_equal(found, [*plain[:2], *[0] * 6])
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_every_published_model_has_its_number_of_parameters(name):
-    """By the leaves that the forward pass reads."""
-    raw, count = PUBLISHED[name]
-    config = parse_config(raw)
-    shapes = [*top_leaves(config).values()]
-    shapes += [shape for layer in config.layers for shape in layer_leaves(layer, config).values()]
-    more_rows = config.rows - config.vocab if config.rows else 0
-    assert sum(map(math.prod, shapes)) - more_rows * config.hidden == count
-
-
 @pytest.mark.parametrize("name", ["gemma4-26b", "qwen3.5-397b-a17b", "qwen3-480b-a35b"])
 def test_the_budget_is_enough_for_the_usual_prompts(name):
-    config = parse_config(PUBLISHED[name][0])
+    config = parse_config(published(name).config)
     memory = divide(6 << 30, config, 688)
     assert memory.slice_bytes > 100 << 20
     assert memory.score_bytes < 4 * config.heads * 688**2 * 8
