@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: venv demo test lint docs parity bench bench-full lock clean
+.PHONY: venv demo test lint docs parity parity-all bench bench-full lock clean
 venv: $(VENV)/.done
 
 # The lock is complete, so pip need not resolve anything: --no-deps.
@@ -35,6 +35,10 @@ docs: venv
 
 # The real MaxText, in a Python 3.12 environment of its own.
 parity: venv
+	bash tests/parity/run.sh -m core
+
+# All there is; it writes what `ferry models` and README.md say. Where long tables of cases go.
+parity-all: venv
 	bash tests/parity/run.sh
 
 # What a conversion takes, against the least it could take and against MaxText (where `make parity` has made it).

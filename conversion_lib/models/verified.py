@@ -1,4 +1,4 @@
-"""What was seen of each family with the real MaxText: `verified.json`, which a whole run of `make parity` writes."""
+"""What was seen of each family with the real MaxText: `verified.json`, which `make parity-all` writes."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Verified(BaseModel):
     @property
     def origin(self) -> str:
         packages = ", ".join(f"{name} {version}" for name, version in self.versions.items())
-        return f"From `make parity` on {self.date}, commit {self.commit or 'unknown'}: {packages}."
+        return f"From `make parity-all` on {self.date}, commit {self.commit or 'unknown'}: {packages}."
 
     def of(self, family: str, layout: str) -> str:
         """What was seen, in a few words."""

@@ -1,4 +1,7 @@
-"""Runs what the selected tests ask for once, and ends with a table; a whole run writes it to `.parity` as well."""
+"""Runs what the selected tests ask for once, and ends with a table; a whole run writes it to `.parity` as well.
+
+`make parity` selects the tests marked `core`: those of the cases that are, and those of a file or a test that says so.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +16,27 @@ from typing import Any
 
 import pytest
 
+from conversion_lib import __version__
 from conversion_lib.models.verified import Layout, Verified
-from tests.parity.cases import CANNOT_CONVERT, CASES, MAX_KL, Case
+from tests.parity.cases import CANNOT_CONVERT, CASES, Case
 from tests.parity.harness import MAXTEXT_PYTHON, ROOT, Harness
+from tests.support.family import MAX_KL
 from tests.support.verified_table import SEEN
 
 RUN = pytest.StashKey[Harness]()
 LOCK = Path(__file__).with_name("requirements.lock")
 OF_MAXTEXT = ("maxtext", "jax", "flax", "orbax-checkpoint")
 """Packages of MaxText's environment whose versions are noted."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "core: what a change can break; run by `make parity`")
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    case = item.callspec.params.get("case") if isinstance(item, pytest.Function) and hasattr(item, "callspec") else None
+    if isinstance(case, Case) and case.core:
+        item.add_marker("core")
 
 
 @pytest.fixture(scope="session")
@@ -95,7 +110,7 @@ def verified(rows: list[dict[str, Any]]) -> Verified:
             for layers in sorted({line["layers"] for line in of_family})
         }
     locked = dict(line.split("==") for line in LOCK.read_text().splitlines() if "==" in line)
-    ours = {name: version(name) for name in ("ferry", "transformers")}
+    ours = {"ferry": __version__, "transformers": version("transformers")}
     described = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     return Verified(
         commit=subprocess.run(described, cwd=ROOT, capture_output=True, text=True).stdout.strip() or None,

@@ -13,6 +13,7 @@ from conversion_lib.logits.forward.architectures import READERS
 from conversion_lib.record import Target
 from tests.conversion_lib.logits.conftest import write_orbax
 from tests.parity.harness import MAXTEXT_PYTHON
+from tests.support.family import Description, descriptions
 from tests.support.maxtext_by_hand import maxtext_leaves
 from tests.support.tiny_models import make_tiny
 
@@ -26,24 +27,18 @@ def _there() -> None:
 
 
 @pytest.mark.parametrize(
-    ("family", "layers", "scanned", "largest"),
-    [
-        ("llama3.1", 2, True, 1e-7),
-        ("deepseek_v3", 2, True, 1e-7),
-        ("qwen3.5", 4, True, 1e-6),  # the norms of delta nets magnify what float32 loses
-        ("gemma4_small", None, False, 1e-7),
-        ("olmo3", 4, True, 1e-7),
-    ],
+    "described", [of for of in descriptions().values() if of.parity.engine], ids=lambda of: of.name
 )
-def test_a_right_checkpoint(family: str, layers: int | None, scanned: bool, largest: float, tmp_path: Path) -> None:
+def test_a_right_checkpoint(described: Description, tmp_path: Path) -> None:
     """Of all families, the parity tests run MaxText by the same table of settings."""
-    hf = make_tiny(family, tmp_path / "hf", layers=layers)
-    convert(hf, tmp_path / "ckpt", Target(save_dtype="float32", scan_layers=scanned))
+    hf = make_tiny(described.name, tmp_path / "hf", layers=described.parity.engine.layers)
+    convert(hf, tmp_path / "ckpt", Target(save_dtype="float32", scan_layers=described.layouts[0]))
     result = run_check(tmp_path / "ckpt", hf, options=OPTIONS)
     assert (result.verdict, result.engine, result.layers) == ("pass", "maxtext", [])
-    assert result.max_kl < largest
+    assert result.max_kl < described.parity.engine.largest
 
 
+@pytest.mark.core
 def test_every_family_that_maxtext_runs_has_settings() -> None:
     """The parity tests, which use the same table, run all of them."""
     kinds = {kind.removesuffix("_text") for kind in READERS}
@@ -51,6 +46,7 @@ def test_every_family_that_maxtext_runs_has_settings() -> None:
     assert {"gemma4_dense", "gemma4_e2b", "gemma4_e4b"} <= set(OVERRIDES)
 
 
+@pytest.mark.core
 def test_a_planted_mistake(tmp_path: Path) -> None:
     hf = make_tiny("qwen3", tmp_path / "hf")
     leaves = maxtext_leaves(hf, scanned=True)

@@ -18,6 +18,8 @@ from conversion_lib.sources.orbax import open_orbax
 from tests.parity.harness import MAXTEXT_PYTHON
 from tests.support.tiny_models import make_tiny
 
+pytestmark = pytest.mark.core
+
 FLAGS = [(True, True), (True, False), (False, True), (False, False)]
 NOT_FORWARDED = (True, True)
 """What a converter writes that is told of no flags."""

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from conversion_lib.models.verified import load
-from tests.parity.cases import CANNOT_CONVERT, CASES, CONTROL, IMPOSSIBLE, MAX_KL, TRAINED, Case, not_restored
+from tests.parity.cases import CANNOT_CONVERT, CASES, CONTROL, FAMILIES, IMPOSSIBLE, TRAINED, Case, not_restored
 from tests.parity.conftest import row, verified
 from tests.parity.harness import Harness
+from tests.support.family import MAX_KL
 
 
 def each(cases: list[Case]) -> pytest.MarkDecorator:
@@ -32,7 +33,7 @@ def test_maxtext_expects_the_tree_that_we_write(harness: Harness, case: Case) ->
     for path, shape in harness.trees[case.model.name, case.layers].items():
         # rounded, the bias would send tokens to other experts; MaxText's sums of one and a weight are float32
         keeps = path.endswith("MoeBlock_0/gate/bias")
-        keeps |= case.model.family in ("gemma2", "gemma3") and path.endswith("/scale")
+        keeps |= FAMILIES[case.model.family].norms_from_zero and path.endswith("/scale")
         expected[f"params/params/{path}"] = [shape, "float32" if keeps else case.save_dtype]
     found = answer(harness, case.name, "compare")["leaves"] if case.maxtext_converts else None
     assert (found or answer(harness, case.name, "leaves")) == expected

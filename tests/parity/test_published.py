@@ -21,6 +21,8 @@ from tests.support.fakes.cloud_storage import FakeCloudStorage
 from tests.support.sparse_checkpoints import llama_tensors
 from tests.support.tiny_models import prompt
 
+pytestmark = pytest.mark.core
+
 TARGETS = {"default": Target(), "pathways": Target(ocdbt=False, zarr3=False)}
 
 Answers = dict[tuple[str, str], dict[str, Any]]

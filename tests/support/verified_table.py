@@ -1,4 +1,4 @@
-"""Takes over what a whole run of `make parity` saw, and writes README.md's table.
+"""Takes over what `make parity-all` saw, and writes README.md's table.
 
 python -m tests.support.verified_table
 """

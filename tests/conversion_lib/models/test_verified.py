@@ -1,4 +1,4 @@
-"""What is said to be verified: README.md and `ferry models` show what `make parity` wrote, of every family."""
+"""What is said to be verified: README.md and `ferry models` show what `make parity-all` wrote, of every family."""
 
 from __future__ import annotations
 
