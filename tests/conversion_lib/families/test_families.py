@@ -9,7 +9,8 @@ from types import ModuleType
 import pytest
 
 from conversion_lib.errors import BadInput
-from conversion_lib.families import FAMILIES, LATER, MODULES, family_of
+from conversion_lib.families import FAMILIES, LATER, MODULES, family_of, qwen2
+from conversion_lib.logits.forward.architectures import READERS
 from conversion_lib.models.catalog import MODELS
 from tests.conversion_lib.logits.forward.test_delta_net import MODELS as DELTA_NETS_AND_GEMMA4
 from tests.support.check_tests import CheckTests
@@ -48,6 +49,17 @@ def test_a_file_of_tests_that_cannot_be_imported_says_why(monkeypatch):
     monkeypatch.delitem(sys.modules, TESTS.format("qwen2"), raising=False)
     with pytest.raises(ModuleNotFoundError, match="family_tests"):
         description_in("qwen2")
+
+
+def test_a_family_without_a_forward_pass_is_asked_for_it_by_name(monkeypatch):
+    """As its own tests fail then, and as `ferry check` refuses it."""
+    (tests,) = (of for of in classes_in(qwen2) if of is not FamilyTests)
+    monkeypatch.delitem(READERS, "qwen2")
+    said = (
+        "no logit check for architecture Qwen2ForCausalLM .*conversion_lib/logits/forward/architectures has no reader"
+    )
+    with pytest.raises(pytest.fail.Exception, match=f"family qwen2.5: .*{said}"):
+        tests().test_the_logit_check_has_a_forward_pass_of_as_many_parameters("qwen2.5-7b")
 
 
 def test_the_catalogue_has_no_other_models():
