@@ -118,16 +118,16 @@ def dtypes(model: Model, scan: bool) -> tuple[str, ...]:
     return ("bfloat16", "float32") if scan or FAMILIES[model.family].rounds else ("bfloat16",)
 
 
+def _plain(model: Model, scan: bool, save_dtype: str) -> Case:
+    """Of the core in bfloat16, which is the default, and in the dtype whose logits are compared."""
+    logits = save_dtype == dtype_of_logits(model)
+    return Case(model, scan, save_dtype, logits=logits, core=logits or save_dtype == "bfloat16")
+
+
 CASES = (
-    # the core: each family in each of its layouts, in the dtype whose logits are compared
+    # each family in each of its layouts
     *(
-        Case(
-            model,
-            scan,
-            save_dtype,
-            logits=save_dtype == dtype_of_logits(model),
-            core=save_dtype == dtype_of_logits(model),
-        )
+        _plain(model, scan, save_dtype)
         for model in (*BASES.values(), *UNSCANNED)
         for scan in model.scans
         for save_dtype in dtypes(model, scan)
@@ -139,7 +139,7 @@ CASES = (
         for scan in model.scans
     ),
     *(Case(model, True, "float32", logits=False) for model in FLOAT32_SOURCES),
-    # and each combination of the storage flags once
+    # each combination of the storage flags once
     *(
         Case(BASES["qwen3"], True, "bfloat16", *flags, core=True)
         for flags in ((True, False), (False, True), (False, False))
