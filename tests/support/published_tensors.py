@@ -11,7 +11,7 @@ from typing import Any
 
 from conversion_lib.core.boxes import Box
 from conversion_lib.core.dtypes import SAFETENSORS_DTYPES
-from conversion_lib.core.tensors import Array, TensorInfo
+from conversion_lib.core.tensors import Array, StoredSlice, TensorInfo
 from conversion_lib.families import family_of
 from conversion_lib.models.hf_config import ModelConfig
 from conversion_lib.sources.joined import joined
@@ -62,7 +62,7 @@ class Listed:
     def read(self, name: str, box: Box | None = None) -> Array:
         raise AssertionError("a plan reads nothing")
 
-    def stored_bytes(self, name: str, box: Box | None = None) -> int:
+    def requires(self, name: str, box: Box | None = None) -> list[StoredSlice]:
         raise AssertionError("a plan reads nothing")
 
 
