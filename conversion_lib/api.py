@@ -117,7 +117,7 @@ def convert(
     there is none beside it, and `written_by` the MaxText that wrote it, 0.2.5 or main, where that cannot be seen.
     destination: a directory or gs://bucket/prefix.
     target, model and loader as for `plan`. options: memory budget in bytes, threads, whether to overwrite, the part of
-    a split conversion as `Part.parse("0/4")`. An unfinished run of the same source and target is gone on with; a
+    a split conversion as `Part.parse("0/4")`. An unfinished run of the same source and target is resumed; a
     finished one is left as it is, and the result's `already` says so. `bytes_in` and `bytes_out` are those of this
     run, `seconds` its wall time.
 

@@ -28,7 +28,7 @@ from conversion_lib.storage.files import disk_error
 LogFormat = Literal["text", "json"]
 LEAVE_SECONDS = 4.5
 """From SIGTERM to the end, at the latest: Airflow kills after five."""
-ENDED = "ended by SIGTERM; what was finished is kept, and the same command goes on from there"
+ENDED = "ended by SIGTERM; what was finished is kept, and the same command resumes from there"
 
 
 @dataclass
@@ -70,7 +70,7 @@ def run_command(
     except Exception:
         if termination.error is None:
             raise
-        # what the signal interrupted made an error of its own of it: an import that failed, for one
+        # what the signal interrupted raised it as its own error, such as a failed import
         return fail(termination.error, json_output)
     finally:
         termination.over = True

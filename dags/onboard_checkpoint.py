@@ -15,7 +15,7 @@ back-off. Publishing updates an Asset for each model, `<destination>/<model>`, t
 | `FERRY_EXECUTION` | workers | a YAML file that says how stages run, such as in Kubernetes; default: on the worker |
 | `FERRY_DESTINATION` | DAG processor | default of the param `destination` |
 | `FERRY_HF_CONN_ID` | DAG processor | Airflow connection whose password is the Hub token |
-| `FERRY_DEADLINE_HOURS` | DAG processor | a run that takes longer is told of; default 24; 0: none is |
+| `FERRY_DEADLINE_HOURS` | DAG processor | a run that takes longer is reported as late; default 24; 0 disables |
 | `FERRY_RETRY_SECONDS` | both | the wait before the first retry; default 30 |
 | `FERRY_ON_SUCCESS`, `FERRY_ON_FAILURE` | DAG processor | called when a run has ended: `package.module:function` |
 | `FERRY_ON_DEADLINE` | triggerer | the same, when a run is late |
@@ -114,7 +114,7 @@ PARAMS = {
         maximum=256,
         section=RUN,
         title="Parts",
-        description="The conversion is split into so many tasks, which run beside each other where there are workers "
+        description="Number of tasks to split the conversion into. They run at the same time where there are workers "
         "for them; all need to see one working directory. The bits are the same.",
     ),
     "max_kl": Param(

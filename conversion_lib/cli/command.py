@@ -94,4 +94,4 @@ def parse_size(text: str, option: str) -> int:
     try:
         return int(TypeAdapter(ByteSize).validate_python(text))
     except ValidationError:
-        raise BadInput(f"{option} {text}: no size; write it like 512MiB or 2GiB") from None
+        raise BadInput(f"{option} {text}: not a size; write it like 512MiB or 2GiB") from None

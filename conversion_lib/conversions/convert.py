@@ -9,7 +9,7 @@ from pathlib import Path
 import conversion_lib
 from conversion_lib.conversions.opening import open_maxtext
 from conversion_lib.conversions.runner import Conversion, ConvertResult, run
-from conversion_lib.conversions.side_files import carry_files
+from conversion_lib.conversions.side_files import copy_side_files
 from conversion_lib.core.tensors import Source
 from conversion_lib.engine.limits import default_threads, largest_chunk
 from conversion_lib.errors import BadInput
@@ -158,7 +158,7 @@ def convert(
     def begin(job: Job) -> None:
         _leave_plan(staging.work / PLAN_NAME, job.plan)
         with staging.drafts() as directory:
-            carry_files(job.directory, job.config, directory / HF_DIR_NAME)
+            copy_side_files(job.directory, job.config, directory / HF_DIR_NAME)
             record = _record(job, target).model_dump_json(indent=2)
             write_atomically(directory / RECORD_NAME, record.encode())
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from conversion_lib.conversions.runner import Conversion, ConvertResult, run
-from conversion_lib.conversions.side_files import carry_files, seal
+from conversion_lib.conversions.side_files import copy_side_files, write_record
 from conversion_lib.core.dtypes import itemsize
 from conversion_lib.engine.limits import largest_chunk
 from conversion_lib.errors import BadInput
@@ -43,8 +43,8 @@ def dequantize(
         return SafetensorsSink(staging.build.path, job.plan, files)
 
     def finish(job: Job) -> None:
-        carry_files(job.directory, job.config, staging.build.path)
-        seal(staging.build.path, job.plan, job.origin)
+        copy_side_files(job.directory, job.config, staging.build.path)
+        write_record(staging.build.path, job.plan, job.origin)
 
     def prepared(limit: int | None) -> Job:
         return _prepare_dequantized(given, limit or largest_chunk(options.memory_budget))

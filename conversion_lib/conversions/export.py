@@ -10,7 +10,7 @@ import numpy as np
 
 from conversion_lib.conversions.opening import open_maxtext
 from conversion_lib.conversions.runner import Conversion, ConvertResult, run
-from conversion_lib.conversions.side_files import carry_files, seal
+from conversion_lib.conversions.side_files import copy_side_files, write_record
 from conversion_lib.core.boxes import Box
 from conversion_lib.core.tensors import Array
 from conversion_lib.engine.limits import largest_chunk
@@ -71,8 +71,8 @@ def export(
         return ExportSink(staging.build.path, job.plan, shards(job.plan.arrays))
 
     def finish(job: Job) -> None:
-        carry_files(job.directory, job.config, staging.build.path)
-        seal(staging.build.path, job.plan, job.origin)
+        copy_side_files(job.directory, job.config, staging.build.path)
+        write_record(staging.build.path, job.plan, job.origin)
 
     return run(Conversion("export", staging, prepared, sink, lambda job: None, finish), options, reporter)
 

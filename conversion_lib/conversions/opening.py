@@ -36,7 +36,7 @@ def opened(
 ) -> Iterator[Location | Files]:
     """The checkpoint that SRC names: of MaxText's its location, of Hugging Face's its files.
 
-    stream: a Hub id is not downloaded as a whole; dst and part say what for. Of a bucket nothing is. Raises BadInput
+    stream: a Hub id is not downloaded as a whole; dst and part say what for. Ignored for buckets. Raises BadInput
     where SRC is none of the three, and for options that do not go with what it is.
     """
     where = named(src)
@@ -51,11 +51,11 @@ def opened(
 
         yield LocalFiles(hub.cached_download(src, revision=revision or "main", reporter=reporter))
     else:
-        from conversion_lib.hub.streaming import shelf_directory, streamed
+        from conversion_lib.hub.streaming import cache_directory, streamed
 
         name, output = f"shards-{(part or WHOLE).index}", location(dst).local
-        shelf = (output.absolute() / WORK_NAME if output else shelf_directory(dst)) / name
-        with streamed(src, revision or "main", shelf, output=output, reporter=reporter) as files:
+        cache = (output.absolute() / WORK_NAME if output else cache_directory(dst)) / name
+        with streamed(src, revision or "main", cache, output=output, reporter=reporter) as files:
             yield files
 
 

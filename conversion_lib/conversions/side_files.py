@@ -13,11 +13,11 @@ from conversion_lib.record import HF_RECORD_NAME, Origin
 from conversion_lib.storage.files import write_atomically
 from conversion_lib.storage.locations import Location
 
-NOT_CARRIED = re.compile(r".*\.(safetensors|bin|pt|pth|ckpt|h5|msgpack|gguf|onnx)|\..*|.*\.index\.json")
+NOT_COPIED = re.compile(r".*\.(safetensors|bin|pt|pth|ckpt|h5|msgpack|gguf|onnx)|\..*|.*\.index\.json")
 """Files of a source that are weights in some form, an index of them, or hidden."""
 
 
-def seal(directory: Path, plan: Plan, origin: Origin) -> None:
+def write_record(directory: Path, plan: Plan, origin: Origin) -> None:
     """Notes which run wrote the Hugging Face checkpoint in `directory`. The last to be written: files that are
     younger count as changed."""
     record = {
@@ -29,14 +29,14 @@ def seal(directory: Path, plan: Plan, origin: Origin) -> None:
     write_atomically(directory / HF_RECORD_NAME, json.dumps(record, indent=2).encode())
 
 
-def carry_files(directory: Location, config: ModelConfig, destination: Path) -> None:
+def copy_side_files(directory: Location, config: ModelConfig, destination: Path) -> None:
     """Copies the files beside the weights in `directory`: tokenizer, generation config, licence, provenance.
 
     config.json goes without `quantization_config`, since the weights are plain now. Several may do this at once.
     """
     destination.mkdir(parents=True, exist_ok=True)
     for name in sorted(directory.children() - {CONFIG_NAME, HF_RECORD_NAME}):
-        if not NOT_CARRIED.fullmatch(name):
+        if not NOT_COPIED.fullmatch(name):
             (directory / name).copy_to(destination / name)
     raw = {key: value for key, value in config.raw.items() if key != QUANTIZATION_KEY}
     write_atomically(destination / CONFIG_NAME, json.dumps(raw, indent=2).encode())

@@ -62,7 +62,7 @@ class HeapLimit:
         self._trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
 
     def keep(self) -> None:
-        """To be called again and again."""
+        """Call periodically."""
         if self._trim is not None and _resident_bytes() > self._most:
             self._trim(0)
 

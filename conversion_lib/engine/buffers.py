@@ -10,10 +10,10 @@ import numpy as np
 from conversion_lib.core.tensors import Array
 
 
-class Room:
-    """Buffers within a limit of bytes: taken before a piece is made, given back when it is durable.
+class BufferPool:
+    """Buffers within a limit of bytes: acquired before a piece is made, released when it is durable.
 
-    Buffers given back are used again: fresh memory costs a page fault every 4 KiB, as much time as the copy into it.
+    Released buffers are used again: fresh memory costs a page fault every 4 KiB, as much time as the copy into it.
     """
 
     def __init__(self, total: int) -> None:
@@ -23,7 +23,7 @@ class Room:
         self._closed = False
         self.waited_for = False
 
-    def take(self, nbytes: int) -> Array | None:
+    def acquire(self, nbytes: int) -> Array | None:
         """Waits until there is room for `nbytes`; one buffer always fits. None once closed."""
         with self._changed:
             self.waited_for = not self._fits(nbytes)
@@ -32,14 +32,15 @@ class Room:
             self._used += nbytes
             if self._closed:
                 return None
-            same = next((place for place, buffer in enumerate(self._idle) if buffer.nbytes == nbytes), None)
+            same = next((index for index, buffer in enumerate(self._idle) if buffer.nbytes == nbytes), None)
             if same is not None:
                 return self._idle.pop(same)
             while self._idle and self._used + sum(buffer.nbytes for buffer in self._idle) > self._total:
                 self._idle.pop(0)
         return _mapped(nbytes)
 
-    def give(self, buffer: Array) -> None:
+    def release(self, buffer: Array) -> None:
+        """Gives a buffer back, to be used again."""
         with self._changed:
             self._used -= buffer.nbytes
             self._idle.append(buffer)
@@ -55,7 +56,7 @@ class Room:
 
 
 def _mapped(nbytes: int) -> Array:
-    """Memory of its own, which goes back to the kernel when it is let go: in the heap, buffers of many sizes would
+    """Memory of its own, which goes back to the kernel when it is released: in the heap, buffers of many sizes would
     leave gaps that none of the next ones fits."""
     # private: the kernel gives shared memory no huge pages, and a transposed write touches hundreds of pages at once
     memory = mmap.mmap(-1, max(nbytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

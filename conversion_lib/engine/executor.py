@@ -22,7 +22,7 @@ from conversion_lib.core.copying import cast, copy_into
 from conversion_lib.core.dtypes import itemsize, numpy_dtype
 from conversion_lib.core.process import HeapLimit
 from conversion_lib.core.tensors import Array, Source, stored_bytes
-from conversion_lib.engine.buffers import Room
+from conversion_lib.engine.buffers import BufferPool
 from conversion_lib.engine.limits import Limits, default_threads, makers
 from conversion_lib.errors import BadInput, FerryError, OutsideFailure
 from conversion_lib.plan.ops import forward_chain
@@ -110,7 +110,7 @@ class _Workers:
     """Threads that turn pieces into buffers; results come out of `results` in the order they are made."""
 
     results: queue.Queue[_Made] = field(default_factory=queue.Queue)
-    room: Room = field(default_factory=lambda: Room(0))
+    buffers: BufferPool = field(default_factory=lambda: BufferPool(0))
     count: int = 0
 
 
@@ -118,16 +118,16 @@ class _Workers:
 def _workers(
     plan: Plan, source: Source, todo: list[Piece], count: int, limits: Limits, pace: Pace | None
 ) -> Iterator[_Workers]:
-    workers = _Workers(room=Room(limits.buffers), count=len(todo))
+    workers = _Workers(buffers=BufferPool(limits.buffers), count=len(todo))
     pending = iter(todo)
     lock = threading.Lock()
 
     def work() -> None:
         while True:
             with lock:
-                # room is taken under the lock, so that pieces are begun in order and a large one is not starved
+                # buffers are acquired under the lock, so that pieces are begun in order and a large one is not starved
                 piece = next(pending, None)
-                buffer = None if piece is None else workers.room.take(_nbytes(plan, piece))
+                buffer = None if piece is None else workers.buffers.acquire(_nbytes(plan, piece))
                 if piece is None or buffer is None:
                     return
             made = _Made(piece, buffer)
@@ -145,7 +145,7 @@ def _workers(
     try:
         yield workers
     finally:
-        workers.room.close()
+        workers.buffers.close()
         for thread in pool:
             thread.join()
 
@@ -170,7 +170,7 @@ def _write_groups(
     plan: Plan, sink: Sink, journal: Ledger, made: _Workers, limits: Limits, totals: Totals, task: Task
 ) -> None:
     """Writes pieces as they are made, one group gathering while those before it are committed."""
-    groups, heap = _Groups(journal, made.room, task, limits.group), HeapLimit(limits.resident)
+    groups, heap = _Groups(journal, made.buffers, task, limits.group), HeapLimit(limits.resident)
     try:
         for _ in range(made.count):
             result = _next(made, groups)
@@ -196,7 +196,7 @@ def _next(made: _Workers, groups: _Groups) -> _Made:
     """The next piece; while there is none, what has become durable is journaled, which frees its buffers."""
     while True:
         groups.journal_durable()
-        if made.results.empty() and (made.room.waited_for or groups.overdue):
+        if made.results.empty() and (made.buffers.waited_for or groups.overdue):
             # the workers have no buffers left but those that are being gathered, or wait for their source
             groups.start()
         with suppress(queue.Empty):
@@ -206,8 +206,8 @@ def _next(made: _Workers, groups: _Groups) -> _Made:
 class _Groups:
     """Groups of pieces on their way to the disk: one gathers, those before it are being written, oldest first."""
 
-    def __init__(self, journal: Ledger, room: Room, task: Task, limit: int) -> None:
-        self._journal, self._room, self._task, self._limit = journal, room, task, limit
+    def __init__(self, journal: Ledger, pool: BufferPool, task: Task, limit: int) -> None:
+        self._journal, self._pool, self._task, self._limit = journal, pool, task, limit
         self._gathering = _Group()
         self._started: deque[_Group] = deque()
 
@@ -257,7 +257,7 @@ class _Groups:
         group.wait()
         self._journal.add(group.pieces)
         for buffer in group.buffers:
-            self._room.give(buffer)
+            self._pool.release(buffer)
         self._task.advance(group.nbytes)
 
 

@@ -62,7 +62,7 @@ def family_of(config: ModelConfig) -> Family:
     """
     for name in config.architectures:
         if name in LATER:
-            raise BadInput(f"{config.path}: architecture {name} cannot be converted yet, under no --model")
+            raise BadInput(f"{config.path}: architecture {name} is not supported, with any --model")
     for family in FAMILIES.values():
         named = set(family.architectures) & set(config.architectures)
         if (named or (not config.architectures and family.model_type == config.model_type)) and family.fits(config):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from conversion_lib.errors import BadInput
-from conversion_lib.mapping.rules import Block, Drop, Mark, OpsOf, Rule
+from conversion_lib.mapping.rules import Block, DetectedFlag, Drop, OpsOf, Rule
 from conversion_lib.models.hf_config import ModelConfig
 from conversion_lib.plan.ops import Op, Permute, Pick, Split, Transpose
 from conversion_lib.plan.value_ops import Scale
@@ -65,7 +65,7 @@ def fused_experts(to: str, when: str) -> tuple[Rule, ...]:
 
 
 def experts(to: str) -> tuple[Rule, ...]:
-    """Experts under `to` in MaxText: a tensor for each, or one for all; `experts_mark` tells which."""
+    """Experts under `to` in MaxText: a tensor for each, or one for all; `fused_experts_flag` tells which."""
     return (
         Rule("mlp.experts.{expert}.gate_proj.weight", f"{to}/wi_0", ("moe", "hidden"), linear, f"!{FUSED}"),
         Rule("mlp.experts.{expert}.up_proj.weight", f"{to}/wi_1", ("moe", "hidden"), linear, f"!{FUSED}"),
@@ -74,9 +74,9 @@ def experts(to: str) -> tuple[Rule, ...]:
     )
 
 
-def experts_mark(*, published_fused: bool = False) -> dict[str, Mark]:
+def fused_experts_flag(*, published_fused: bool = False) -> dict[str, DetectedFlag]:
     """The mark of a family with `experts`; `published_fused`: whether the Hub has one tensor for all of them."""
-    return {FUSED: Mark(".mlp.experts.gate_up_proj", int(published_fused))}
+    return {FUSED: DetectedFlag(".mlp.experts.gate_up_proj", int(published_fused))}
 
 
 def expert_dims(experts: int, moe: int) -> dict[str, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from conversion_lib.families.common import DROPS, TOP, experts_mark
+from conversion_lib.families.common import DROPS, TOP, fused_experts_flag
 from conversion_lib.families.deepseek import ATTENTION, CORRECTION_BIAS, EXPERTS, MTP, dims, scanned, unscanned
 from conversion_lib.mapping.rules import Family
 
@@ -15,5 +15,5 @@ FAMILY = Family(
     scanned=scanned(ATTENTION, (*EXPERTS, CORRECTION_BIAS)),
     unscanned=unscanned(ATTENTION, (*EXPERTS, CORRECTION_BIAS)),
     drops=(*DROPS, MTP),
-    marks=experts_mark(),
+    detected=fused_experts_flag(),
 )

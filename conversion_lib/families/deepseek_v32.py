@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from conversion_lib.families import deepseek
-from conversion_lib.families.common import DROPS, TOP, experts_mark, linear, to_heads
+from conversion_lib.families.common import DROPS, TOP, fused_experts_flag, linear, to_heads
 from conversion_lib.families.deepseek import ATTENTION, CORRECTION_BIAS, EXPERTS, MTP, scanned, unscanned
 from conversion_lib.mapping.rules import Family, Rule
 from conversion_lib.models.hf_config import ModelConfig
@@ -34,5 +34,5 @@ FAMILY = Family(
     scanned=scanned((*ATTENTION, *INDEXER), (*EXPERTS, CORRECTION_BIAS)),
     unscanned=unscanned((*ATTENTION, *INDEXER), (*EXPERTS, CORRECTION_BIAS)),
     drops=(*DROPS, MTP),
-    marks=experts_mark(),
+    detected=fused_experts_flag(),
 )

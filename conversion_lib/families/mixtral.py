@@ -10,8 +10,8 @@ from conversion_lib.families.common import (
     TOP,
     VALUE_AND_OUT,
     expert_dims,
-    experts_mark,
     fused_experts,
+    fused_experts_flag,
     grouped_query_dims,
     linear,
     one_by_one,
@@ -53,5 +53,5 @@ FAMILY = Family(
     scanned=one_scan(*LAYER),
     unscanned=one_by_one(*LAYER),
     drops=DROPS,
-    marks=experts_mark(),
+    detected=fused_experts_flag(),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from conversion_lib.families import qwen3_next
-from conversion_lib.families.common import DROPS, TOP, experts_mark, linear
+from conversion_lib.families.common import DROPS, TOP, fused_experts_flag, linear
 from conversion_lib.families.qwen3_next import CYCLE, DELTA_NET, FULL, LAST, MTP, SHARED
 from conversion_lib.mapping.rules import Block, Drop, Family, Rule
 from conversion_lib.models.hf_config import ModelConfig
@@ -80,5 +80,5 @@ FAMILY = Family(
     prefixes=("model.language_model.", "model."),
     joins=JOINS,
     # one tensor for all experts as published in bfloat16, one for each where quantized or written by transformers
-    marks=experts_mark(published_fused=True),
+    detected=fused_experts_flag(published_fused=True),
 )

@@ -8,7 +8,7 @@ from conversion_lib.families.common import (
     TOP,
     expert_dims,
     experts,
-    experts_mark,
+    fused_experts_flag,
     linear,
     one_by_one,
     one_scan,
@@ -40,5 +40,5 @@ FAMILY = Family(
     scanned=one_scan(*LAYER),
     unscanned=one_by_one(*LAYER),
     drops=DROPS,
-    marks=experts_mark(),
+    detected=fused_experts_flag(),
 )

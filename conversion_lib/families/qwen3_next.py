@@ -8,7 +8,7 @@ from conversion_lib.families.common import (
     TOP,
     expert_dims,
     experts,
-    experts_mark,
+    fused_experts_flag,
     grouped_query_dims,
     linear,
     require_layer_types,
@@ -117,5 +117,5 @@ FAMILY = Family(
         Block("layers_{layer}", GLOBAL_LAYER, LAST, "layers", len(CYCLE)),
     ),
     drops=(*DROPS, MTP),
-    marks=experts_mark(),
+    detected=fused_experts_flag(),
 )

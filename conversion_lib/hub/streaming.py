@@ -24,7 +24,7 @@ from conversion_lib.core.tensors import Source
 from conversion_lib.errors import BadInput, OutsideFailure
 from conversion_lib.hub.files import Fetcher
 from conversion_lib.hub.headers import HubFiles
-from conversion_lib.hub.shelf import Demand, Range, Shelf, most_bytes
+from conversion_lib.hub.shard_cache import Demand, Range, ShardCache, most_bytes
 from conversion_lib.plan.pieces import Piece, source_order
 from conversion_lib.plan.plan import Plan
 from conversion_lib.progress import SILENT, Reporter, format_bytes
@@ -35,20 +35,20 @@ from conversion_lib.storage.disk import free_bytes, same_disk
 SHARDS_AT_ONCE = 3
 """On disk: one that is being converted and two that are on their way; fewer where the disk has no room for three."""
 OUTPUT_MARGIN = 1.05
-"""On disk, at most so many bytes for each byte of the result."""
+"""Maximum bytes on disk per byte of the result."""
 
 
 @contextmanager
 def streamed(
     repo: str,
     revision: str,
-    shelf: Path,
+    cache: Path,
     *,
     output: Path | None = None,
     backoff: Backoff | None = None,
     reporter: Reporter = SILENT,
 ) -> Iterator[StreamedFiles]:
-    """`repo` at the commit that `revision` names now, for `convert` to read shard by shard; `shelf` holds the shards.
+    """`repo` at the commit that `revision` names now, for `convert` to read shard by shard; `cache` holds the shards.
 
     output: a path on the disk that the result is written to; None where that is not a disk of this machine.
     Raises what `headers_of` raises.
@@ -57,35 +57,35 @@ def streamed(
     resolved = hub.resolve(repo, revision, backoff=backoff, reporter=reporter)
     resolved = resolved.model_copy(update={"files": hub.needed_files(resolved)})
     with tempfile.TemporaryDirectory(prefix="ferry-config-") as name:
-        files = StreamedFiles(resolved, Path(name), shelf, output, backoff, reporter)
+        files = StreamedFiles(resolved, Path(name), cache, output, backoff, reporter)
         files.fetch({path for path in files.remote if not path.endswith(".safetensors")}, backoff, reporter)
         hub.write_provenance(files.directory, resolved, revision, started, None)
         yield files
 
 
 class StreamedFiles(HubFiles):
-    """A repository at one commit whose shards are fetched when a Stream has begun to, and read from `shelf`."""
+    """A repository at one commit whose shards are fetched when a Stream has begun to, and read from `cache`."""
 
     def __init__(
         self,
         resolved: hub.Resolved,
         directory: Path,
-        shelf: Path,
+        cache: Path,
         output: Path | None,
         backoff: Backoff,
         reporter: Reporter,
     ) -> None:
         super().__init__(resolved, directory)
         self.output, self.reporter = output, reporter
-        self.shelf_directory = shelf
+        self.cache_directory = cache
         self._backoff, self._local = backoff, Handles()
-        self._fetcher = Fetcher(resolved.repo, resolved.commit, hub.hub_endpoint(), shelf / "hub", shelf)
-        self.shelf = Shelf(shelf, self._fetch, self._local.forget)
+        self._fetcher = Fetcher(resolved.repo, resolved.commit, hub.hub_endpoint(), cache / "hub", cache)
+        self.cache = ShardCache(cache, self._fetch, self._local.forget)
 
     def reader(self, shard: str) -> ReadRun:
         def read(offset: int, view: memoryview) -> None:
             for _ in range(3):
-                path = self.shelf.path(shard, offset, offset + len(view))
+                path = self.cache.path(shard, offset, offset + len(view))
                 try:
                     reader = self._local.reader(path)
                 except FileNotFoundError:
@@ -99,7 +99,7 @@ class StreamedFiles(HubFiles):
         return Stream(self, stored, shown)
 
     def _fetch(self, name: str, stopped: threading.Event) -> None:
-        """Brings a shard to the shelf. Raises OutsideFailure where it has not the header that was planned from."""
+        """Brings a shard to the cache. Raises OutsideFailure where it has not the header that was planned from."""
         file = self.remote[name]
 
         def advance(nbytes: int) -> None:
@@ -109,7 +109,7 @@ class StreamedFiles(HubFiles):
         work = partial(self._fetcher.fetch, file, advance, afresh=True)
         self._backoff.run(work, stopped=stopped, reporter=self.reporter)
         planned = self.headers[name]
-        with (self.shelf_directory / name).open("rb") as shard:
+        with (self.cache_directory / name).open("rb") as shard:
             if shard.read(len(planned)) != planned:
                 raise OutsideFailure(
                     f"{name} of {self.name} has another header than the Hub gave when it was planned; run again"
@@ -148,23 +148,23 @@ class Stream:
 
     def was_read(self, piece: Piece) -> None:
         last, *others = self._shards_of.pop(piece)
-        self._files.shelf.used(last, last=True)
+        self._files.cache.used(last, last=True)
         for shard in others:
-            self._files.shelf.used(shard, last=False)
+            self._files.cache.used(shard, last=False)
 
     def end(self) -> None:
-        self._files.shelf.close()
+        self._files.cache.close()
 
     def _begin(self, demands: list[Demand], output_bytes: int) -> None:
-        files, shelf = self._files, self._files.shelf_directory
-        free = free_bytes(shelf) + sum(path.stat().st_size for path in shelf.glob("*.safetensors"))
-        beside = files.output is not None and same_disk(shelf, files.output)
+        files, cache = self._files, self._files.cache_directory
+        free = free_bytes(cache) + sum(path.stat().st_size for path in cache.glob("*.safetensors"))
+        beside = files.output is not None and same_disk(cache, files.output)
         output = int(output_bytes * OUTPUT_MARGIN) if beside else 0
         needs = {count: most_bytes(demands, count) for count in range(SHARDS_AT_ONCE, 0, -1)}
         limit = next((count for count, nbytes in needs.items() if nbytes + output <= free), None)
         if limit is None:
             raise BadInput(
-                f"{shelf}: the disk has {format_bytes(free)} free; one shard of {files.name} at a time and what"
+                f"{cache}: the disk has {format_bytes(free)} free; one shard of {files.name} at a time and what"
                 f" several arrays need of others take {format_bytes(needs[1])}, and the result here"
                 f" {format_bytes(output)}: free some, or give another destination"
             )
@@ -172,7 +172,7 @@ class Stream:
             f"streaming {files.name}: at most {limit} of {len(demands)} shards at once,"
             f" {format_bytes(needs[limit])} of disk"
         )
-        files.shelf.begin(demands, limit)
+        files.cache.begin(demands, limit)
 
     def _stored_tensors(self, plan: Plan, todo: list[Piece]) -> dict[Piece, set[str]]:
         """The tensors of the files that each piece reads.
@@ -194,6 +194,6 @@ class Stream:
         return offset, offset + self._stored.tensors[tensor].nbytes
 
 
-def shelf_directory(name: str) -> Path:
+def cache_directory(name: str) -> Path:
     """Where the shards for a run lie whose destination, `name`, is not on a disk of this machine."""
     return hub.cache_directory() / "streams" / hashlib.sha256(name.encode()).hexdigest()[:16]

@@ -99,7 +99,7 @@ class Drop:
 
 
 @dataclass(frozen=True)
-class Mark:
+class DetectedFlag:
     """A dim that a checkpoint's names show: 1 where one of them ends with `suffix`, and 0 where none does.
 
     published: what it is of the checkpoints on the Hub, whose names an export writes.
@@ -118,7 +118,7 @@ class Family:
     fits: whether it is the one for a config, where two share an architecture.
     prefixes: what may stand in a checkpoint where the table says `model.`; files and classes differ.
     joins: tensors that rules take as one.
-    marks: further dims, that a checkpoint's names show.
+    detected: further dims, that a checkpoint's names show.
     """
 
     name: str
@@ -132,7 +132,7 @@ class Family:
     prefixes: tuple[str, ...] = ("model.",)
     fits: Callable[[ModelConfig], bool] = lambda config: True
     joins: tuple[Join, ...] = ()
-    marks: Mapping[str, Mark] = field(default_factory=dict)
+    detected: Mapping[str, DetectedFlag] = field(default_factory=dict)
 
 
 def _number(value: int | str, dims: Dims) -> int:

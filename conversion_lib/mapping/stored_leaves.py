@@ -27,7 +27,7 @@ class StoredLeaf:
 
 def export_dims(family: Family, config: ModelConfig) -> Dims:
     """The sizes of a model whose Hugging Face names are not there to look at: they are to be as published."""
-    return {**family.dims(config), **{dim: mark.published for dim, mark in family.marks.items()}}
+    return {**family.dims(config), **{dim: flag.published for dim, flag in family.detected.items()}}
 
 
 def scanned(tensors: Collection[str], family: Family, dims: Dims, noted: bool | None) -> bool:

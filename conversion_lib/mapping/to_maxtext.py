@@ -144,8 +144,8 @@ def leaves(family: Family, dims: Dims, scan_layers: bool, prefix: str = TABLE_PR
 def dims_of(family: Family, config: ModelConfig, tensors: Iterable[str]) -> Dims:
     """The sizes and switches of one checkpoint: what its config says and what its names show."""
     names = list(tensors)
-    marks = {dim: int(any(name.endswith(mark.suffix) for name in names)) for dim, mark in family.marks.items()}
-    return {**family.dims(config), **marks}
+    flags = {dim: int(any(name.endswith(flag.suffix) for name in names)) for dim, flag in family.detected.items()}
+    return {**family.dims(config), **flags}
 
 
 def plan_to_maxtext(

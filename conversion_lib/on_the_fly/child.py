@@ -53,7 +53,7 @@ def run(job: Job, reporter: Reporter) -> Outcome:
 
 
 def _must_overwrite(job: Job, directory: Path) -> bool:
-    """Whether something else is in the way; an unfinished run of this very job is gone on with."""
+    """Whether something else is in the way; an unfinished run of this very job is resumed."""
     from conversion_lib.conversions.convert import prepare
     from conversion_lib.runs.trees import maxtext_staging
     from conversion_lib.runs.workspace import finished, unfinished

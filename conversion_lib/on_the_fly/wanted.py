@@ -64,7 +64,7 @@ class Wanted:
         try:
             api = huggingface_hub.HfApi(hub_endpoint(), token=self.token)
             return api.model_info(self.source, revision=self.revision, timeout=HUB_SECONDS).sha
-        except Exception:  # whatever the reason, what is there is not worse for it
+        except Exception:  # whatever the reason, the existing checkpoint stays valid
             return None
 
     def differences(self, record: CheckpointRecord, *, at_commit: bool) -> list[str]:

@@ -13,7 +13,7 @@ from conversion_lib.record import Origin
 from conversion_lib.storage.locations import Location
 
 DISK_MARGIN = 1.05
-"""On disk, at most so many bytes for each byte of payload."""
+"""Maximum bytes on disk per payload byte."""
 
 
 @dataclass(frozen=True)

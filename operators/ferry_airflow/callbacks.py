@@ -21,13 +21,13 @@ log = logging.getLogger(__name__)
 
 def on_success(context: Context) -> None:
     """When a run has ended well: published, or found published."""
-    log.info("Run %s has done what it was to", _run_id(context))
+    log.info("Run %s succeeded", _run_id(context))
     _call(SUCCESS_VARIABLE, context)
 
 
 def on_failure(context: Context) -> None:
     """When a run has failed: after every retry, or at once for wrong input and a failed check."""
-    log.error("Run %s has failed: %s", _run_id(context), context.get("reason") or "see it")
+    log.error("Run %s failed: %s", _run_id(context), context.get("reason") or "see it")
     _call(FAILURE_VARIABLE, context)
 
 

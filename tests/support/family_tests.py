@@ -101,7 +101,7 @@ class FamilyTests:
             "leaf": lambda leaf: f"{leaf.model}-{leaf.path}",
             "refusal": str,
         }
-        for argument in choices.keys() & set(metafunc.fixturenames):
+        for argument in (name for name in choices if name in metafunc.fixturenames):  # in one order: workers compare
             metafunc.parametrize(argument, choices[argument], ids=names.get(argument))
 
     @pytest.fixture(scope="class")

@@ -157,7 +157,7 @@ def test_sigterm_whose_exception_is_lost():
     started = time.monotonic()
     result = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=False)
     assert answer(result, code=143)["exit_code"] == 143
-    assert result.stderr.endswith("the same command goes on from there\n")
+    assert result.stderr.endswith("the same command resumes from there\n")
     assert time.monotonic() - started < 30
 
 

@@ -85,31 +85,31 @@ def test_memory_keeps_to_the_budget_when_experts_are_dequantized(tmp_path):
 
 
 def test_buffers_are_used_again():
-    room = buffers.Room(1000)
-    first = room.take(600)
+    pool = buffers.BufferPool(1000)
+    first = pool.acquire(600)
     assert first is not None
-    room.give(first)
-    assert room.take(600) is first
+    pool.release(first)
+    assert pool.acquire(600) is first
 
 
 def test_idle_buffers_make_way():
-    room = buffers.Room(1000)
-    first = room.take(600)
+    pool = buffers.BufferPool(1000)
+    first = pool.acquire(600)
     assert first is not None
-    room.give(first)
-    second = room.take(700)
+    pool.release(first)
+    second = pool.acquire(700)
     assert second is not None
     assert second.nbytes == 700
-    assert room._idle == []
+    assert pool._idle == []
 
 
 def test_one_buffer_always_fits():
-    room = buffers.Room(10)
-    assert isinstance(room.take(1000), np.ndarray)
+    pool = buffers.BufferPool(10)
+    assert isinstance(pool.acquire(1000), np.ndarray)
 
 
 def test_closing_lets_those_who_wait_go():
-    room = buffers.Room(10)
-    room.take(10)
-    room.close()
-    assert room.take(10) is None
+    pool = buffers.BufferPool(10)
+    pool.acquire(10)
+    pool.close()
+    assert pool.acquire(10) is None

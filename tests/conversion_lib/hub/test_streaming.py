@@ -20,7 +20,7 @@ from conversion_lib.core.retry import Backoff
 from conversion_lib.demo.local_hub import Fault, LocalHub
 from conversion_lib.errors import BadInput, OutsideFailure
 from conversion_lib.hub import read_provenance, streaming
-from conversion_lib.hub.shelf import Demand, Shelf, most_bytes
+from conversion_lib.hub.shard_cache import Demand, ShardCache, most_bytes
 from conversion_lib.hub.streaming import StreamedFiles, streamed
 from conversion_lib.record import Target, read_record
 from conversion_lib.runs.options import Options
@@ -94,11 +94,11 @@ def test_the_same_as_after_a_download(hub: LocalHub, tmp_path: Path) -> None:
 def test_no_more_on_disk_than_was_said(hub: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Unscanned, so that every shard but a few tensors can go before the next."""
     monkeypatch.setattr(streaming, "SHARDS_AT_ONCE", 1)
-    shelf, most, over = tmp_path / "out/.ferry/shards-0", [0], threading.Event()
+    cache, most, over = tmp_path / "out/.ferry/shards-0", [0], threading.Event()
 
     def watch() -> None:
         while not over.wait(0.001):
-            most[0] = max(most[0], len(list(shelf.glob("*.safetensors"))))
+            most[0] = max(most[0], len(list(cache.glob("*.safetensors"))))
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -174,13 +174,13 @@ def test_a_killed_run_fetches_only_what_is_left(hub: LocalHub, tmp_path: Path, s
     convert(source, tmp_path / "plain", target, options=OPTIONS)
     hub.faults.planned = [Fault("stall", stalled, times=99, after=133_000)]  # behind what is asked of it for its header
     process = subprocess.Popen([sys.executable, "-c", KILLED, REPO, str(out), str(target.scan_layers)])
-    shelf, journal, deadline = out / ".ferry/shards-0", out / ".ferry/journal-0.jsonl", time.monotonic() + 60
+    cache, journal, deadline = out / ".ferry/shards-0", out / ".ferry/journal-0.jsonl", time.monotonic() + 60
     size = -1
-    while not (journal.exists() and journal.stat().st_size == size > 0 and not (shelf / FIRST).exists()):
+    while not (journal.exists() and journal.stat().st_size == size > 0 and not (cache / FIRST).exists()):
         assert process.poll() is None and time.monotonic() < deadline
         size = journal.stat().st_size if journal.exists() else -1
         time.sleep(1.0)
-    assert not target.scan_layers or (shelf / f"{FIRST}.kept.json").exists()
+    assert not target.scan_layers or (cache / f"{FIRST}.kept.json").exists()
     process.send_signal(signal.SIGKILL)
     process.wait()
     hub.faults.planned = []
@@ -202,31 +202,31 @@ def test_options_that_do_not_go_together(source: Path, tmp_path: Path) -> None:
     assert result.returncode == 2 and "--stream-download: the option is for a Hub id" in result.stderr
 
 
-def test_a_shelf_keeps_to_its_limit_and_fetches_what_is_waited_for(tmp_path: Path) -> None:
+def test_a_cache_keeps_to_its_limit_and_fetches_what_is_waited_for(tmp_path: Path) -> None:
     fetched: list[str] = []
 
     def fetch(name: str, stopped: threading.Event) -> None:
         fetched.append(name)
-        (tmp_path / "shelf" / name).write_bytes(name.encode() * 100)
+        (tmp_path / "cache" / name).write_bytes(name.encode() * 100)
 
-    shelf = Shelf(tmp_path / "shelf", fetch, lambda path: None)
+    cache = ShardCache(tmp_path / "cache", fetch, lambda path: None)
     demands = [Demand(name, 100, users=1, later=1, ranges={(10, 20)}, until=3) for name in "abc"]
     demands.append(Demand("d", 100, users=1, until=3))
     assert most_bytes(demands, 2) == 2 * 100 + 30
-    shelf.begin(demands, 1)
-    assert shelf.path("a", 0, 100).read_bytes() == b"a" * 100
+    cache.begin(demands, 1)
+    assert cache.path("a", 0, 100).read_bytes() == b"a" * 100
     assert fetched == ["a"]
-    shelf.used("a", last=True)
-    assert shelf.path("a", 10, 20).read_bytes()[10:] == b"a" * 10  # what others need of it was kept
-    assert shelf.path("b", 0, 100).read_bytes() == b"b" * 100
-    assert shelf.path("a", 0, 20).read_bytes()[:20] == b"a" * 20  # not foreseen: fetched again, beyond the limit
+    cache.used("a", last=True)
+    assert cache.path("a", 10, 20).read_bytes()[10:] == b"a" * 10  # what others need of it was kept
+    assert cache.path("b", 0, 100).read_bytes() == b"b" * 100
+    assert cache.path("a", 0, 20).read_bytes()[:20] == b"a" * 20  # not foreseen: fetched again, beyond the limit
     assert fetched == ["a", "b", "a"]
-    shelf.close()
-    again = Shelf(tmp_path / "shelf", fetch, lambda path: None)
+    cache.close()
+    again = ShardCache(tmp_path / "cache", fetch, lambda path: None)
     again.begin([Demand("b", 100, users=1), Demand("c", 100, users=1)], 1)
     assert again.path("b", 0, 100).exists() and fetched == ["a", "b", "a"]  # it lay there from before
     again.used("b", last=True)
     assert again.path("c", 0, 100).exists()
     again.used("c", last=True)
     again.close()
-    assert not (tmp_path / "shelf").exists()
+    assert not (tmp_path / "cache").exists()

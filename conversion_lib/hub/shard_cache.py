@@ -1,6 +1,6 @@
 """Shards of a checkpoint on disk, a few at a time: fetched ahead, and gone when nothing needs them any more.
 
-A shard on the shelf is whole and verified. When what can be made with it has been made, only the ranges that later
+A shard in the cache is whole and verified. When what can be made with it has been made, only the ranges that later
 work needs besides other shards are kept, at their offsets in a sparse file, and the shard goes. Both survive a kill.
 """
 
@@ -44,20 +44,20 @@ class Demand:
         return self.users <= 0 and self.later <= 0
 
 
-class Shelf:
+class ShardCache:
     """The shards in `directory`, which is made.
 
-    fetch: brings a shard by name, whole and verified, to that directory; called on threads of the shelf's own, and
-        handed an event that is set when it should give up. let_go: called before a file is removed.
+    fetch: brings a shard by name, whole and verified, to that directory; called on threads of the cache's own, and
+        handed an event that is set when it should give up. evicting: called before a file is removed.
     """
 
     def __init__(
         self,
         directory: Path,
         fetch: Callable[[str, threading.Event], None],
-        let_go: Callable[[Path], None],
+        evicting: Callable[[Path], None],
     ) -> None:
-        self._directory, self._fetch, self._let_go = directory, fetch, let_go
+        self._directory, self._fetch, self._evicting = directory, fetch, evicting
         self._demands: dict[str, Demand] = {}
         self._waiting: list[str] = []
         self._coming: set[str] = set()
@@ -143,7 +143,7 @@ class Shelf:
             self._shrink_if_done(name)
 
     def close(self) -> None:
-        """Ends what is under way. What is on the shelf stays for a run that goes on, where there is more to make."""
+        """Ends what is under way. What is in the cache stays for a run that goes on, where there is more to make."""
         with self._changed:
             self._stopped.set()
             self._failure = self._failure or OutsideFailure("the run is being ended")
@@ -209,7 +209,7 @@ class Shelf:
             target.flush()
             os.fsync(target.fileno())
         self._remove(_note_of(kept))  # it is of what lay there before
-        self._let_go(kept)
+        self._evicting(kept)
         partial.replace(kept)
         self._kept[name] = tuple(sorted(ranges))
         write_atomically(_note_of(kept), json.dumps(self._kept[name]).encode())
@@ -219,7 +219,7 @@ class Shelf:
 
     def _remove(self, *paths: Path) -> None:
         for path in paths:
-            self._let_go(path)
+            self._evicting(path)
             path.unlink(missing_ok=True)
 
 
