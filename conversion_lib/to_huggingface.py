@@ -22,7 +22,8 @@ from conversion_lib.publish.upload import HUB_SCHEME, upload
 from conversion_lib.record import HF_DIR_NAME
 from conversion_lib.runs.options import Options
 from conversion_lib.sources.orbax import open_orbax, root_of
-from conversion_lib.storage.locations import SCHEME, Location, location
+from conversion_lib.storage.interface import SCHEME, Location
+from conversion_lib.storage.locations import location
 
 COMMAND = Command(
     flags=("override_model_architecture", "nooverride_model_architecture"),

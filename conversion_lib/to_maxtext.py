@@ -16,7 +16,7 @@ from conversion_lib.progress import Reporter
 from conversion_lib.record import Target
 from conversion_lib.runs.options import Options
 from conversion_lib.sources.files import Files
-from conversion_lib.storage.locations import SCHEME
+from conversion_lib.storage.interface import SCHEME
 
 FIELDS = ("scan_layers", "save_dtype", "ocdbt", "zarr3", "shards")
 """What MaxText's converter lets its user choose of a Target; its defaults are ours."""

@@ -40,7 +40,8 @@ from conversion_lib.sources.quantization import dequantized, left_out
 from conversion_lib.sources.safetensors import SafetensorsSource
 from conversion_lib.sources.transformers import TransformersSource
 from conversion_lib.storage.files import write_atomically
-from conversion_lib.storage.locations import Location, location
+from conversion_lib.storage.interface import Location
+from conversion_lib.storage.locations import location
 
 DEFAULT_LOADER = "safetensors"
 LOADERS = (DEFAULT_LOADER, "transformers")

@@ -20,7 +20,8 @@ from conversion_lib.sources.files import Files
 from conversion_lib.sources.fingerprint import files_identity, origin_of, source_content
 from conversion_lib.sources.quantization import dequantized, left_out
 from conversion_lib.sources.safetensors import SafetensorsSource
-from conversion_lib.storage.locations import Location, location
+from conversion_lib.storage.interface import Location
+from conversion_lib.storage.locations import location
 
 
 def dequantize(

@@ -22,7 +22,7 @@ from conversion_lib.runs.note import PLAN_NAME, Run
 from conversion_lib.runs.trees import maxtext_staging
 from conversion_lib.runs.workspace import exclusively, finished, journal_of, unfinished
 from conversion_lib.sinks.orbax import OrbaxSink
-from conversion_lib.storage.staging import Staging
+from conversion_lib.storage.interface import Staging
 
 
 class FinalizeResult(RunResult):

@@ -20,7 +20,8 @@ from conversion_lib.record import HF_DIR_NAME, WORK_NAME, Origin
 from conversion_lib.sources.files import Files, LocalFiles
 from conversion_lib.sources.maxtext import MaxTextSource
 from conversion_lib.sources.orbax import Where, checkpoint_at, is_orbax, record_of, root_of
-from conversion_lib.storage.locations import Location, location
+from conversion_lib.storage.interface import Location
+from conversion_lib.storage.locations import location
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from conversion_lib.runs.options import Options
 from conversion_lib.runs.workspace import Workspace, journal_of
 from conversion_lib.sinks.base import Sink
 from conversion_lib.sources.fingerprint import refuse_change
-from conversion_lib.storage.staging import Staging
+from conversion_lib.storage.interface import Staging
 
 
 class RunResult(BaseModel):

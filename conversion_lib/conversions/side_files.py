@@ -11,7 +11,7 @@ from conversion_lib.models.hf_config import CONFIG_NAME, QUANTIZATION_KEY, Model
 from conversion_lib.plan.plan import Plan
 from conversion_lib.record import HF_RECORD_NAME, Origin
 from conversion_lib.storage.files import write_atomically
-from conversion_lib.storage.locations import Location
+from conversion_lib.storage.interface import Location
 
 NOT_COPIED = re.compile(r".*\.(safetensors|bin|pt|pth|ckpt|h5|msgpack|gguf|onnx)|\..*|.*\.index\.json")
 """Files of a source that are weights in some form, an index of them, or hidden."""

@@ -95,7 +95,8 @@ class StreamedFiles(HubFiles):
 
         return read
 
-    def pace(self, stored: SafetensorsSource, shown: Source) -> Stream:
+    def pace(self, stored: Source, shown: Source) -> Stream:
+        assert isinstance(stored, SafetensorsSource)  # what these files make
         return Stream(self, stored, shown)
 
     def _fetch(self, name: str, stopped: threading.Event) -> None:

@@ -40,7 +40,8 @@ from conversion_lib.record import (
 from conversion_lib.sources.fingerprint import source_identity
 from conversion_lib.sources.orbax import OrbaxSource, Where, open_orbax, record_of, root_of
 from conversion_lib.sources.safetensors import SafetensorsSource
-from conversion_lib.storage.locations import Location, location
+from conversion_lib.storage.interface import Location
+from conversion_lib.storage.locations import location
 
 DEFAULT_BUDGET = 6 << 30
 

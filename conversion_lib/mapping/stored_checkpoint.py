@@ -15,7 +15,7 @@ from conversion_lib.record import CheckpointRecord, Origin
 from conversion_lib.sources.fingerprint import orbax_content
 from conversion_lib.sources.joined import Dims
 from conversion_lib.sources.maxtext import MaxTextSource
-from conversion_lib.storage.locations import Location
+from conversion_lib.storage.interface import Location
 
 
 @dataclass(frozen=True)

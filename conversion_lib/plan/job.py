@@ -10,7 +10,7 @@ from conversion_lib.models.hf_config import ModelConfig
 from conversion_lib.plan.pace import Pace
 from conversion_lib.plan.plan import Plan
 from conversion_lib.record import Origin
-from conversion_lib.storage.locations import Location
+from conversion_lib.storage.interface import Location
 
 DISK_MARGIN = 1.05
 """Maximum bytes on disk per payload byte."""

@@ -10,7 +10,8 @@ from conversion_lib.publish.destinations.base import Item
 from conversion_lib.publish.manifest import digest_of
 from conversion_lib.record import COMMIT_NAME, REPORT_DIR_NAME, STEP_NAME, checkpoint_root
 from conversion_lib.storage.checksums import FileEntry
-from conversion_lib.storage.locations import Location, location
+from conversion_lib.storage.interface import Location
+from conversion_lib.storage.locations import location
 
 SUMS_NAME = "sums.json"
 """In a checkpoint's report directory: the CRC32C of its files, so that check and publish read them once, not each."""

@@ -12,7 +12,7 @@ from conversion_lib.hub.errors import explain
 from conversion_lib.models.hf_config import CONFIG_NAME
 from conversion_lib.progress import Reporter, format_bytes
 from conversion_lib.storage.checksums import list_files
-from conversion_lib.storage.gcs import SCHEME
+from conversion_lib.storage.interface import SCHEME
 
 HUB_SCHEME = "hf://"
 THREADS = 8

@@ -15,8 +15,8 @@ from conversion_lib.errors import OutsideFailure
 from conversion_lib.plan.parts import Part
 from conversion_lib.progress import SILENT, Reporter
 from conversion_lib.storage import lease as leases
+from conversion_lib.storage.interface import Location
 from conversion_lib.storage.lease import LEASE_NAME, Lease, State
-from conversion_lib.storage.locations import Location
 
 ALONE = f"{LEASE_NAME}.json"
 

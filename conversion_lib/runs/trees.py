@@ -16,8 +16,9 @@ from conversion_lib.record import (
     WORK_NAME,
 )
 from conversion_lib.runs.note import RUN_NAME
+from conversion_lib.storage.interface import Staging, Tree
+from conversion_lib.storage.local import RenameStaging
 from conversion_lib.storage.locations import location
-from conversion_lib.storage.staging import RenameStaging, Staging, Tree
 
 MAXTEXT = Tree(
     final=STEP_NAME,

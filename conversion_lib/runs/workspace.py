@@ -24,8 +24,8 @@ from conversion_lib.runs.differences import identity_in, refuse_difference
 from conversion_lib.runs.journal import Journal
 from conversion_lib.runs.locks import ALONE, Busy, Locks, lease_of
 from conversion_lib.runs.note import RUN_NAME, Run, joined
+from conversion_lib.storage.interface import Staging
 from conversion_lib.storage.logs import Log
-from conversion_lib.storage.staging import Staging
 
 BEGINNING_SECONDS = 5.0
 """How long a part waits for another one that holds the destination alone: it may only be beginning their run."""

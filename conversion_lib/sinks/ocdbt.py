@@ -13,7 +13,7 @@ from urllib.parse import unquote
 
 import tensorstore as ts
 
-from conversion_lib.storage.locations import Location
+from conversion_lib.storage.interface import Location
 
 MANIFEST = "manifest.ocdbt"
 CONFIG = {"max_inline_value_bytes": 1024}

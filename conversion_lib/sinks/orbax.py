@@ -26,7 +26,8 @@ from conversion_lib.record import COMMIT_NAME, Target
 from conversion_lib.sinks import ocdbt
 from conversion_lib.sources.orbax import METADATA, STEP_METADATA
 from conversion_lib.storage import gcs as cloud_place
-from conversion_lib.storage.locations import LocalLocation, Location
+from conversion_lib.storage.interface import Location
+from conversion_lib.storage.local import LocalLocation
 
 STEP_LEAF = "step"
 ZSTD_LEVEL = {True: 3, False: 1}

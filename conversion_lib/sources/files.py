@@ -12,14 +12,11 @@ from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from conversion_lib.core.tensors import Source
 from conversion_lib.models.hf_config import ModelConfig, load_config
 from conversion_lib.plan.pace import Pace
-
-if TYPE_CHECKING:
-    from conversion_lib.sources.safetensors import SafetensorsSource
 
 MAX_HEADER = 100 << 20  # the format's own limit
 FIRST_BYTES = 128 << 10
@@ -73,7 +70,7 @@ class Files(ABC):
         """Its config.json. Raises BadInput as `load_config` does."""
         return load_config(self.directory, self.name)
 
-    def pace(self, stored: SafetensorsSource, shown: Source) -> Pace | None:
+    def pace(self, stored: Source, shown: Source) -> Pace | None:
         """What is to be told of the pieces made from `stored`, which the plan reads as `shown`; None: nothing."""
         return None
 

@@ -12,7 +12,7 @@ from conversion_lib.models.hf_config import QUANTIZATION_KEY, ModelConfig
 from conversion_lib.record import HF_RECORD_NAME, PROVENANCE_NAME, Origin
 from conversion_lib.sources.files import Files, LocalFiles
 from conversion_lib.sources.safetensors import SafetensorsSource
-from conversion_lib.storage.locations import Location
+from conversion_lib.storage.interface import Location
 
 
 def origin_of(files: Files) -> Origin:

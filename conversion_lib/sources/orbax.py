@@ -20,7 +20,8 @@ from conversion_lib.core.tensors import Array, StoredSlice, TensorInfo
 from conversion_lib.errors import BadInput, FerryError, OutsideFailure, tensorstore_reason
 from conversion_lib.record import CheckpointRecord, record_in
 from conversion_lib.storage import gcs as cloud_place
-from conversion_lib.storage.locations import Location, location
+from conversion_lib.storage.interface import Location
+from conversion_lib.storage.locations import location
 
 METADATA = "_METADATA"
 STEP_METADATA = "_CHECKPOINT_METADATA"

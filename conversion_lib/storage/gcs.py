@@ -1,8 +1,10 @@
-"""A place in a bucket: an object, or a prefix of objects' names. See `places.Location`."""
+"""Locations in a bucket of Cloud Storage, and how a tree is written in place there. See `interface`."""
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, cast
@@ -10,10 +12,8 @@ from typing import IO, TYPE_CHECKING, Any, Literal, cast
 from conversion_lib.progress import SILENT, Reporter
 from conversion_lib.storage.checksums import FileEntry
 from conversion_lib.storage.files import in_parallel, write_atomically
-from conversion_lib.storage.gcs_staging import MarkerStaging
-from conversion_lib.storage.locations import SCHEME as SCHEME
-from conversion_lib.storage.locations import Location
-from conversion_lib.storage.staging import Tree
+from conversion_lib.storage.interface import SCHEME, Location, Tree
+from conversion_lib.storage.lease import LEASE_NAME
 
 if TYPE_CHECKING:
     from conversion_lib.storage.gcs_lease import BucketLease
@@ -31,11 +31,11 @@ class BucketLocation:
     bucket: str
     name: str
     client: Any = field(compare=False, repr=False)
-    """The client's bucket: one for all places of a run, since it keeps connections."""
+    """The client's bucket: one for all locations of a run, since it keeps connections."""
 
     @staticmethod
     def parse(url: str) -> BucketLocation:
-        """The place at gs://bucket/prefix. Raises BadInput for another URL, and for a name that is not allowed."""
+        """The location gs://bucket/prefix. Raises BadInput for another URL, and for a name that is not allowed."""
         from conversion_lib.storage import gcs_client as client
 
         bucket, prefix = client.split_url(url)
@@ -167,7 +167,7 @@ class BucketLocation:
     def lease(self, on_lost: Callable[[], None] = lambda: None) -> BucketLease:
         from conversion_lib.storage.gcs_lease import BucketLease
 
-        return BucketLease(self, on_lost)
+        return BucketLease(self.blob, on_lost)
 
     def log(self) -> BucketLog:
         return BucketLog(self)
@@ -224,3 +224,82 @@ class BucketLog:
 
     def close(self) -> None:
         """Nothing, as for `open`."""
+
+
+class MarkerStaging:
+    """A tree below `root`. It is whole when its first marker is there: last written, first removed."""
+
+    def __init__(self, root: BucketLocation, tree: Tree) -> None:
+        self.tree, self._root = tree, root
+
+    @property
+    def shown(self) -> str:
+        return str(self._root)
+
+    @property
+    def final(self) -> BucketLocation:
+        return self._root / self.tree.final
+
+    @property
+    def build(self) -> BucketLocation:
+        return self.final
+
+    @property
+    def work(self) -> BucketLocation:
+        return self._root / self.tree.work
+
+    @contextmanager
+    def drafts(self) -> Iterator[Path]:
+        with tempfile.TemporaryDirectory(prefix="ferry-beside-") as name:
+            yield Path(name)
+            for path in sorted(Path(name).rglob("*")):
+                if path.is_file():
+                    (self._root / path.relative_to(name).as_posix()).write_first(path.read_bytes())
+
+    def exists(self) -> bool:
+        return self.tree.final in self._root.children()
+
+    def whole(self) -> bool:
+        return self.read(self.tree.markers[0]) is not None
+
+    def read(self, name: str) -> bytes | None:
+        return (self._root / name).read()
+
+    def begun(self) -> bool:
+        return self.tree.work in self._root.children()
+
+    def building(self) -> bool:
+        return not self.whole()
+
+    def committing(self) -> bool:
+        return False
+
+    def strangers(self) -> list[str]:
+        return sorted(self._root.children() - self.tree.ours - set(self.tree.guests))
+
+    def prepare(self, needed_bytes: int) -> None:
+        """Nothing: a bucket has room for all, and no directories."""
+
+    def begin(self) -> None:
+        for marker in self.tree.markers:
+            self._root.remove([marker])
+        self.clear()
+
+    def restore(self) -> None:
+        """Nothing: what is replaced is removed before the first write."""
+
+    def commit(self) -> None:
+        """Readers have seen the checkpoint since its marker was written."""
+        self.clear()
+
+    def clear(self) -> None:
+        below = [f"{self.tree.work}/{path}" for path in self.work.below()] if self.whole() else self._root.below()
+        ours = [path for path in below if self._is_ours(path)]
+        # the notes of whose it is go last: a removal that is ended midway can be resumed
+        last = [path for path in (self.tree.record, *self.tree.notes) if path in ours]
+        self._root.remove(path for path in ours if path not in last)
+        for path in last:
+            self._root.remove([path])
+
+    def _is_ours(self, path: str) -> bool:
+        return path.partition("/")[0] in self.tree.ours and not path.startswith(f"{self.tree.work}/{LEASE_NAME}")

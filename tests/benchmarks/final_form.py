@@ -15,7 +15,7 @@ import tensorstore as ts
 from conversion_lib.core.boxes import Box, slices
 from conversion_lib.sinks.ocdbt import CONFIG
 from conversion_lib.sources.orbax import array_spec, open_orbax
-from conversion_lib.storage.locations import LocalLocation
+from conversion_lib.storage.local import LocalLocation
 
 SAMPLES = 4
 """Chunks kept of each array, spread over it: more than a processor's cache holds, so that they come from memory."""

@@ -24,7 +24,7 @@ import typer
 from rich.console import Console
 
 from conversion_lib.core.dtypes import itemsize
-from conversion_lib.storage.locations import LocalLocation
+from conversion_lib.storage.local import LocalLocation
 from tests.benchmarks.bench import WORK
 from tests.benchmarks.contest import DEFAULT_BUDGET, FERRY, MIB, PEAK_ABOVE_BUDGET
 from tests.benchmarks.inputs import TINY_DEEPSEEK_V3, full_size_deepseek, make_sparse

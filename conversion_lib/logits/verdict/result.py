@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from conversion_lib.core.tensors import Array
 from conversion_lib.logits.forward.config import ForwardConfig, Latent
 from conversion_lib.logits.verdict.compare import BlockDifference, LayerDifference, Spot
-from conversion_lib.storage.locations import Location
+from conversion_lib.storage.interface import Location
 
 Engine = Literal["ferry", "maxtext"]
 

@@ -16,7 +16,7 @@ from typing import IO, Protocol
 from conversion_lib.progress import Reporter
 from conversion_lib.publish.manifest import Manifest
 from conversion_lib.storage.checksums import FileEntry
-from conversion_lib.storage.locations import StoredObject
+from conversion_lib.storage.interface import StoredObject
 
 MANIFEST_NAME = "manifest.json"
 MARKER_NAME = "ferry_commit.json"

@@ -36,7 +36,7 @@ from conversion_lib.storage.checksums import FileEntry, file_crc32c
 from conversion_lib.storage.files import in_parallel
 from conversion_lib.storage.gcs import BucketLocation, entry_of
 from conversion_lib.storage.gcs_client import delete, explained
-from conversion_lib.storage.locations import StoredObject
+from conversion_lib.storage.interface import StoredObject
 
 UPLOAD_CHUNK_BYTES = 16 << 20
 """Held in memory for each upload of a large file; a multiple of 256 KiB, as the service wants."""

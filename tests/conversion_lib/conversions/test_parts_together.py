@@ -22,7 +22,7 @@ from conversion_lib.runs.trees import maxtext_staging
 from conversion_lib.runs.workspace import Workspace, unfinished
 from conversion_lib.sinks import ocdbt
 from conversion_lib.sinks.orbax import OrbaxSink
-from conversion_lib.storage.locations import LocalLocation
+from conversion_lib.storage.local import LocalLocation
 from tests.support.checkpoints import DEEPSEEK_V3, Result, answer, ferry_here, random_tensors, write_checkpoint
 from tests.support.checkpoints import refused as refused_whatever_else_is_said
 from tests.support.orbax_reader import restore

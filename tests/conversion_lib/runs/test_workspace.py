@@ -19,10 +19,10 @@ from conversion_lib.runs.note import Run
 from conversion_lib.runs.trees import MAXTEXT
 from conversion_lib.runs.workspace import Workspace, clean, exclusively
 from conversion_lib.storage import lease
-from conversion_lib.storage import staging as module
+from conversion_lib.storage import local as module
 from conversion_lib.storage.disk import check_disk
+from conversion_lib.storage.local import RenameStaging
 from conversion_lib.storage.logs import FileLog
-from conversion_lib.storage.staging import RenameStaging
 
 IDENTITY = {"source": "a", "target": "t", "format": "1"}
 OTHER = IDENTITY | {"source": "b"}

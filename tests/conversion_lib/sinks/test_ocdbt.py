@@ -6,7 +6,7 @@ import pytest
 import tensorstore as ts
 
 from conversion_lib.sinks import ocdbt
-from conversion_lib.storage.locations import LocalLocation
+from conversion_lib.storage.local import LocalLocation
 
 FOLDERS = ["ocdbt.process_0", "ocdbt.process_1"]
 

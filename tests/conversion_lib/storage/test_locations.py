@@ -8,7 +8,8 @@ import pytest
 
 from conversion_lib.errors import BadInput
 from conversion_lib.storage.gcs import BucketLocation
-from conversion_lib.storage.locations import LocalLocation, location
+from conversion_lib.storage.local import LocalLocation
+from conversion_lib.storage.locations import location
 
 
 def test_a_path_names_a_directory(tmp_path: Path) -> None:

@@ -1,137 +1,129 @@
-"""How the files of one run appear all at once: built out of sight and renamed, or written in place, the marker last.
-
-In a directory everything is built in a hidden work directory on the same file system and renamed at the end. So a
-reader sees nothing or the whole, and a killed run leaves what it has done where the next one looks. In a bucket, where
-nothing can be renamed, a checkpoint is whole when its marker is there: it is written last and removed first.
-"""
+"""Directories of this machine: locations in them, and how a tree is built in one and renamed."""
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Any
 
 from conversion_lib.errors import BadInput
+from conversion_lib.progress import SILENT, Reporter
+from conversion_lib.storage.checksums import FileEntry, entries_below
 from conversion_lib.storage.disk import bytes_below, check_disk
-from conversion_lib.storage.files import disk_error, existing_parent, remove_temporaries, sync_directory
-from conversion_lib.storage.lease import LEASE_NAME
+from conversion_lib.storage.files import (
+    copy_atomically,
+    disk_error,
+    existing_parent,
+    in_parallel,
+    remove_temporaries,
+    sync_directory,
+    write_atomically,
+    write_first,
+)
+from conversion_lib.storage.interface import Location, Tree
+from conversion_lib.storage.lease import LEASE_NAME, FileLease
+from conversion_lib.storage.logs import FileLog
 
-if TYPE_CHECKING:
-    from conversion_lib.storage.locations import LocalLocation, Location
-
+SYNC_THREADS = 8
+"""Without OCDBT there are as many directories as chunks, and syncing one is mostly waiting."""
 REPLACED_NAME = "replaced"
+"""In the work directory: what a commit takes the place of, until it is done."""
 
 
 @dataclass(frozen=True)
-class Tree:
-    """What is committed together in one directory, by names in it.
+class LocalLocation:
+    """A path on a file system of this machine."""
 
-    final: what appears when the run commits. record: the file that says which run wrote it.
-    work: the hidden directory of the run; build: where in it `final` is built, if it can be renamed.
-    beside: names next to `final` that are written before it is whole; the record, where it is one of them, comes last.
-    dropped: names next to `final` that go when it is replaced.
-    markers: files by which readers take `final` for whole; None: the directory itself.
-    notes: files in `work` that tell whose the run is: where files are removed one by one, they go last.
-    guests: names of others that a run leaves alone.
-    alone: whether the directory is this tree's own: then anything else in it is refused.
-    """
-
-    final: str
-    record: str
-    work: str
-    build: str
-    beside: tuple[str, ...] = ()
-    dropped: tuple[str, ...] = ()
-    markers: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-    guests: tuple[str, ...] = ()
-    alone: bool = True
+    path: Path
 
     @property
-    def ours(self) -> frozenset[str]:
-        return frozenset({self.final, self.work, *self.beside, *self.dropped})
-
-
-class Staging(Protocol):
-    """One tree at one destination. Methods that change anything are for whoever holds the destination alone."""
-
-    tree: Tree
+    def spec(self) -> dict[str, Any]:
+        # a path, since a `file://` URL would read `%`, `#` and `?` as its own
+        return {"driver": "file", "path": f"{self.path}/"}
 
     @property
-    def shown(self) -> str:
-        """What a person calls the destination."""
-        ...
+    def handle(self) -> Path:
+        return self.path
 
     @property
-    def final(self) -> Location: ...
+    def local(self) -> Path:
+        return self.path
 
     @property
-    def build(self) -> Location:
-        """Where `final` is built."""
-        ...
+    def parent(self) -> LocalLocation:
+        return LocalLocation(self.path.parent)
 
-    @property
-    def work(self) -> Location:
-        """Where a run keeps what later ones read."""
-        ...
+    def absolute(self) -> LocalLocation:
+        return LocalLocation(self.path.absolute())
 
-    def drafts(self) -> AbstractContextManager[Path]:
-        """A directory in which to write what is to lie beside `final`; of several writers, the first's stays."""
-        ...
+    def __truediv__(self, path: str) -> LocalLocation:
+        return LocalLocation(self.path / path)
 
-    def exists(self) -> bool:
-        """Whether anything lies at `final`."""
-        ...
+    def __str__(self) -> str:
+        return str(self.path)
 
-    def whole(self) -> bool:
-        """Whether readers find something whole at `final`."""
-        ...
+    def read(self) -> bytes | None:
+        try:
+            return self.path.read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
 
-    def read(self, name: str) -> bytes | None:
-        """A file at the destination, by its name in the tree; None where there is none."""
-        ...
+    def write(self, content: bytes) -> None:
+        write_atomically(self.path, content)
 
-    def begun(self) -> bool:
-        """Whether a run has left anything in the work directory."""
-        ...
+    def write_first(self, content: bytes) -> bool:
+        return write_first(self.path, content)
 
-    def building(self) -> bool:
-        """Whether something is being built, and not committed."""
-        ...
+    def make(self) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
 
-    def committing(self) -> bool:
-        """Whether what is at `final` is just being replaced."""
-        ...
+    def below(self) -> list[str]:
+        return [path.relative_to(self.path).as_posix() for path in self.path.rglob("*") if not path.is_dir()]
 
-    def strangers(self) -> list[str]:
-        """What else lies at the destination that is nobody's guest, sorted."""
-        ...
+    def children(self) -> set[str]:
+        return {path.name for path in self.path.iterdir()} if self.path.is_dir() else set()
 
-    def prepare(self, needed_bytes: int) -> None:
-        """Makes the work directory. Raises BadInput where the destination does not allow what is to come.
+    def versions(self) -> Iterator[tuple[str, int, int]]:
+        for parent, directories, names in os.walk(self.path):
+            directories.sort()
+            for name in sorted(names):
+                path = Path(parent, name)
+                stat = path.stat()
+                yield str(path.relative_to(self.path)), stat.st_size, stat.st_mtime_ns
 
-        needed_bytes: what the run will take on disk, less what is in the work directory; 0: not checked.
-        """
-        ...
+    def copy_to(self, path: Path) -> None:
+        if self.path.is_file():
+            copy_atomically(self.path, path)
 
-    def begin(self) -> None:
-        """Clears away what earlier runs left, so that a new one finds nothing of theirs."""
-        ...
+    def remove(self, paths: Iterable[str]) -> None:
+        for path in paths:
+            (self.path / path).unlink(missing_ok=True)
 
-    def restore(self) -> None:
-        """Undoes a commit that was ended midway."""
-        ...
+    def entries(
+        self, *, sums: Location | None = None, reporter: Reporter = SILENT, task: str = "reading"
+    ) -> list[FileEntry]:
+        kept = sums.path if isinstance(sums, LocalLocation) else None
+        return entries_below(self.path, sums=kept, reporter=reporter, task=task) if self.path.is_dir() else []
 
-    def commit(self) -> None:
-        """Puts what was built where it belongs, and removes the work directory. Can be called again if ended midway."""
-        ...
+    def stored(self, entry: FileEntry) -> Path:
+        return self.path / entry.path
 
-    def clear(self) -> None:
-        """Removes what an unfinished run left. What is whole stays."""
-        ...
+    def lease(self, on_lost: Callable[[], None] = lambda: None) -> FileLease:
+        return FileLease(self.path, on_lost)
+
+    def log(self) -> FileLog:
+        return FileLog(self.path.with_name(f"{self.path.name}.jsonl"))
+
+    def staging(self, tree: Tree) -> RenameStaging:
+        return RenameStaging(self.path, tree)
+
+    def settle(self) -> None:
+        directories = {path.parent for path in self.path.rglob("*")}
+        in_parallel(lambda directory, _: sync_directory(directory), directories, threads=SYNC_THREADS)
 
 
 class RenameStaging:
@@ -148,15 +140,15 @@ class RenameStaging:
 
     @property
     def final(self) -> LocalLocation:
-        return _location(self._final)
+        return LocalLocation(self._final)
 
     @property
     def build(self) -> LocalLocation:
-        return _location(self._build)
+        return LocalLocation(self._build)
 
     @property
     def work(self) -> LocalLocation:
-        return _location(self._work)
+        return LocalLocation(self._work)
 
     @contextmanager
     def drafts(self) -> Iterator[Path]:
@@ -169,7 +161,7 @@ class RenameStaging:
         return self.exists()
 
     def read(self, name: str) -> bytes | None:
-        return _location(self._root / name).read()
+        return LocalLocation(self._root / name).read()
 
     def begun(self) -> bool:
         return self._work.is_dir()
@@ -181,7 +173,7 @@ class RenameStaging:
         return (self._work / REPLACED_NAME).exists()
 
     def strangers(self) -> list[str]:
-        return sorted(_location(self._root).children() - self.tree.ours - set(self.tree.guests))
+        return sorted(LocalLocation(self._root).children() - self.tree.ours - set(self.tree.guests))
 
     def prepare(self, needed_bytes: int) -> None:
         self._require_one_file_system()
@@ -244,12 +236,6 @@ class RenameStaging:
 
     def clear(self) -> None:
         shutil.rmtree(self._work, ignore_errors=True)
-
-
-def _location(path: Path) -> LocalLocation:
-    from conversion_lib.storage.locations import LocalLocation
-
-    return LocalLocation(path)
 
 
 def _remove(path: Path) -> None:
