@@ -17,11 +17,12 @@ class CleanUpOperator(TargetOperator):
 
     It is to be a teardown, so that it runs in the end whatever happened, and leaves the run's state alone.
 
+    `scan_layers`, `save_dtype`, `ocdbt`, `zarr3` and `maxtext` are as in TargetOperator.
+
     :param source: the manifest of `resolve`; None where that failed (templated)
     :param published: the manifest of `publish`; None where the run did not get there (templated)
     :param keep_files: `keep`, `keep_on_failure` (default: of a run that did well only the download stays, for other
         targets of the model; of one that failed everything stays, for a retry) or `remove` (templated)
-    :param scan_layers, save_dtype, ocdbt, zarr3, maxtext: as in TargetOperator (templated)
     :param execution: as in StageOperator
     :param hf_conn_id: as in StageOperator
     :returns: manifest with `removed` (directories) and `bytes_freed`

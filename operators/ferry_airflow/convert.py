@@ -13,13 +13,14 @@ from ferry_airflow.target import TargetOperator
 class ConvertOperator(TargetOperator):
     """Converts. A conversion that was killed goes on from its journal at the next try.
 
+    `scan_layers`, `save_dtype`, `ocdbt`, `zarr3` and `maxtext` are as in TargetOperator.
+
     :param source: the manifest of `dequantize`, or the path of a Hugging Face checkpoint (templated)
     :param model_name: name of the model in Ferry's catalogue (templated); default None: told by the config
     :param part: `I/N`, the share I of N, counted from 0, which FinalizeOperator merges with the others (templated);
         default None and `0/1`: all of it, committed
     :param destination: directory to write (templated); default: one named after the target in the manifest's
         working directory
-    :param scan_layers, save_dtype, ocdbt, zarr3, maxtext: as in TargetOperator (templated)
     :param execution: as in StageOperator
     :param hf_conn_id: as in StageOperator
     :returns: manifest with `path` (the MaxText checkpoint), `target`, `fingerprint`, `part`, `pieces`,

@@ -18,6 +18,8 @@ class ResolveOperator(TargetOperator):
     cannot hold or where the destination cannot be written. It looks at the destination too: where the checkpoint is
     published, the rest of the run is skipped.
 
+    `scan_layers`, `save_dtype`, `ocdbt`, `zarr3` and `maxtext` are as in TargetOperator.
+
     :param repo: Hub repository (`org/name`), or the absolute path of a directory on the worker (templated)
     :param destination: where the run publishes, `gs://bucket/prefix` or an absolute directory (templated)
     :param revision: branch, tag or commit (templated); default `main`; a directory has none
@@ -25,7 +27,6 @@ class ResolveOperator(TargetOperator):
     :param dequantize: `staged` (default) or `fused`, as in DequantizeOperator (templated): whether the disk is to
         hold a bf16 copy
     :param hf_conn_id: as in StageOperator
-    :param scan_layers, save_dtype, ocdbt, zarr3, maxtext: as in TargetOperator (templated)
     :param execution: as in StageOperator
     :returns: manifest with `repo`, `commit` (None for a directory), `files`, `path` (where the source is or
         will be), `work_dir` (where the run keeps what it makes of it), `quantized`, `model` (its published name),

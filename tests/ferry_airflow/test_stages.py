@@ -380,7 +380,8 @@ def test_docstrings_name_every_parameter(operator):
     missing = [name for name in (*names, "execution", "hf_conn_id") if f":param {name}:" not in operator.__doc__]
     assert not missing
     inherited = parameters(TargetOperator) if issubclass(operator, TargetOperator) else []
-    assert not inherited or f":param {', '.join(inherited)}: as in TargetOperator" in operator.__doc__
+    assert not inherited or "are as in TargetOperator." in operator.__doc__
+    assert all(f"`{name}`" in operator.__doc__ for name in inherited)
     assert set(operator.template_fields) <= {*names, *inherited}
     assert issubclass(operator, StageOperator)
 
