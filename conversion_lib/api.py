@@ -12,11 +12,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from conversion_lib.errors import BadInput as BadInput
-from conversion_lib.errors import FerryError as FerryError
-from conversion_lib.errors import OutsideFailure as OutsideFailure
-from conversion_lib.on_the_fly import ensure_checkpoint as ensure_checkpoint
-from conversion_lib.plan.parts import Part as Part
+from conversion_lib.errors import BadInput, FerryError, OutsideFailure
+from conversion_lib.on_the_fly import ensure_checkpoint
+from conversion_lib.plan.parts import Part
 from conversion_lib.progress import SILENT, Reporter
 from conversion_lib.record import Target
 from conversion_lib.runs.options import DEFAULT_BUDGET, Options
@@ -30,6 +28,26 @@ if TYPE_CHECKING:
     from conversion_lib.publish.publish import PublishResult
     from conversion_lib.publish.verify import VerifyResult
 
+__all__ = [
+    "BadInput",
+    "FerryError",
+    "Options",
+    "OutsideFailure",
+    "Part",
+    "Reporter",
+    "Target",
+    "check",
+    "convert",
+    "dequantize",
+    "download",
+    "ensure_checkpoint",
+    "export",
+    "finalize",
+    "plan",
+    "publish",
+    "verify",
+]
+
 CHECK_BUDGET = 6 << 30
 """Bytes."""
 
@@ -37,11 +55,22 @@ CHECK_BUDGET = 6 << 30
 def download(
     repo: str, destination: str | Path, *, revision: str = "main", reporter: Reporter = SILENT
 ) -> DownloadResult:
-    """Fetches the files of `repo` that a conversion needs, at one commit, each checked against the Hub's hash.
+    """Downloads the files of a Hub repository that a conversion needs, at one commit.
 
-    revision: a branch, a tag or a commit. Goes on where an earlier try stopped. The result names the commit, the files
-    and the bytes. Raises BadInput for a repository or revision that is not there, or that the token does not open, and
-    for one without safetensors; OutsideFailure where the Hub does not answer, or sends other bytes than it announced.
+    Each file is checked against the Hub's hash. A later call resumes where an earlier one stopped.
+
+    Args:
+        repo: The repository, such as `Qwen/Qwen3-0.6B`.
+        destination: The directory to write.
+        revision: A branch, a tag or a commit.
+        reporter: Shows progress and messages.
+
+    Returns:
+        The commit, the files and the bytes.
+
+    Raises:
+        BadInput: The repository or the revision does not exist, the token does not open it, or it has no safetensors.
+        OutsideFailure: The Hub does not answer, or sends other bytes than it announced.
     """
     from conversion_lib import hub
 
@@ -58,18 +87,25 @@ def plan(
     memory_budget: int = DEFAULT_BUDGET,
     reporter: Reporter = SILENT,
 ) -> Plan:
-    """What a conversion would write, from headers and config alone; of a repository no weights are fetched.
+    """Plans a conversion from headers and config alone. Of a repository, no weights are downloaded.
 
-    target: layout, dtype and storage; None: scanned, bfloat16, OCDBT and zarr3. model: a name of `ferry models`, which
-    says the family; None: config.json does. loader: safetensors, or transformers, which holds the whole model.
-    memory_budget: bytes, which limit a chunk to an eighth.
+    Args:
+        source: A directory, a repository on the Hub, or gs://bucket/prefix.
+        target: Layout, dtype and storage. None: scanned, bfloat16, OCDBT and zarr3.
+        model: A name of `ferry models`, which says the family. None: config.json does.
+        revision: Of a repository: a branch, a tag or a commit.
+        loader: `safetensors`, or `transformers`, which holds the whole model in memory.
+        memory_budget: Bytes. A chunk takes at most an eighth of it.
+        reporter: Shows progress and messages.
 
-    `arrays` of the result has each leaf's `path`, `shape`, `dtype`, `chunk_shape` and the `sources` it is made of;
-    `bytes_out` their bytes; `exact` whether a round trip gives back the source's bits; `dropped` a line for each rule
-    that leaves tensors out; `to_json()` all of it. Shapes are tuples of elements, dtypes names such as bfloat16.
+    Returns:
+        The plan. `arrays` has each leaf's `path`, `shape` (elements), `dtype` (a name such as bfloat16),
+        `chunk_shape` and `sources`; `bytes_out` their bytes; `exact` whether a round trip gives back the source's
+        bits; `dropped` a line for each rule that leaves tensors out; `to_json()` all of it.
 
-    Raises BadInput for whatever headers and config tell is wrong: an unknown architecture, tensors that are missing,
-    of another shape than config.json says, or that no rule takes, each by name and file.
+    Raises:
+        BadInput: Headers or config are wrong: an unknown architecture, or a tensor that is missing, has another
+            shape than config.json says, or that no rule takes. The message names the tensor and its file.
     """
     from conversion_lib.conversions.convert import prepare
     from conversion_lib.conversions.opening import headers
@@ -84,8 +120,20 @@ def dequantize(
 ) -> ConvertResult:
     """Writes a quantized checkpoint as a bfloat16 one: shards, index, config and all other files.
 
-    The values are those that `convert` makes of the quantized source itself. Resumes and finishes as that does. Raises
-    BadInput where the source is not quantized, or in a way that is not known.
+    The values are those that `convert` makes of the quantized source itself. Resumes as `convert` does.
+
+    Args:
+        source: A directory, a repository on the Hub, or gs://bucket/prefix.
+        destination: The directory to write.
+        options: Memory budget, threads, whether to overwrite.
+        reporter: Shows progress and messages.
+
+    Returns:
+        Bytes read and written, and whether it had been done before.
+
+    Raises:
+        BadInput: The source is not quantized, or in a way that is not known.
+        OutsideFailure: Writing failed, or another run is at work.
     """
     from conversion_lib.conversions.dequantize import dequantize as dequantize_checkpoint
     from conversion_lib.conversions.opening import opened
@@ -113,16 +161,29 @@ def convert(
 ) -> ConvertResult:
     """Writes a checkpoint as a MaxText one at `destination`/0/items, within a memory budget.
 
-    source: also a MaxText checkpoint of another layout, for which `hf_config` names a directory with config.json where
-    there is none beside it, and `written_by` the MaxText that wrote it, 0.2.5 or main, where that cannot be seen.
-    destination: a directory or gs://bucket/prefix.
-    target, model and loader as for `plan`. options: memory budget in bytes, threads, whether to overwrite, the part of
-    a split conversion as `Part.parse("0/4")`. An unfinished run of the same source and target is resumed; a
-    finished one is left as it is, and the result's `already` says so. `bytes_in` and `bytes_out` are those of this
-    run, `seconds` its wall time.
+    An unfinished run of the same source and target is resumed. A finished one is left as it is.
 
-    Raises BadInput as `plan` does, where the destination holds something else, is too small, or a value can be none
-    (a scale that is NaN): nothing is committed then. OutsideFailure where writing failed, or another run is at work.
+    Args:
+        source: A Hugging Face checkpoint: a directory, a repository on the Hub, or gs://bucket/prefix. Or a MaxText
+            checkpoint, to write it in another layout.
+        destination: A directory or gs://bucket/prefix.
+        target: As for `plan`.
+        model: As for `plan`.
+        revision: As for `plan`.
+        loader: As for `plan`.
+        hf_config: Of a MaxText checkpoint: a directory with config.json, where there is none beside it.
+        written_by: Of a MaxText checkpoint: the MaxText that wrote it, 0.2.5 or main, where that cannot be seen.
+        options: Memory budget, threads, whether to overwrite, and the part of a split conversion as
+            `Part.parse("0/4")`.
+        reporter: Shows progress and messages.
+
+    Returns:
+        `bytes_in` and `bytes_out` of this run, `seconds` of wall time, and `already`: it had been finished before.
+
+    Raises:
+        BadInput: As for `plan`; or the destination holds something else or is too small; or a value cannot be
+            right, such as a scale that is NaN. Nothing is committed then.
+        OutsideFailure: Writing failed, or another run is at work.
     """
     from conversion_lib.conversions.convert import convert as convert_checkpoint
     from conversion_lib.conversions.opening import opened
@@ -146,10 +207,18 @@ def convert(
 
 
 def finalize(destination: str | Path, *, reporter: Reporter = SILENT) -> FinalizeResult:
-    """Merges the parts of a split conversion at `destination`, and commits.
+    """Merges the parts of a split conversion, and commits. It moves no data.
 
-    Raises BadInput where there is no such conversion, or a part is not done, naming which; OutsideFailure where one is
-    at work.
+    Args:
+        destination: Where the parts were written.
+        reporter: Shows progress and messages.
+
+    Returns:
+        How many chunks there are, and whether it had been done before.
+
+    Raises:
+        BadInput: There is no such conversion, or a part is not done. The message names the part.
+        OutsideFailure: A part is at work.
     """
     from conversion_lib.conversions.finalize import finalize as finalize_parts
 
@@ -168,13 +237,22 @@ def check(
 ) -> CheckResult:
     """Compares the logits of a MaxText checkpoint with the original's, in float32, and leaves a report.
 
-    reference: the Hugging Face directory, or golden logits. report_dir: for report.html and check.json; None: `report`
-    beside the checkpoint. max_kl: the threshold in nats; None: what the rounding of the family's ops allows. tokens: of
-    the longest prompt. memory_budget: bytes.
+    Args:
+        checkpoint: DST, DST/0 or DST/0/items, in a directory or at gs://bucket/prefix.
+        reference: The Hugging Face directory, or golden logits.
+        report_dir: Where report.html and check.json go. None: `report` beside the checkpoint.
+        max_kl: The threshold in nats. None: what the rounding of the family's ops allows.
+        tokens: Of the longest prompt.
+        memory_budget: Bytes.
+        reporter: Shows progress and messages.
 
-    A check that fails is a result, with `verdict` "fail": `max_kl` is the largest KL(original || checkpoint) of a
-    token in nats, `layers` the differences block by block. Raises BadInput where the two cannot be compared, or the
-    extra `check` is not installed.
+    Returns:
+        A check that fails is a result too, with `verdict` "fail". `max_kl` is the largest KL(original ||
+        checkpoint) of a token in nats; `layers` has the differences block by block.
+
+    Raises:
+        BadInput: The two cannot be compared, or the extra `check` is not installed.
+        OutsideFailure: Reading failed.
     """
     from conversion_lib.models.transformers_library import require_check_libraries
 
@@ -198,12 +276,24 @@ def export(
     options: Options | None = None,
     reporter: Reporter = SILENT,
 ) -> ConvertResult:
-    """Writes a MaxText checkpoint as a Hugging Face one that transformers loads.
+    """Writes a MaxText checkpoint as a Hugging Face one that transformers loads. Resumes as `convert` does.
 
-    hf_config: a directory with config.json and tokenizer; None: what Ferry left beside the checkpoint. dtype: bfloat16,
-    float32 or float16; None: what that config says. written_by as for `convert`. Resumes and finishes as that does.
+    Args:
+        checkpoint: DST, DST/0 or DST/0/items, in a directory or at gs://bucket/prefix.
+        destination: The directory to write.
+        hf_config: A directory with config.json and tokenizer. None: what Ferry left beside the checkpoint.
+        dtype: bfloat16, float32 or float16. None: what that config says.
+        model: As for `plan`.
+        written_by: As for `convert`.
+        options: Memory budget, threads, whether to overwrite.
+        reporter: Shows progress and messages.
 
-    Raises BadInput where the checkpoint or the destination is not as it must be; OutsideFailure where writing failed.
+    Returns:
+        Bytes read and written, and whether it had been done before.
+
+    Raises:
+        BadInput: The checkpoint or the destination is not as it must be.
+        OutsideFailure: Writing failed, or another run is at work.
     """
     from conversion_lib.conversions.export import export as export_checkpoint
 
@@ -220,10 +310,20 @@ def export(
 
 
 def publish(checkpoint: str | Path, url: str, *, unchecked: bool = False, reporter: Reporter = SILENT) -> PublishResult:
-    """Publishes a checked checkpoint at `url`/<model>/<commit>/<target>/, a directory or gs://bucket/prefix.
+    """Publishes a checked checkpoint at `url`/<model>/<commit>/<target>/.
 
-    unchecked: without a passing verdict, which the manifest then says. The result's `url` is the full location. Raises
-    BadInput for a checkpoint that has no verdict, or one that is not of these very bytes.
+    Args:
+        checkpoint: DST, DST/0 or DST/0/items, in a directory or at gs://bucket/prefix.
+        url: A directory or gs://bucket/prefix.
+        unchecked: Publish without a passed check. The manifest says so.
+        reporter: Shows progress and messages.
+
+    Returns:
+        `url`, the full location; files, bytes, and the bytes that this call copied.
+
+    Raises:
+        BadInput: The checkpoint has no verdict, or one that is not of these very bytes.
+        OutsideFailure: The disk or the service failed.
     """
     from conversion_lib.publish.publish import publish as publish_checkpoint
 
@@ -231,7 +331,19 @@ def publish(checkpoint: str | Path, url: str, *, unchecked: bool = False, report
 
 
 def verify(url: str, *, reporter: Reporter = SILENT) -> VerifyResult:
-    """Holds a published checkpoint against its manifest; `problems` of the result is empty where it is whole."""
+    """Compares a published checkpoint with its manifest.
+
+    Args:
+        url: URL/<model>/<commit>/<target>.
+        reporter: Shows progress and messages.
+
+    Returns:
+        `problems`, one line for each file that is missing, extra or different. Empty: the checkpoint is whole.
+
+    Raises:
+        BadInput: No checkpoint is published there.
+        OutsideFailure: The disk or the service failed.
+    """
     from conversion_lib.publish.verify import verify as verify_published
 
     return verify_published(url, reporter=reporter)
