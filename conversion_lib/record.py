@@ -55,10 +55,11 @@ class Target(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     scan_layers: Annotated[
-        bool, Field(title="Scanned layers", description="Layers stacked for jax.lax.scan, or each by itself.")
+        bool,
+        Field(title="Scanned layers", description="Stack the layers for jax.lax.scan, or store each one separately."),
     ] = True
     save_dtype: Annotated[
-        Literal["bfloat16", "float32"], Field(title="Data type", description="The dtype of the arrays.")
+        Literal["bfloat16", "float32"], Field(title="Data type", description="Dtype of the arrays.")
     ] = "bfloat16"
     ocdbt: Annotated[
         bool,
@@ -74,14 +75,14 @@ class Target(BaseModel):
         Literal["0.2.5", "main"],
         Field(
             title="MaxText",
-            description="The MaxText that will load it: they differ in DeepSeek-V3's scanned gate bias.",
+            description="MaxText release that will load it. They differ in DeepSeek-V3's scanned gate bias.",
         ),
     ] = "0.2.5"
-    compression: Annotated[
-        Literal["zstd", "none"], Field(title="Compression", description="The codec of the chunks.")
-    ] = "zstd"
+    compression: Annotated[Literal["zstd", "none"], Field(title="Compression", description="Codec of the chunks.")] = (
+        "zstd"
+    )
     chunk_bytes: Annotated[
-        int, Field(ge=1 << 10, title="Chunk size", description="The most bytes of a chunk, such as 64MiB.")
+        int, Field(ge=1 << 10, title="Chunk size", description="Maximum size of a chunk, such as 64MiB.")
     ] = 64 << 20
     shards: Annotated[
         int,
@@ -89,7 +90,7 @@ class Target(BaseModel):
             ge=1,
             exclude_if=lambda shards: shards == SHARDS,
             title="Shards",
-            description="How many shards of axis 0 the chunks fit.",
+            description="Number of shards of axis 0 that the chunks align with.",
         ),
     ] = SHARDS
     """Left out of the JSON where it is the default, as in older records."""

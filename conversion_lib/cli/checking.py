@@ -25,23 +25,25 @@ def check(
         typer.Option("--reference", help="The Hugging Face checkpoint, or golden logits (.npz, .jsonl, .pickle)."),
     ],
     report: Annotated[
-        Path | None, typer.Option("--report", help="Where the report goes; default: CKPT's report/.")
+        Path | None, typer.Option("--report", help="Directory for the report. Default: CKPT's report/.")
     ] = None,
     max_kl: Annotated[
-        float | None, typer.Option("--max-kl", help="The largest KL divergence of a token that passes.")
+        float | None, typer.Option("--max-kl", help="Maximum KL divergence of a token for the check to pass.")
     ] = None,
-    tokens: Annotated[int, typer.Option("--tokens", min=1, help="Tokens of the longest prompt.")] = 512,
+    tokens: Annotated[int, typer.Option("--tokens", min=1, help="Length of the longest prompt, in tokens.")] = 512,
     memory_budget: Annotated[
-        str, typer.Option("--memory-budget", help="The most memory to use, such as 6GiB.")
+        str, typer.Option("--memory-budget", help="Maximum memory to use, such as 6GiB.")
     ] = "6GiB",
     save_golden: Annotated[
-        Path | None, typer.Option("--save-golden", help="Keep the reference's logits here (.npz).")
+        Path | None, typer.Option("--save-golden", help="Save the reference's logits here (.npz).")
     ] = None,
     engine: Annotated[
-        Literal["ferry", "maxtext"], typer.Option("--engine", help="What runs the checkpoint: ferry or maxtext.")
+        Literal["ferry", "maxtext"],
+        typer.Option("--engine", help="What runs the checkpoint: Ferry's forward pass, or MaxText itself."),
     ] = "ferry",
     maxtext_python: Annotated[
-        Path | None, typer.Option("--maxtext-python", help="For --engine maxtext: an interpreter that has MaxText.")
+        Path | None,
+        typer.Option("--maxtext-python", help="For --engine maxtext: a Python interpreter that has MaxText."),
     ] = None,
 ) -> Outcome:
     """Compares the logits of a MaxText checkpoint with the original's."""

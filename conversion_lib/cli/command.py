@@ -31,7 +31,7 @@ VERSION_OPTION = typer.Option("--version", help="Print the version and exit.", c
 _SHARED = {
     "json_output": Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")],
     "quiet": Annotated[bool, typer.Option("--quiet", help="No progress and no messages.")],
-    "log_format": Annotated[LogFormat, typer.Option("--log-format", help="How messages look: text or json.")],
+    "log_format": Annotated[LogFormat, typer.Option("--log-format", help="Format of messages: text or json.")],
     "version": Annotated[bool, VERSION_OPTION],
 }
 _DEFAULTS: dict[str, Any] = {"json_output": False, "quiet": False, "log_format": "text", "version": False}

@@ -39,7 +39,7 @@ def dequantize(
     options: Options,
     dtype: Annotated[str, typer.Option("--dtype", metavar="bfloat16", help="The dtype to write.")] = "bfloat16",
 ) -> Outcome:
-    """Writes a quantized checkpoint as a bfloat16 one, with all that belongs to it."""
+    """Writes a quantized checkpoint as a bfloat16 one, with all its other files."""
     from conversion_lib.conversions.dequantize import dequantize as dequantize_checkpoint
     from conversion_lib.conversions.opening import opened
 
@@ -62,18 +62,22 @@ def convert(
     model: Model = None,
     part: Annotated[
         str | None,
-        typer.Option("--part", metavar="I/N", help="Only the share I of N, counted from 0; `ferry finalize` commits."),
+        typer.Option(
+            "--part", metavar="I/N", help="Write only share I of N, counted from 0. `ferry finalize` commits."
+        ),
     ] = None,
     revision: Revision = None,
     stream_download: Annotated[
         bool,
-        typer.Option("--stream-download", help="A Hub id shard by shard, on a disk smaller than the model."),
+        typer.Option(
+            "--stream-download", help="Download a Hub repository shard by shard, for a disk smaller than the model."
+        ),
     ] = False,
     hf_config: HfConfig = None,
     written_by: WrittenBy = None,
     loader: Loader = "safetensors",
 ) -> Outcome:
-    """Converts a Hugging Face checkpoint, or a MaxText one of another layout, to a MaxText one at DST/0/items."""
+    """Converts a Hugging Face checkpoint to a MaxText one at DST/0/items, or a MaxText one to another layout."""
     from conversion_lib.conversions import convert as conversions
     from conversion_lib.conversions.opening import opened
     from conversion_lib.plan.parts import Part

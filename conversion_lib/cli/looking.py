@@ -18,7 +18,7 @@ app = typer.Typer()
 
 @command(app, "models")
 def models(reporter: Reporter) -> Outcome:
-    """The families and model names, with what is verified for each."""
+    """Lists families and model names, with what is verified for each."""
     from conversion_lib.cli import show
 
     return Outcome(show.models(), show.models_text())
@@ -60,7 +60,7 @@ def inspect(
     reporter: Reporter,
     path: Annotated[str, typer.Argument(metavar="PATH", help="A checkpoint of either kind; also gs://.")],
 ) -> Outcome:
-    """Names, shapes, dtypes, chunks and metadata of a checkpoint."""
+    """Shows names, shapes, dtypes, chunks and metadata of a checkpoint."""
     from conversion_lib.cli import show
 
     data = show.inspection(path)

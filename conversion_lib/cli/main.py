@@ -35,9 +35,9 @@ def ferry(version: Annotated[bool, VERSION_OPTION] = False) -> None:
 @command(app, "demo")
 def demo(
     reporter: Reporter,
-    work_dir: Annotated[Path, typer.Option("--work-dir", help="Where the demo keeps everything; made anew.")] = Path(
-        ".demo"
-    ),
+    work_dir: Annotated[
+        Path, typer.Option("--work-dir", help="Working directory of the demo. It is emptied first.")
+    ] = Path(".demo"),
 ) -> Outcome:
     """Runs the whole DAG on a small fp8 DeepSeek-V3, with Airflow as a subprocess."""
     from conversion_lib.demo.run import run_demo, summary

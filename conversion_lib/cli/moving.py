@@ -22,7 +22,7 @@ def download(
     dst: Dst,
     revision: Annotated[str, typer.Option("--revision", help="A branch, a tag or a commit.")] = "main",
 ) -> Outcome:
-    """Downloads what a conversion needs, verified, with its provenance."""
+    """Downloads the files that a conversion needs, verifies them and records their origin."""
     from conversion_lib import hub
 
     result = hub.download(repo, local_destination(dst), revision=revision, reporter=reporter)
@@ -38,10 +38,10 @@ def publish(
     ],
     url: Annotated[str, typer.Argument(metavar="URL", help="gs://bucket/prefix or a directory.")],
     report: Annotated[
-        Path | None, typer.Option("--report", help="Where the check's report is; default: CKPT's report/.")
+        Path | None, typer.Option("--report", help="Directory of the check's report. Default: CKPT's report/.")
     ] = None,
     unchecked: Annotated[
-        bool, typer.Option("--unchecked", help="Publish without a passed check; the manifest says so.")
+        bool, typer.Option("--unchecked", help="Publish without a passed check. The manifest records it.")
     ] = False,
 ) -> Outcome:
     """Publishes a checked checkpoint at URL/<model>/<commit>/<target>/."""
@@ -73,13 +73,15 @@ def prune(
     url: Annotated[
         str, typer.Argument(metavar="URL", help="What `ferry publish` was given: gs://bucket/prefix or a directory.")
     ],
-    keep: Annotated[int, typer.Option("--keep", help="The newest versions of each model and target that stay.")] = 3,
+    keep: Annotated[
+        int, typer.Option("--keep", help="How many of the newest versions of each model and target to keep.")
+    ] = 3,
     older_than: Annotated[
-        float, typer.Option("--older-than", metavar="DAYS", help="Versions published in the last DAYS stay, too.")
+        float, typer.Option("--older-than", metavar="DAYS", help="Also keep versions published in the last DAYS.")
     ] = 0.0,
-    yes: Annotated[bool, typer.Option("--yes", help="Remove them; without it they are listed only.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove them. Without it, they are only listed.")] = False,
 ) -> Outcome:
-    """Lists, and with --yes removes, superseded versions and what dead publishers left."""
+    """Lists superseded versions and what dead publishers left; removes them with --yes."""
     from conversion_lib.publish.prune import prune as prune_published
 
     result = prune_published(url, keep=keep, older_than_days=older_than, remove=yes, reporter=reporter)

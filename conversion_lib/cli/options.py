@@ -28,29 +28,31 @@ Ckpt = Annotated[
     str, typer.Argument(metavar="CKPT", help="A MaxText checkpoint: DST, DST/0 or DST/0/items; also gs://.")
 ]
 Model = Annotated[
-    str | None, typer.Option("--model", help="A name of `ferry models`; default: config.json tells the family.")
+    str | None, typer.Option("--model", help="A name from `ferry models`. Default: the family that config.json names.")
 ]
 HfConfig = Annotated[
     Path | None,
-    typer.Option("--hf-config", help="A directory with config.json and tokenizer; default: hf/ beside the checkpoint."),
+    typer.Option("--hf-config", help="Directory with config.json and tokenizer. Default: hf/ beside the checkpoint."),
 ]
 WrittenBy = Annotated[
     str | None,
     typer.Option(
         "--written-by",
         metavar="|".join(Target.values_of("maxtext")),
-        help="The MaxText that wrote it, where that cannot be seen.",
+        help="MaxText release that wrote the checkpoint, if it does not say.",
     ),
 ]
 Loader = Annotated[
     str,
-    typer.Option("--loader", metavar="safetensors|transformers", help="transformers holds the whole model in memory."),
+    typer.Option(
+        "--loader", metavar="safetensors|transformers", help="transformers loads the whole model into memory."
+    ),
 ]
 Revision = Annotated[
-    str | None, typer.Option("--revision", help="Of a Hub id: a branch, a tag or a commit; default: main.")
+    str | None, typer.Option("--revision", help="Branch, tag or commit of a Hub repository. Default: main.")
 ]
 
-PATHWAYS = option("pathways", bool, False, "What Pathways reads: neither OCDBT nor zarr3.")
+PATHWAYS = option("pathways", bool, False, "For Pathways: neither OCDBT nor zarr3.")
 STORAGE = ("ocdbt", "zarr3")
 
 

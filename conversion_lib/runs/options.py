@@ -21,13 +21,13 @@ class Options:
     """None of it changes a bit of the result but `chunk_bytes`' ceiling, an eighth of the memory budget."""
 
     memory_budget: int = field(
-        default=DEFAULT_BUDGET, metadata={HELP: "The most memory to use, such as 2GiB.", BYTES: True}
+        default=DEFAULT_BUDGET, metadata={HELP: "Maximum memory to use, such as 2GiB.", BYTES: True}
     )
     threads: int | None = field(
-        default=None, metadata={HELP: "Worker threads; default: one a core, up to 16.", LEAST: 1}
+        default=None, metadata={HELP: "Worker threads. Default: one per core, up to 16.", LEAST: 1}
     )
     overwrite: bool = field(default=False, metadata={HELP: "Replace what is at the destination."})
-    skip_disk_check: bool = field(default=False, metadata={HELP: "Begin even where the disk looks too small."})
+    skip_disk_check: bool = field(default=False, metadata={HELP: "Start even if the disk looks too small."})
     part: Part | None = None
     """The share that this worker does, without committing; None: all of it, and commit."""
     among_others: bool = False

@@ -27,7 +27,6 @@ from conversion_lib.sinks import ocdbt
 from conversion_lib.sources.orbax import METADATA, STEP_METADATA
 from conversion_lib.storage import gcs as cloud_place
 from conversion_lib.storage.interface import Location
-from conversion_lib.storage.local import LocalLocation
 
 STEP_LEAF = "step"
 ZSTD_LEVEL = {True: 3, False: 1}
@@ -105,7 +104,7 @@ class OrbaxSink:
 
     def _sweep_locks(self) -> None:
         """Removes the lock files that a TensorStore leaves which was killed; it has none in a bucket."""
-        if isinstance(self._items, LocalLocation):
+        if self._items.local is not None:
             self._items.remove(path for path in self._items.below() if path.endswith(".__lock"))
 
     def _merge(self) -> None:
