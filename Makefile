@@ -33,11 +33,11 @@ docs: venv
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "the site is in build/site: python3 -m http.server -d build/site"
 
-# The real MaxText, in a Python 3.12 environment of its own.
+# The real MaxText, in a Python 3.12 environment of its own: what a change can break.
 parity: venv
 	bash tests/parity/run.sh -m core
 
-# All there is; it writes what `ferry models` and README.md say. Where long tables of cases go.
+# All of it, long tables of cases too; README.md and `ferry models` say what it saw.
 parity-all: venv
 	bash tests/parity/run.sh
 
