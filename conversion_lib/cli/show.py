@@ -108,7 +108,7 @@ def inspection_text(data: dict[str, Any]) -> list[RenderableType]:
 
 
 def models() -> dict[str, Any]:
-    """The catalogue, with what `make parity` verified of each model's family against the real MaxText."""
+    """The catalogue, with what `make parity-all` verified of each model's family against the real MaxText."""
     seen = load()
     rows = [
         {
