@@ -156,10 +156,10 @@ class Norms:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class LayerPath:
     """Where a layer lies below `decoder/`.
 
-    stack, index, counts: of a scanned checkpoint, the path, the layer's place in the stacked axes, and those axes'
+    stack, index, counts: of a scanned checkpoint, the path, the layer's index in the stacked axes, and those axes'
     lengths; both are empty for a layer left over from the scan, which is not stacked. alone: the path of an
     unscanned checkpoint.
     """
@@ -174,7 +174,7 @@ class Place:
 class Layer:
     """One decoder layer."""
 
-    place: Place
+    path: LayerPath
     norms: Norms
     attention_path: str
     attention: Attention

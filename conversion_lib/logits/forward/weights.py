@@ -35,7 +35,7 @@ class Checkpoint(Source, Protocol):
 class Leaves:
     """Leaves under one path: those of a layer, or those outside the layers.
 
-    index, counts: the layer's place in the stacked axes and their lengths, empty where nothing is stacked.
+    index, counts: the layer's index in the stacked axes and their lengths, empty where nothing is stacked.
     layers_first: the leaf that is stacked on axis 0 instead of 1, where there is one.
     """
 
@@ -130,17 +130,17 @@ class Weights:
     def _is_scanned(self) -> bool:
         if self._source.scan_layers is not None:
             return self._source.scan_layers
-        stacks = tuple({f"{ROOT}decoder/{layer.place.stack}/" for layer in self._config.layers})
+        stacks = tuple({f"{ROOT}decoder/{layer.path.stack}/" for layer in self._config.layers})
         return any(name.startswith(stacks) for name in self._source.tensors)
 
     def layer(self, layer: Layer) -> Leaves:
         """The leaves of one decoder layer."""
-        place, shapes = layer.place, layer_leaves(layer, self._config)
+        path, shapes = layer.path, layer_leaves(layer, self._config)
         if not self._scanned:
-            return Leaves(self, f"decoder/{place.alone}/", shapes)
-        prefix = f"decoder/{place.stack}/"
-        first = self._layers_first(prefix, layer.feed_forward, place.counts)
-        return Leaves(self, prefix, shapes, place.index, place.counts, first)
+            return Leaves(self, f"decoder/{path.alone}/", shapes)
+        prefix = f"decoder/{path.stack}/"
+        first = self._layers_first(prefix, layer.feed_forward, path.counts)
+        return Leaves(self, prefix, shapes, path.index, path.counts, first)
 
     def _layers_first(self, prefix: str, moe: object, counts: tuple[int, ...]) -> str | None:
         """The gate bias of a scanned DeepSeek-V3 where it is (layers, experts), not (experts, layers)."""

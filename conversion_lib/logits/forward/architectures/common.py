@@ -10,7 +10,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from conversion_lib.errors import BadInput
-from conversion_lib.logits.forward.config import ForwardConfig, GroupedQuery, Layer, Mlp, Moe, Norms, Place, RopeConfig
+from conversion_lib.logits.forward.config import (
+    ForwardConfig,
+    GroupedQuery,
+    Layer,
+    LayerPath,
+    Mlp,
+    Moe,
+    Norms,
+    RopeConfig,
+)
 
 ROPE_KINDS = ("default", "linear", "llama3", "yarn", "proportional")
 DEFAULT_THETA = 10000.0
@@ -112,7 +121,9 @@ def one_stack(raw: Raw, attention: GroupedQuery, feed_forward: Mlp | Moe) -> tup
     """All layers alike, in one scan."""
     count = integer(raw, "num_hidden_layers")
     return tuple(
-        Layer(Place("layers", (n,), (count,), f"layers_{n}"), LAYER_NORMS, "self_attention", attention, feed_forward)
+        Layer(
+            LayerPath("layers", (n,), (count,), f"layers_{n}"), LAYER_NORMS, "self_attention", attention, feed_forward
+        )
         for n in range(count)
     )
 
@@ -144,9 +155,9 @@ def rope_by_kind(raw: Raw, kind: str, dim: int, *, local_theta: float, theta: fl
     return rope(raw, dim, pairs=False, values={"rope_theta": raw.get("rope_theta") or theta} | scaling)
 
 
-def cycle_place(n: int, cycle: int, count: int, stack: str = "layers/layers_{}") -> Place:
+def cycle_path(n: int, cycle: int, count: int, stack: str = "layers/layers_{}") -> LayerPath:
     """Layer `n` of a scan over whole cycles of layers; those left over come after it, one by one."""
     whole = count // cycle * cycle
     if n >= whole:
-        return Place(f"layers_remainder/layers_{n - whole}", (), (), f"layers_{n}")
-    return Place(stack.format(n % cycle), (n // cycle,), (whole // cycle,), f"layers_{n}")
+        return LayerPath(f"layers_remainder/layers_{n - whole}", (), (), f"layers_{n}")
+    return LayerPath(stack.format(n % cycle), (n // cycle,), (whole // cycle,), f"layers_{n}")

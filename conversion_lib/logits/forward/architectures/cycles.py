@@ -14,7 +14,7 @@ from conversion_lib.logits.forward.architectures.common import (
     QUERY,
     Raw,
     Readers,
-    cycle_place,
+    cycle_path,
     grouped_query,
     integer,
     is_power_of_two_root,
@@ -26,7 +26,7 @@ from conversion_lib.logits.forward.architectures.common import (
     rope,
     rope_by_kind,
 )
-from conversion_lib.logits.forward.config import ForwardConfig, Layer, Mlp, Moe, Norms, Place
+from conversion_lib.logits.forward.config import ForwardConfig, Layer, LayerPath, Mlp, Moe, Norms
 
 SLIDING, FULL = "sliding_attention", "full_attention"
 GELU = "gelu_pytorch_tanh"
@@ -70,7 +70,7 @@ def gpt_oss(raw: Raw) -> ForwardConfig:
     kinds = kinds_of_layers(raw, (SLIDING, FULL))
     layers = tuple(
         Layer(
-            cycle_place(n, 2, len(kinds)),
+            cycle_path(n, 2, len(kinds)),
             LAYER_NORMS,
             "GptOssAttention",
             replace(attention, window=window if kind == SLIDING else None),
@@ -93,7 +93,7 @@ def olmo3(raw: Raw) -> ForwardConfig:
         rotation = rope_by_kind(raw, kind, dim, local_theta=float(raw.get("rope_theta") or 5e5), theta=5e5)
         sliding = window if kind == SLIDING else None
         attention = grouped_query(raw, norms="all_heads", rope=rotation, window=sliding)
-        return Layer(cycle_place(n, 4, len(kinds)), norms, "attention", attention, dense)
+        return Layer(cycle_path(n, 4, len(kinds)), norms, "attention", attention, dense)
 
     return model(raw, tuple(layer(n, kind) for n, kind in enumerate(kinds)), eps=1e-5)
 
@@ -115,8 +115,8 @@ def gemma2(raw: Raw) -> ForwardConfig:
             window=window if local else None,
             softcap=softcap,
         )
-        place = Place("layers", (n // 2,), (len(kinds) // 2,), f"layers_{n // 2}")
-        return Layer(place, gemma_norms(f"_{name}"), f"self_attention_{name}", attention, _geglu(raw, f"mlp_{name}"))
+        path = LayerPath("layers", (n // 2,), (len(kinds) // 2,), f"layers_{n // 2}")
+        return Layer(path, gemma_norms(f"_{name}"), f"self_attention_{name}", attention, _geglu(raw, f"mlp_{name}"))
 
     layers = tuple(layer(n, kind) for n, kind in enumerate(kinds))
     rounded = () if is_power_of_two_root(integer(raw, "head_dim", 256)) else (QUERY,)
@@ -137,7 +137,7 @@ def gemma3(raw: Raw) -> ForwardConfig:
         rotation = rope_by_kind(raw, kind, dim, local_theta=local_theta, theta=1e6)
         sliding = window if kind == SLIDING else None
         attention = grouped_query(raw, norms="head", rope=rotation, scale=scale, window=sliding)
-        return Layer(cycle_place(n, 6, len(kinds)), gemma_norms(), "self_attention", attention, _geglu(raw, "mlp"))
+        return Layer(cycle_path(n, 6, len(kinds)), gemma_norms(), "self_attention", attention, _geglu(raw, "mlp"))
 
     layers = tuple(layer(n, kind) for n, kind in enumerate(kinds))
     factor = float(ml_dtypes.bfloat16(integer(raw, "hidden_size") ** 0.5))

@@ -15,7 +15,7 @@ from conversion_lib.logits.forward.architectures.common import (
     refuse_switches,
     rope,
 )
-from conversion_lib.logits.forward.config import ForwardConfig, Indexer, Latent, Layer, Mlp, Moe, Place
+from conversion_lib.logits.forward.config import ForwardConfig, Indexer, Latent, Layer, LayerPath, Mlp, Moe
 from conversion_lib.logits.forward.rope import yarn_mscale
 
 
@@ -28,8 +28,8 @@ def parse(raw: Raw) -> ForwardConfig:
 
     def layer(n: int) -> Layer:
         stack, index, size = ("dense_layers", n, dense) if n < dense else ("moe_layers", n - dense, count - dense)
-        place = Place(stack, (index,), (size,), f"{stack}_{index}")
-        return Layer(place, LAYER_NORMS, "self_attention", attention, dense_mlp if n < dense else moe)
+        path = LayerPath(stack, (index,), (size,), f"{stack}_{index}")
+        return Layer(path, LAYER_NORMS, "self_attention", attention, dense_mlp if n < dense else moe)
 
     return model(raw, tuple(layer(n) for n in range(count)))
 

@@ -14,7 +14,7 @@ from conversion_lib.logits.forward.architectures.common import (
     refuse_switches,
     rope,
 )
-from conversion_lib.logits.forward.config import DeltaNet, ForwardConfig, GroupedQuery, Layer, Moe, Norms, Place
+from conversion_lib.logits.forward.config import DeltaNet, ForwardConfig, GroupedQuery, Layer, LayerPath, Moe, Norms
 
 LINEAR, FULL = "linear_attention", "full_attention"
 CYCLE = (LINEAR, LINEAR, LINEAR, FULL)
@@ -30,18 +30,18 @@ def qwen3_next(raw: Raw) -> ForwardConfig:
     if raw.get("decoder_sparse_step", 1) != 1:
         raise BadInput(f"config.json: decoder_sparse_step {raw['decoder_sparse_step']}, where the logit check has 1")
 
-    def place(n: int, count: int) -> Place:
+    def path_of(n: int, count: int) -> LayerPath:
         cycle, within = divmod(n, len(CYCLE))
         cycles = count // len(CYCLE)
         if cycle == cycles:
             left_over = count % len(CYCLE)
-            return Place("layers_remainder/local_layers", (within,), (left_over,), f"layers_{n}")
+            return LayerPath("layers_remainder/local_layers", (within,), (left_over,), f"layers_{n}")
         if CYCLE[within] == FULL:
-            return Place("layers/global_layer", (cycle,), (cycles,), f"layers_{n}")
-        return Place("layers/local_layers", (cycle, within), (cycles, CYCLE.index(FULL)), f"layers_{n}")
+            return LayerPath("layers/global_layer", (cycle,), (cycles,), f"layers_{n}")
+        return LayerPath("layers/local_layers", (cycle, within), (cycles, CYCLE.index(FULL)), f"layers_{n}")
 
     count = integer(raw, "num_hidden_layers")
-    return _model(raw, [place(n, count) for n in range(count)], normalize=bool(raw.get("norm_topk_prob", True)))
+    return _model(raw, [path_of(n, count) for n in range(count)], normalize=bool(raw.get("norm_topk_prob", True)))
 
 
 def qwen3_5(raw: Raw) -> ForwardConfig:
@@ -49,21 +49,21 @@ def qwen3_5(raw: Raw) -> ForwardConfig:
     count = integer(raw, "num_hidden_layers")
     cycles = count // len(CYCLE)
     places = [
-        Place(f"layers/layer_{n % len(CYCLE)}", (n // len(CYCLE),), (cycles,), f"layers_{n}") for n in range(count)
+        LayerPath(f"layers/layer_{n % len(CYCLE)}", (n // len(CYCLE),), (cycles,), f"layers_{n}") for n in range(count)
     ]
     return _model(raw, places, normalize=True)
 
 
-def _model(raw: Raw, places: list[Place], *, normalize: bool) -> ForwardConfig:
+def _model(raw: Raw, paths: list[LayerPath], *, normalize: bool) -> ForwardConfig:
     refuse_switches(raw, "attention_bias")
     if raw.get("full_attention_interval", len(CYCLE)) != len(CYCLE) and not raw.get("layer_types"):
         raise BadInput(f"config.json: full_attention_interval {raw['full_attention_interval']}, where it should be 4")
     net, attention, moe = _delta_net(raw), _attention(raw), _moe(raw, normalize)
     layers = tuple(
-        Layer(place, NORMS, "attention", net, moe)
+        Layer(path, NORMS, "attention", net, moe)
         if kind == LINEAR
-        else Layer(place, NORMS, "attention/attention", attention, moe)
-        for place, kind in zip(places, kinds_of_layers(raw, CYCLE), strict=True)
+        else Layer(path, NORMS, "attention/attention", attention, moe)
+        for path, kind in zip(paths, kinds_of_layers(raw, CYCLE), strict=True)
     )
     return model(raw, layers, norm_offset=1.0)
 

@@ -25,10 +25,10 @@ from conversion_lib.logits.forward.config import (
     ForwardConfig,
     GroupedQuery,
     Layer,
+    LayerPath,
     Mlp,
     Moe,
     PerLayerInput,
-    Place,
 )
 
 DEFAULTS = {
@@ -88,13 +88,13 @@ def _large(raw: Raw, kinds: Sequence[str]) -> tuple[Layer, ...]:
     cycles, local = len(kinds) // cycle, cycle - 1
     feed_forward = _moe(raw) if raw.get("enable_moe_block") else _mlp(raw, "mlp")
 
-    def place(n: int, kind: str) -> Place:
+    def path_of(n: int, kind: str) -> LayerPath:
         if kind == FULL:
-            return Place("scanned_blocks/global_layer", (n // cycle,), (cycles,), f"layers_{n}")
-        return Place("scanned_blocks/local_layers", (n // cycle, n % cycle), (cycles, local), f"layers_{n}")
+            return LayerPath("scanned_blocks/global_layer", (n // cycle,), (cycles,), f"layers_{n}")
+        return LayerPath("scanned_blocks/local_layers", (n // cycle, n % cycle), (cycles, local), f"layers_{n}")
 
     return tuple(
-        Layer(place(n, kind), gemma_norms(), "self_attention", _attention(raw, kind), feed_forward)
+        Layer(path_of(n, kind), gemma_norms(), "self_attention", _attention(raw, kind), feed_forward)
         for n, kind in enumerate(kinds)
     )
 
@@ -106,13 +106,13 @@ def _small(raw: Raw, kinds: Sequence[str]) -> tuple[Layer, ...]:
     wide = _mlp(raw, "mlp", times=2 if raw.get("use_double_wide_mlp") else 1)
 
     def layer(n: int, kind: str) -> Layer:
-        place, attention = Place(f"layers_{n}", (), (), f"layers_{n}"), _attention(raw, kind)
+        path, attention = LayerPath(f"layers_{n}", (), (), f"layers_{n}"), _attention(raw, kind)
         if n < own:
-            return Layer(place, gemma_norms(), "self_attention", attention, _mlp(raw, "mlp"))
+            return Layer(path, gemma_norms(), "self_attention", attention, _mlp(raw, "mlp"))
         if kind not in last:
             raise BadInput(f"config.json: layer {n} shares keys and values, and no layer of {kind} before it has any")
         attention = replace(attention, keys="earlier", keys_from=last[kind])
-        return Layer(place, gemma_norms(), "self_attention", attention, wide)
+        return Layer(path, gemma_norms(), "self_attention", attention, wide)
 
     return tuple(layer(n, kind) for n, kind in enumerate(kinds))
 
