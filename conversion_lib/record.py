@@ -15,7 +15,6 @@ Layout of a converted checkpoint at `DST`::
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -178,17 +177,12 @@ class CheckpointRecord(BaseModel):
     """Source tensors that a named rule left out, one line for each rule."""
 
 
-def read_record(checkpoint: Path) -> CheckpointRecord | None:
-    """The record of the checkpoint at `checkpoint` (DST, DST/0 or DST/0/items), None where there is none.
-
-    A published checkpoint has it in its provenance. Raises BadInput where the file is there but is not a record.
-    """
-    root = checkpoint_root(checkpoint)
-    return record_in(lambda name: (root / name).read_bytes() if (root / name).exists() else None, str(root))
-
-
 def record_in(read: Callable[[str], bytes | None], where: str) -> CheckpointRecord | None:
-    """As `read_record`, of the files that `read` gives by their names in DST; `where` is DST for a person."""
+    """The record among the files that `read` gives by their names in DST, None where there is none.
+
+    where: DST, for a person. A published checkpoint has its record in its provenance. Raises BadInput where the file is
+    there but is not a record.
+    """
     name = RECORD_NAME
     try:
         if (content := read(name)) is not None:
@@ -203,13 +197,3 @@ class _Published(BaseModel):
     """`provenance.json` of a published checkpoint, as far as it is read here."""
 
     record: CheckpointRecord | None = None
-
-
-def checkpoint_root(checkpoint: Path) -> Path:
-    """DST, for any of DST, DST/0 and DST/0/items."""
-    path = checkpoint.absolute()
-    if path.name == "items":
-        path = path.parent
-    if path.name == "0":
-        path = path.parent
-    return path

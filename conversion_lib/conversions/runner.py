@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 from conversion_lib.engine import executor
 from conversion_lib.errors import BadInput
 from conversion_lib.plan.job import Job, disk_bytes
-from conversion_lib.plan.parts import WHOLE, chunk_count, shares
+from conversion_lib.plan.parts import WHOLE, Part, chunk_count, shares
 from conversion_lib.plan.pieces import Piece
 from conversion_lib.progress import Reporter, format_bytes
 from conversion_lib.runs.journal import Journal
@@ -101,8 +101,7 @@ def run(conversion: Conversion, options: Options, reporter: Reporter) -> Convert
             # whoever began had another memory budget
             job = conversion.prepare(workspace.run.chunk_limit)
             given = shares(job.plan, job.source.tensors, part.count)
-        done = Journal(journal_of(staging, part.index), job.plan).count == workspace.run.chunks[part.index]
-        if options.part and done:
+        if options.part and _chunks_done(staging, part, job) == workspace.run.chunks[part.index]:
             reporter.say(f"{result.path}: part {part} is already done")
             return result.model_copy(update={"already": True})
         conversion.begin(job)
@@ -112,6 +111,10 @@ def run(conversion: Conversion, options: Options, reporter: Reporter) -> Convert
     seconds = time.monotonic() - started
     reporter.say(f"{_title(conversion, options)}: {format_bytes(totals.bytes_out)} in {seconds:.1f} s")
     return result.model_copy(update={**asdict(totals), "seconds": seconds})
+
+
+def _chunks_done(staging: Staging, part: Part, job: Job) -> int:
+    return Journal(journal_of(staging, part.index), job.plan).count
 
 
 def _title(conversion: Conversion, options: Options) -> str:

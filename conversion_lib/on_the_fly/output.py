@@ -44,16 +44,19 @@ class Output:
 
     def found(self) -> CheckpointRecord | Foreign | None:
         """The checkpoint that is whole here. Raises BadInput for a half-written one that is not Ferry's."""
+        items = self._root / "0/items"
+        if not self._staging.whole() or not items.children():
+            return None
         if (record := finished(self._staging)) is not None:
             return record
-        if not self._staging.whole() or self._staging.committing():
+        if self._staging.committing():
             return None
         if all(self._staging.read(marker) is None for marker in self._staging.tree.markers):
             raise BadInput(
                 f"{self.items} is half-written, by something else than ferry: it has no {COMMIT_NAME}. Remove "
                 f"{self._staging.final}, or give another directory"
             )
-        source = open_orbax(self._root / "0/items")
+        source = open_orbax(items)
         dtypes = frozenset(info.dtype for path, info in source.tensors.items() if path.startswith("params/"))
         return Foreign(source.scan_layers, source.ocdbt, source.zarr3, dtypes)
 

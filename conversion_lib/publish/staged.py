@@ -8,10 +8,10 @@ from conversion_lib.errors import BadInput
 from conversion_lib.progress import SILENT, Reporter
 from conversion_lib.publish.destinations.base import Item
 from conversion_lib.publish.manifest import digest_of
-from conversion_lib.record import COMMIT_NAME, REPORT_DIR_NAME, STEP_NAME, checkpoint_root
+from conversion_lib.record import COMMIT_NAME, REPORT_DIR_NAME, STEP_NAME
+from conversion_lib.sources.orbax import root_of
 from conversion_lib.storage.checksums import FileEntry
 from conversion_lib.storage.interface import Location
-from conversion_lib.storage.locations import location
 
 SUMS_NAME = "sums.json"
 """In a checkpoint's report directory: the CRC32C of its files, so that check and publish read them once, not each."""
@@ -54,9 +54,7 @@ class Staged:
 
 def open_staged(checkpoint: str | Path) -> Staged:
     """The checkpoint at DST, DST/0 or DST/0/items, a path or gs://bucket/prefix."""
-    if "://" in str(checkpoint):
-        return Staged(location(str(checkpoint).rstrip("/").removesuffix("/items").removesuffix("/0")))
-    return Staged(location(checkpoint_root(Path(checkpoint))))
+    return Staged(root_of(checkpoint))
 
 
 def checkpoint_digest(checkpoint: str | Path, *, reporter: Reporter = SILENT) -> str:

@@ -53,7 +53,7 @@ def in_bucket(url: str, memory_budget: int) -> Iterator[BucketFiles]:
                 files.fetch_header(name)
 
         in_parallel(fetch, [*shards, *beside], threads=cloud_place.REQUESTS)
-        again = {blob.name[len(place.name) + 1 :]: blob.generation for blob in place.blobs()}
+        again = {name: generation for name, _, generation in place.versions()}
         for name in [*shards, *beside]:
             if again.get(name) != objects[name].generation:
                 raise _changed(place / name)

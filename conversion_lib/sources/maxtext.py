@@ -67,10 +67,6 @@ class MaxTextSource:
     def chunk_shape(self, name: str) -> tuple[int, ...]:
         return self.stored.chunk_shape(self._names[name])
 
-    def stored_name(self, name: str) -> str:
-        """The leaf's own path in the tree."""
-        return self._names[name]
-
     def read(self, name: str, box: Box | None = None) -> Array:
         return self.stored.read(self._names[name], box)
 

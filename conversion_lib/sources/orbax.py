@@ -55,7 +55,10 @@ def root_of(checkpoint: Where) -> Location:
 
 
 def record_of(checkpoint: Where) -> CheckpointRecord | None:
-    """As `read_record`, wherever the checkpoint lies."""
+    """The record of the checkpoint at DST, DST/0 or DST/0/items, None where there is none.
+
+    Raises BadInput as `record_in` does.
+    """
     root = root_of(checkpoint)
     return record_in(lambda name: (root / name).read(), str(root))
 

@@ -17,8 +17,8 @@ from conversion_lib.cli.command import run_command
 from conversion_lib.demo.local_hub import LocalHub
 from conversion_lib.maxtext.names import model_of, setting_names, size_differences
 from conversion_lib.models.hf_config import load_config
-from conversion_lib.record import CheckpointRecord, read_record
-from conversion_lib.sources.orbax import open_orbax
+from conversion_lib.record import CheckpointRecord
+from conversion_lib.sources.orbax import open_orbax, record_of
 from conversion_lib.to_maxtext import run
 from tests.support.checkpoints import QWEN3, ferry_here, random_tensors, write_checkpoint
 from tests.support.sparse_checkpoints import llama_tensors
@@ -68,8 +68,8 @@ def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
     return lines[0]
 
 
-def record_of(out: Path) -> CheckpointRecord:
-    record = read_record(out)
+def known_record(out: Path) -> CheckpointRecord:
+    record = record_of(out)
     assert record is not None
     return record
 
@@ -84,7 +84,7 @@ def test_the_guides_example(hub: LocalHub, tmp_path: Path, pathways: int) -> Non
     assert f"load_parameters_path: {tmp_path}/out/0/items" in done.stdout
     source = open_orbax(tmp_path / "out")
     assert (source.ocdbt, source.zarr3, source.scan_layers) == (not pathways, not pathways, True)
-    record = record_of(tmp_path / "out")
+    record = known_record(tmp_path / "out")
     assert (record.model_name, record.origin.repo) == ("qwen3-0.6b", "Qwen/Qwen3-0.6B")
     assert "config.json is what counts, and is not MaxText's qwen3-0.6b in hidden_size (24, not 1024)" in done.stderr
     assert "ignored: use_multimodal" not in done.stderr, "it is looked at"
@@ -105,7 +105,7 @@ def test_what_maxtexts_on_the_fly_conversion_passes(source: Path, tmp_path: Path
         "checkpoint_storage_use_zarr3=False",
         f"--hf_model_path={source}",
     )
-    target = record_of(tmp_path / "out").target
+    target = known_record(tmp_path / "out").target
     assert (target.scan_layers, target.ocdbt, target.zarr3, target.shards) == (False, False, False, 16)
 
 
@@ -135,7 +135,7 @@ def test_flags_in_all_their_spellings(source: Path, tmp_path: Path, capsys: pyte
         *("--save_dtype", "float32", f"hf_model_path={source}", "--simulated_cpu_devices_count=4"),
         *("lazy_load_tensors=False", "revision=v2", "weight_dtype=float32", "attention=dot_product"),
     )
-    target = record_of(tmp_path).target
+    target = known_record(tmp_path).target
     assert (target.save_dtype, target.shards) == ("float32", 4)
     said = capsys.readouterr().err
     assert "revision=v2 is without meaning" in said
@@ -149,7 +149,7 @@ def test_a_repository_and_a_revision(hub: LocalHub, tmp_path: Path) -> None:
     call(
         "model_name=qwen3-8b-base", "hf_model_path=acme/tiny", f"revision={commit}", f"base_output_directory={tmp_path}"
     )
-    origin = record_of(tmp_path).origin
+    origin = known_record(tmp_path).origin
     assert (origin.repo, origin.commit) == ("acme/tiny", commit)
 
 
@@ -174,7 +174,7 @@ def test_running_it_again(source: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert "already done" in capsys.readouterr().out
     assert "target scan_layers: True there, False here" in refused(capsys, *words, "scan_layers=false")
     call(*words, "scan_layers=false", "--overwrite")
-    assert not record_of(tmp_path).target.scan_layers
+    assert not known_record(tmp_path).target.scan_layers
 
 
 def test_a_configuration_file_gives_values(source: Path, tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ def test_a_configuration_file_gives_values(source: Path, tmp_path: Path) -> None
         "checkpoint_storage_use_zarr3: False\n"
     )
     call(settings, "model_name=qwen3-0.6b", f"hf_model_path={source}", "checkpoint_storage_use_zarr3=true")
-    target = record_of(tmp_path / "out").target
+    target = known_record(tmp_path / "out").target
     assert (target.scan_layers, target.zarr3) == (False, True), "the command line comes first"
 
 
@@ -262,7 +262,7 @@ def test_a_file_that_is_based_on_others(source: Path, tmp_path: Path) -> None:
     settings = tmp_path / "configs" / "tpu" / "run.yml"
     settings.write_text(f"base_config: mine.yml\nscan_layers: false\nbase_output_directory: {tmp_path / 'a#b'}\n")
     call(settings, f"hf_model_path={source}")
-    record = record_of(tmp_path / "a#b")
+    record = known_record(tmp_path / "a#b")
     assert record.model_name == "qwen3-0.6b"
     assert (record.target.scan_layers, record.target.ocdbt, record.target.zarr3) == (False, False, True)
 
@@ -276,7 +276,7 @@ def test_the_environment_overrides_the_file(
     monkeypatch.setenv("M_STEPS", "7")
     assert "scan_layers is given, and M_SCAN_LAYERS" in refused(capsys, *words, "scan_layers=false")
     call(tmp_path / "mine.yml", *words)
-    assert not record_of(tmp_path / "out").target.scan_layers
+    assert not known_record(tmp_path / "out").target.scan_layers
 
 
 def test_help_names_what_has_a_meaning() -> None:

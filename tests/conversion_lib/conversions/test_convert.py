@@ -16,9 +16,9 @@ from conversion_lib.conversions.convert import convert
 from conversion_lib.conversions.dequantize import dequantize
 from conversion_lib.demo.tiny_checkpoint import make_tiny_deepseek_v3
 from conversion_lib.engine import executor as engine
-from conversion_lib.record import Target, read_record
+from conversion_lib.record import Target
 from conversion_lib.runs.options import Options
-from conversion_lib.sources.orbax import open_orbax
+from conversion_lib.sources.orbax import open_orbax, record_of
 from tests.support.logit_models import CONFIGS, build_model
 from tests.support.maxtext_by_hand import BF16, maxtext_leaves
 from tests.support.orbax_reader import restore
@@ -65,7 +65,7 @@ def test_bfloat16_leaves_are_the_source_s_bits(model, tmp_path, name):
 
 def test_llama_s_query_is_rounded_once_more_in_bfloat16(model, tmp_path):
     convert(model("llama"), tmp_path / "out", Target())
-    record = read_record(tmp_path / "out")
+    record = record_of(tmp_path / "out")
     assert record is not None
     assert not record.exact
     assert_same_bits(leaves_of(tmp_path / "out"), maxtext_leaves(model("llama"), scanned=True, dtype=BF16))
@@ -131,7 +131,7 @@ def test_fused_and_staged_give_the_same_bits(tmp_path, save_dtype):
     dequantize(source, tmp_path / "bf16")
     convert(source, tmp_path / "fused", Target(save_dtype=save_dtype))
     convert(tmp_path / "bf16", tmp_path / "staged", Target(save_dtype=save_dtype))
-    records = [read_record(tmp_path / name) for name in ("fused", "staged")]
+    records = [record_of(tmp_path / name) for name in ("fused", "staged")]
     assert [record and (record.model_name, record.origin.path) for record in records] == [("fp8", str(source))] * 2
     assert_same_bits(leaves_of(tmp_path / "fused"), leaves_of(tmp_path / "staged"))
 

@@ -22,8 +22,9 @@ from conversion_lib.errors import BadInput, OutsideFailure
 from conversion_lib.hub import read_provenance, streaming
 from conversion_lib.hub.shard_cache import Demand, ShardCache, most_bytes
 from conversion_lib.hub.streaming import StreamedFiles, streamed
-from conversion_lib.record import Target, read_record
+from conversion_lib.record import Target
 from conversion_lib.runs.options import Options
+from conversion_lib.sources.orbax import record_of
 from tests.support.checkpoints import DEEPSEEK_V3, ferry_here, random_tensors, write_checkpoint
 from tests.support.sparse_checkpoints import deepseek_tensors
 
@@ -84,7 +85,7 @@ def test_the_same_as_after_a_download(hub: LocalHub, tmp_path: Path) -> None:
         assert (tmp_path / "out/hf" / name).read_bytes() == (tmp_path / "plain/hf" / name).read_bytes()
     provenance = read_provenance(tmp_path / "out" / "hf")
     assert provenance is not None and provenance.commit == hub.repos[REPO].commit and provenance.finished is None
-    record = read_record(tmp_path / "out")
+    record = record_of(tmp_path / "out")
     assert record is not None and record.origin.repo == REPO and record.origin.path == f"{REPO}@{provenance.commit}"
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0", "ferry.json", "hf"]
     again = ferry_here("convert", REPO, tmp_path / "out", "--stream-download", "--json")

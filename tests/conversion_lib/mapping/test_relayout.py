@@ -16,8 +16,9 @@ from conversion_lib.conversions.convert import convert, prepare
 from conversion_lib.conversions.finalize import finalize
 from conversion_lib.errors import BadInput
 from conversion_lib.plan.parts import Part
-from conversion_lib.record import Target, read_record
+from conversion_lib.record import Target
 from conversion_lib.runs.options import Options
+from conversion_lib.sources.orbax import record_of
 from tests.support.checkpoints import DEEPSEEK_V3, LLAMA, ferry_here, random_tensors, write_checkpoint
 from tests.support.orbax_trees import linen, model_leaves, write_tree
 from tests.support.sparse_checkpoints import deepseek_tensors, llama_tensors
@@ -52,7 +53,7 @@ def test_other_storage(scanned: Path, source: Path, tmp_path: Path, target: Targ
     convert(scanned, tmp_path / "ours", target)
     convert(source, tmp_path / "straight", target)
     assert compare(tmp_path / "ours", tmp_path / "straight").same
-    assert read_record(tmp_path / "ours").target == target
+    assert record_of(tmp_path / "ours").target == target
 
 
 def test_shards_of_the_target_cut_the_chunks(scanned: Path, source: Path):
@@ -82,7 +83,7 @@ def test_bfloat16_becomes_float32_and_that_is_said(scanned: Path, tmp_path: Path
 
 def test_what_lies_beside_it_goes_along(scanned: Path, source: Path, tmp_path: Path):
     convert(scanned, tmp_path / "out", Target(scan_layers=False))
-    ours, theirs = read_record(tmp_path / "out"), read_record(scanned)
+    ours, theirs = record_of(tmp_path / "out"), record_of(scanned)
     assert (ours.family, ours.model_name, ours.origin) == (theirs.family, theirs.model_name, theirs.origin)
     assert not ours.exact
     assert (tmp_path / "out" / "hf" / "tokenizer.json").read_text() == '{"version": "1.0"}'

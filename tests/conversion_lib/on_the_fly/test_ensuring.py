@@ -22,7 +22,8 @@ from conversion_lib.on_the_fly.ensuring import child_environment
 from conversion_lib.on_the_fly.wanted import target_of
 from conversion_lib.plan.chunking import SMALLEST
 from conversion_lib.progress import SILENT
-from conversion_lib.record import Target, read_record
+from conversion_lib.record import Target
+from conversion_lib.sources.orbax import record_of
 from tests.support.checkpoints import QWEN3, ferry_here, random_tensors, write_checkpoint
 from tests.support.sparse_checkpoints import llama_tensors
 
@@ -76,7 +77,7 @@ def test_both_storage_flags_are_forwarded(source: Path, tmp_path: Path, ocdbt: b
 
 def test_layers_and_dtype_are_forwarded(source: Path, tmp_path: Path) -> None:
     ensure(source, tmp_path, scan_layers=False, dtype="float32")
-    record = read_record(tmp_path)
+    record = record_of(tmp_path)
     assert record is not None
     assert (record.target.scan_layers, record.target.save_dtype) == (False, "float32")
 
@@ -116,7 +117,7 @@ def test_reconvert_replaces_what_differs_and_nothing_else(source: Path, tmp_path
     ensure(source, tmp_path, reconvert=True)
     assert (tmp_path / "ferry.json").stat().st_mtime_ns == before
     ensure(source, tmp_path, scan_layers=False, reconvert=True)
-    record = read_record(tmp_path)
+    record = record_of(tmp_path)
     assert record is not None and not record.target.scan_layers
 
 
@@ -135,7 +136,7 @@ def test_a_source_that_is_gone_is_not_missed(source: Path, tmp_path: Path) -> No
 
 def test_a_name_is_its_repository(hub: LocalHub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ensure_checkpoint("qwen3-0.6b", tmp_path / "out")
-    record = read_record(tmp_path / "out")
+    record = record_of(tmp_path / "out")
     assert record is not None
     assert (record.model_name, record.origin.repo) == ("qwen3-0.6b", "Qwen/Qwen3-0.6B")
     assert record.origin.commit == hub.repos["Qwen/Qwen3-0.6B"].commit
@@ -151,7 +152,7 @@ def test_another_commit_is_named(hub: LocalHub, source: Path, tmp_path: Path) ->
         ensure("acme/tiny", tmp_path / "out")
     assert ensure("acme/tiny", tmp_path / "out", revision=old), "a commit that is given needs no Hub"
     ensure("acme/tiny", tmp_path / "out", reconvert=True)
-    record = read_record(tmp_path / "out")
+    record = record_of(tmp_path / "out")
     assert record is not None and record.origin.commit == new
 
 
@@ -206,6 +207,16 @@ def test_a_checkpoint_that_is_just_being_replaced_is_waited_for(source: Path, tm
     (tmp_path / ".ferry" / "replaced").mkdir(parents=True)
     with pytest.raises(OutsideFailure, match="was not committed within"):
         ensure(source, tmp_path, may_convert=False, wait_seconds=0.1)
+
+
+def test_a_step_without_items_is_no_half_written_checkpoint(source: Path, tmp_path: Path) -> None:
+    """It may be a directory of the run's own: a conversion would be in its way, and says so."""
+    (tmp_path / "0").mkdir()
+    (tmp_path / "0" / "notes").write_text("the run's own")
+    with pytest.raises(OutsideFailure, match="was not committed within"):
+        ensure(source, tmp_path, may_convert=False, wait_seconds=0.1)
+    with pytest.raises(BadInput, match="was not written by ferry, and stays"):
+        ensure(source, tmp_path)
 
 
 def test_a_half_written_checkpoint_is_none(source: Path, tmp_path: Path) -> None:

@@ -17,8 +17,9 @@ from conversion_lib.engine import executor as engine
 from conversion_lib.errors import BadInput
 from conversion_lib.logits.check import _leave_report
 from conversion_lib.publish.publish import publish
-from conversion_lib.record import CheckpointRecord, Target, read_record
+from conversion_lib.record import CheckpointRecord, Target
 from conversion_lib.sources import cloud
+from conversion_lib.sources.orbax import record_of
 from conversion_lib.storage import gcs as place
 from conversion_lib.storage.locations import location
 from tests.support.buckets import ROOT, URL, WHOLE, assert_the_same, upload
@@ -243,7 +244,7 @@ def test_checked_and_published_without_leaving_the_bucket(fake: FakeCloudStorage
     assert ferry_here("convert", published.url, tmp_path / "flat", "--no-scan-layers").returncode == 0
     made, again = (
         CheckpointRecord.model_validate_json(fake.read("bucket", f"{ROOT}ferry.json")),
-        read_record(tmp_path / "flat"),
+        record_of(tmp_path / "flat"),
     )
     assert again and (again.model_name, again.origin) == (made.model_name, made.origin)
     fake.put("bucket", f"{ROOT}0/items/_METADATA", fake.read("bucket", f"{ROOT}0/items/_METADATA") + b" ")

@@ -14,8 +14,8 @@ from conversion_lib.core.boxes import Box, whole
 from conversion_lib.core.tensors import stored_bytes
 from conversion_lib.errors import BadInput
 from conversion_lib.models.hf_config import load_config
-from conversion_lib.record import Target, read_record
-from conversion_lib.sources.orbax import open_orbax
+from conversion_lib.record import Target
+from conversion_lib.sources.orbax import open_orbax, record_of
 from conversion_lib.sources.quantization import dequantized
 from conversion_lib.sources.safetensors import SafetensorsSource
 from tests.support.checkpoints import ferry_here
@@ -110,7 +110,7 @@ def test_static_scales_are_named_in_plan_and_record(tmp_path):
     result = json.loads(ferry_here("plan", source, "--json").stdout)
     assert result["warnings"][0].startswith("activation scales: 14 tensors left out; ")
     convert(source, tmp_path / "out", Target())
-    record = read_record(tmp_path / "out")
+    record = record_of(tmp_path / "out")
     assert record is not None
     assert record.dropped[0] == result["warnings"][0]
 
