@@ -1,6 +1,6 @@
-"""A Hugging Face checkpoint in a bucket: its weights by ranged reads of one generation.
+"""Reads a Hugging Face checkpoint in a bucket: ranged reads of one generation of each shard.
 
-Blocks of a shard are asked for ahead of the pieces that need them, many at a time, and a few are kept in memory.
+Blocks of a shard are requested before the pieces need them, many at a time. A few blocks stay in memory.
 """
 
 from __future__ import annotations
@@ -19,50 +19,59 @@ import tensorstore as ts
 
 from conversion_lib.errors import BadInput, OutsideFailure, tensorstore_reason
 from conversion_lib.sources.files import Files, ReadRun, Shard, header_bytes
-from conversion_lib.storage import gcs as cloud_place
+from conversion_lib.storage import gcs
 from conversion_lib.storage.files import in_parallel
 from conversion_lib.storage.gcs import BucketLocation
 
 BLOCK_BYTES = 4 << 20
 CACHE_SHARE = 16
-"""Of the memory budget, what blocks may take: those that are kept, and those that are on their way."""
+"""Blocks, both in memory and requested, may take one part in CACHE_SHARE of the memory budget."""
 BESIDE = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt", "LICENSE*", "NOTICE*", "README.md")
-"""Files that are fetched whole."""
+"""Small files to fetch whole."""
 
 
 @contextmanager
 def in_bucket(url: str, memory_budget: int) -> Iterator[BucketFiles]:
-    """The Hugging Face checkpoint at gs://bucket/prefix, for `convert` to read where it lies.
+    """Opens the Hugging Face checkpoint at gs://bucket/prefix for reading, without a copy of the weights.
 
-    Raises BadInput where there is no checkpoint.
+    Args:
+        url: gs://bucket/prefix.
+        memory_budget: Bytes. Blocks take a sixteenth of it.
+
+    Yields:
+        The files. Copies of the small ones, such as config.json, are deleted at the end of the context.
+
+    Raises:
+        BadInput: There is no checkpoint at the URL, or an object changed during the read.
+        OutsideFailure: A read failed.
     """
-    place = BucketLocation.parse(url)
-    objects = {name: blob for blob in place.blobs() if "/" not in (name := blob.name[len(place.name) + 1 :])}
+    location = BucketLocation.parse(url)
+    objects = {name: blob for blob in location.blobs() if "/" not in (name := blob.name[len(location.name) + 1 :])}
     shards = [name for name in objects if name.endswith(".safetensors")]
     if not shards:
-        raise BadInput(f"{url} holds no safetensors: give the prefix of a Hugging Face checkpoint, or a directory")
+        raise BadInput(f"{url} has no safetensors files: give the prefix of a Hugging Face checkpoint, or a directory")
     beside = [name for name in objects if any(fnmatch(name, pattern) for pattern in BESIDE)]
     with tempfile.TemporaryDirectory(prefix="ferry-config-") as name:
         directory = Path(name)
-        files = BucketFiles(place, directory, objects, memory_budget // CACHE_SHARE)
+        files = BucketFiles(location, directory, objects, memory_budget // CACHE_SHARE)
 
         def fetch(name: str, stopped: threading.Event) -> None:
             if name in beside:
-                (directory / name).write_bytes((place / name).read() or b"")
+                (directory / name).write_bytes((location / name).read() or b"")
             else:
                 files.fetch_header(name)
 
-        in_parallel(fetch, [*shards, *beside], threads=cloud_place.REQUESTS)
-        again = {name: generation for name, _, generation in place.versions()}
+        in_parallel(fetch, [*shards, *beside], threads=gcs.REQUESTS)
+        again = {name: generation for name, _, generation in location.versions()}
         for name in [*shards, *beside]:
             if again.get(name) != objects[name].generation:
-                raise _changed(place / name)
+                raise _changed(location / name)
         yield files
 
 
-def open_store(place: BucketLocation) -> Any:
-    """TensorStore's store of the objects below."""
-    return ts.KvStore.open(place.spec, context=ts.Context(cloud_place.TENSORSTORE_REQUESTS)).result()
+def open_store(location: BucketLocation) -> Any:
+    """Opens the TensorStore key-value store of the objects under the prefix `location`."""
+    return ts.KvStore.open(location.spec, context=ts.Context(gcs.TENSORSTORE_REQUESTS)).result()
 
 
 def _result(future: Any, what: BucketLocation) -> Any:
@@ -73,21 +82,25 @@ def _result(future: Any, what: BucketLocation) -> Any:
 
 
 def _changed(what: BucketLocation) -> BadInput:
-    return BadInput(f"{what} changed while it was read; run again when the source is at rest")
+    return BadInput(f"{what} changed while it was read; run again when nothing writes to the source")
 
 
 class BucketFiles(Files):
-    """A Hugging Face checkpoint at `place`, of which only the small files are copied: into `directory`.
+    """The files of a Hugging Face checkpoint at `location`.
 
-    An object's generation, a time in microseconds, stands for the time at which a file was written: an object that is
-    written anew counts as changed.
+    Only small files are copied. An object's generation, which is a time in microseconds, is used as its modification
+    time: an object that is written again counts as changed.
 
-    objects: as they are listed, by name. cache_bytes: what blocks may take of the memory.
+    Args:
+        location: The checkpoint's prefix.
+        directory: Where the small files are copied to. The caller owns it.
+        objects: The bucket client's blobs, by name in the prefix.
+        cache_bytes: The most memory for blocks; four blocks are kept even if it is less.
     """
 
-    def __init__(self, place: BucketLocation, directory: Path, objects: Mapping[str, Any], cache_bytes: int) -> None:
-        self.name, self.directory = str(place), directory
-        self._place, self._store, self._objects = place, open_store(place), objects
+    def __init__(self, location: BucketLocation, directory: Path, objects: Mapping[str, Any], cache_bytes: int) -> None:
+        self.name, self.directory = str(location), directory
+        self._location, self._store, self._objects = location, open_store(location), objects
         self._headers: dict[str, bytes] = {}
         self._generations: dict[str, Any] = {}
         self._blocks: OrderedDict[tuple[str, int], Any] = OrderedDict()
@@ -95,7 +108,12 @@ class BucketFiles(Files):
         self._kept = max(4, cache_bytes // BLOCK_BYTES)
 
     def fetch_header(self, shard: str) -> None:
-        """Reads the header of a shard, and notes which generation it is of."""
+        """Reads the header of a shard and remembers its generation.
+
+        Raises:
+            BadInput: The object changed during the read.
+            OutsideFailure: The read failed.
+        """
         self._headers[shard] = header_bytes(self._objects[shard].size, partial(self._first_bytes, shard))
 
     def has(self, shard: str) -> bool:
@@ -111,10 +129,10 @@ class BucketFiles(Files):
         return int(self._objects[name].generation) * 1000 if name in self._objects else 0
 
     def _first_bytes(self, name: str, count: int) -> bytes:
-        result = _result(self._store.read(name, byte_range=slice(0, count)), self._place / name)
+        result = _result(self._store.read(name, byte_range=slice(0, count)), self._location / name)
         generation = self._generations.setdefault(name, result.stamp.generation)
         if result.state != "value" or generation != result.stamp.generation:
-            raise _changed(self._place / name)
+            raise _changed(self._location / name)
         return bytes(result.value)
 
     def _read_run(self, name: str, offset: int, view: memoryview) -> None:
@@ -128,16 +146,16 @@ class BucketFiles(Files):
             done += len(part)
 
     def _block(self, name: str, number: int) -> bytes:
-        """One block; those after it are asked for as well, up to half of what is kept: there may be two readers."""
+        """Returns one block, and requests the next ones: a quarter of the cache, since there may be two readers."""
         with self._lock:
             last = min(number + self._kept // 4, (self._objects[name].size - 1) // BLOCK_BYTES)
             for ahead in range(last, number - 1, -1):
                 self._ask(name, ahead)
             future = self._blocks[name, number]
-        place = self._place / name
-        result = _result(future, place)
+        location = self._location / name
+        result = _result(future, location)
         if result.state != "value" or result.stamp.generation != self._generations[name]:
-            raise _changed(place)
+            raise _changed(location)
         return bytes(result.value)
 
     def _ask(self, name: str, number: int) -> None:

@@ -1,6 +1,6 @@
-"""The files of a Hugging Face checkpoint, wherever they lie: in a directory, in a bucket, or on the Hub.
+"""The files of a Hugging Face checkpoint in a directory, in a bucket, or on the Hub.
 
-Of a shard, what lies before its tensors is data that a source is made from; the tensors are read where they lie.
+A source is made from the bytes of each shard before its tensors. The tensors are read in place.
 """
 
 from __future__ import annotations
@@ -18,20 +18,23 @@ from conversion_lib.core.tensors import Source
 from conversion_lib.models.hf_config import ModelConfig, load_config
 from conversion_lib.plan.pace import Pace
 
-MAX_HEADER = 100 << 20  # the format's own limit
+MAX_HEADER = 100 << 20  # bytes; the limit of the safetensors format
 FIRST_BYTES = 128 << 10
-"""Asked of each weight file at once: more than nearly every header has, so that one request is enough."""
+"""Bytes of the first request for a header. Almost every header is smaller, so one request is enough."""
 OPEN_FILES = 64
 
 ReadRun = Callable[[int, memoryview], None]
-"""Fills a view with the bytes of one file from an offset on. Raises EOFError where the file ends before."""
+"""Fills a view with the bytes of one file that start at an offset. Raises EOFError if the file ends too early."""
 
 
 class Shard(NamedTuple):
-    """A weight file, as far as it is known without its tensors.
+    """What is known about a weight file without its tensors.
 
-    modified: when it was written last, in nanoseconds; a file that was written anew counts as changed.
-    content: a hash of it, where the place itself gives one; else empty.
+    Attributes:
+        name: The file's name in the checkpoint's directory.
+        size: Bytes.
+        modified: Time of the last write, in nanoseconds. A file that is written again counts as changed.
+        content: A hash of the content if the storage gives one, such as the Hub; otherwise empty.
     """
 
     name: str
@@ -41,10 +44,11 @@ class Shard(NamedTuple):
 
 
 class Files(ABC):
-    """A checkpoint's files. Sources of it may be opened several times.
+    """A checkpoint's files. Several sources may be opened from one instance.
 
-    name: what messages call the checkpoint: its directory, its URL, its repository and commit.
-    directory: where its small files lie, such as config.json, the index and the tokenizer's.
+    Attributes:
+        name: The checkpoint's name in messages: its directory, its URL, or its repository and commit.
+        directory: A local directory with the small files, such as config.json, the index and the tokenizer's files.
     """
 
     name: str
@@ -52,34 +56,59 @@ class Files(ABC):
 
     @abstractmethod
     def has(self, shard: str) -> bool:
-        """Whether there is a weight file of this name."""
+        """Returns whether there is a weight file with this name."""
 
     @abstractmethod
     def header(self, shard: str) -> tuple[Shard, bytes]:
-        """What is known of a weight file, and its first bytes: length and header, fewer where they cannot be right."""
+        """Returns what is known about a weight file, and its length field and header.
+
+        Returns:
+            The shard, and the first bytes of the file. They are fewer if the file is truncated or its length field is
+            not valid.
+        """
 
     @abstractmethod
     def reader(self, shard: str) -> ReadRun:
-        """How the bytes of a weight file are read."""
+        """Returns a function that reads the bytes of a weight file.
+
+        It may be called from several threads. It raises EOFError, OSError or a project error.
+        """
 
     @abstractmethod
     def modified(self, name: str) -> int:
-        """When a small file was written last, as for a shard; 0 where there is none."""
+        """Returns the time of a small file's last write in nanoseconds, as for a shard; 0 if there is no such file."""
 
     def config(self) -> ModelConfig:
-        """Its config.json. Raises BadInput as `load_config` does."""
+        """Reads config.json.
+
+        Raises:
+            BadInput: As `load_config` raises it.
+        """
         return load_config(self.directory, self.name)
 
     def pace(self, stored: Source, shown: Source) -> Pace | None:
-        """What is to be told of the pieces made from `stored`, which the plan reads as `shown`; None: nothing."""
+        """Returns what sets the order of pieces and is told which ones are read.
+
+        Args:
+            stored: The source of the files themselves.
+            shown: The source that the plan reads, such as `stored` dequantized.
+
+        Returns:
+            None if all files are at hand, so that any order will do.
+        """
         return None
 
 
 def header_bytes(size: int, first_bytes: Callable[[int], bytes]) -> bytes:
-    """The length and the header of a safetensors file of `size` bytes.
+    """Reads the length field and the header of a safetensors file.
 
-    first_bytes: gives so many bytes of the file from its beginning. Of a file whose header cannot be right, whatever
-    came of it: SafetensorsSource refuses it.
+    Args:
+        size: The file's size in bytes.
+        first_bytes: Returns the given number of bytes from the beginning of the file.
+
+    Returns:
+        The bytes of the length field and of the header. If the header is not valid, the bytes that were read, which
+        SafetensorsSource refuses.
     """
     start = first_bytes(min(FIRST_BYTES, size)) if size >= 8 else b""
     if len(start) < 8:
@@ -91,7 +120,7 @@ def header_bytes(size: int, first_bytes: Callable[[int], bytes]) -> bytes:
 
 
 class LocalFiles(Files):
-    """A directory on a file system of this machine."""
+    """A checkpoint in a local directory."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory.absolute()
@@ -121,7 +150,7 @@ class LocalFiles(Files):
 
 
 class Handles:
-    """Open files, the least recently used closed beyond OPEN_FILES. A file in use stays open until let go."""
+    """A cache of at most OPEN_FILES open files. The least recently used file is closed once no reader holds it."""
 
     def __init__(self) -> None:
         self._open: OrderedDict[Path, Any] = OrderedDict()
@@ -131,13 +160,13 @@ class Handles:
         with self._lock:
             handle = self._open.pop(file, None) or file.open("rb", buffering=0)
             self._open[file] = handle
-            # a handle that falls out is closed when the last reader that holds it is done
+            # a handle that is dropped here is closed when its last reader drops it
             while len(self._open) > OPEN_FILES:
                 self._open.popitem(last=False)
             return handle
 
     def reader(self, file: Path) -> ReadRun:
-        """Reads `file` with positional reads; it stays open for as long as what is returned is kept."""
+        """Returns a function that reads `file` with positional reads. The file stays open while the function exists."""
         handle = self.get(file)
 
         def read(offset: int, view: memoryview) -> None:
@@ -151,6 +180,6 @@ class Handles:
         return read
 
     def forget(self, file: Path) -> None:
-        """Lets go of `file`: what has its name from now on may be another."""
+        """Drops the handle of `file`, because another file may take its name from now on."""
         with self._lock:
             self._open.pop(file, None)

@@ -1,4 +1,4 @@
-"""What makes two runs the same run: where the weights came from and what they are, without reading them."""
+"""Identifies a source without reading its weights. Two runs with the same identity are the same run."""
 
 from __future__ import annotations
 
@@ -16,9 +16,14 @@ from conversion_lib.storage.interface import Location
 
 
 def origin_of(files: Files) -> Origin:
-    """Where a checkpoint came from, as the download's provenance says; else its name alone.
+    """Returns where a checkpoint came from.
 
-    Of a directory that Ferry dequantized, the path is that of the original.
+    Returns:
+        The repository and the commit from the download's provenance, None if there is none, and the checkpoint's path.
+        For a directory that Ferry dequantized, the path is the path of the original.
+
+    Raises:
+        BadInput: provenance.json or ferry.json is not JSON.
     """
     provenance, path = _load(files, PROVENANCE_NAME), files.name
     if isinstance(files, LocalFiles):
@@ -27,15 +32,25 @@ def origin_of(files: Files) -> Origin:
 
 
 def files_identity(stored: SafetensorsSource, config: ModelConfig) -> dict[str, str]:
-    """What a plan's identity says of a Hugging Face checkpoint: its files and its config."""
+    """Returns the part of a plan's identity that describes a Hugging Face checkpoint: its files and its config.
+
+    Raises:
+        BadInput: As `source_content` raises it.
+    """
     return {"source": json.dumps(source_content(stored)), "config": json.dumps(config.raw, sort_keys=True)}
 
 
 def dequantized_identity(record: bytes | None, source: str, config: ModelConfig) -> dict[str, str] | None:
-    """What `files_identity` said of the quantized checkpoint that another one was dequantized from.
+    """Returns what `files_identity` returned for the quantized original of a dequantized checkpoint.
 
-    record, source, config: of the dequantized one: its ferry.json, its part of a plan's identity, its config.json.
-    None where Ferry did not dequantize it (what it exported has more in its record), or a file was changed since.
+    Args:
+        record: The content of the dequantized checkpoint's ferry.json; None if there is none.
+        source: The JSON of its `source_content`.
+        config: Its config.json.
+
+    Returns:
+        None if Ferry did not dequantize the checkpoint, or if a file was changed afterwards. An exported checkpoint
+        also has a ferry.json, but with more keys in its identity.
     """
     try:
         written = json.loads(record or b"")
@@ -52,21 +67,32 @@ def dequantized_identity(record: bytes | None, source: str, config: ModelConfig)
 
 
 def source_identity(source: SafetensorsSource) -> str:
-    """Hex sha256 over `source_content`."""
+    """Returns the hexadecimal SHA-256 of `source_content`.
+
+    Raises:
+        BadInput: As `source_content` raises it.
+    """
     return hashlib.sha256(json.dumps(source_content(source)).encode()).hexdigest()
 
 
 def source_content(source: SafetensorsSource) -> dict[str, str]:
-    """By file name, size and what is known of its content; and the hash of all headers, as `headers`.
+    """Returns what identifies a checkpoint's weights.
 
-    What is known is the fingerprint of the run that wrote the files, or the hashes that the download verified. Where
-    there is neither, or a file was changed after it was written or verified, the time of modification stands in, so
-    that a file that was changed or copied counts as another.
+    The content of a file is identified by the fingerprint of the run that wrote it, or by the hash that the download
+    verified. If there is neither, or if the file was changed afterwards, its modification time is used instead. Then a
+    changed or copied file counts as another file.
+
+    Returns:
+        For each shard's name, its size in bytes and what identifies its content; for `headers`, the hash of all
+        headers.
+
+    Raises:
+        BadInput: provenance.json or ferry.json is not JSON.
     """
     files = source.files
     written = _load(files, HF_RECORD_NAME).get("fingerprint")
     hashes = _verified_hashes(_load(files, PROVENANCE_NAME))
-    # both are written last, by the run and by the download
+    # a run and a download each write their file last
     sealed = max(files.modified(name) for name in (HF_RECORD_NAME, PROVENANCE_NAME))
     content = {}
     for shard in source.shards:
@@ -77,9 +103,12 @@ def source_content(source: SafetensorsSource) -> dict[str, str]:
 
 
 def orbax_content(items: Location) -> dict[str, str]:
-    """The hash over name, size and time of modification of every file of a MaxText checkpoint, as `items`.
+    """Returns what identifies a MaxText checkpoint: a hash of the name, size and modification time of each file.
 
-    In a bucket an object's generation stands for the time.
+    In a bucket, an object's generation is used instead of the time.
+
+    Returns:
+        One entry, `items`.
     """
     digest, count, total = hashlib.sha256(), 0, 0
     for name, size, written in items.versions():
@@ -89,15 +118,21 @@ def orbax_content(items: Location) -> dict[str, str]:
 
 
 def refuse_change(name: str, noted: Mapping[str, str], now: Mapping[str, str]) -> None:
-    """Raises BadInput where the source called `name` is not `now` what it was when `noted`, its content, was taken.
+    """Refuses a source that changed during a run: data from before and after the change do not fit together.
 
-    What was read of it before and after a change does not belong together.
+    Args:
+        name: The source's name in the message.
+        noted: `source_content` or `orbax_content` from the start of the run.
+        now: The same at the end.
+
+    Raises:
+        BadInput: The two differ.
     """
     changed = [name for name in {**noted, **now} if noted.get(name) != now.get(name)]
     if changed:
         raise BadInput(
-            f"{name}/{changed[0]} changed while it was read: {noted.get(changed[0])} at first, now "
-            f"{now.get(changed[0])}. Nothing of this run is kept; run again when the source is at rest"
+            f"{name}/{changed[0]} changed while it was read: {noted.get(changed[0])} at the start, now "
+            f"{now.get(changed[0])}. The output of this run is discarded; run again when nothing writes to the source"
         )
 
 

@@ -1,4 +1,4 @@
-"""Tensors that a checkpoint holds apart and MaxText as one: their rows, in MaxText's order, shown as one tensor."""
+"""Joins tensors that a checkpoint stores separately and MaxText as one array: their rows in MaxText's order."""
 
 from __future__ import annotations
 
@@ -14,15 +14,18 @@ from conversion_lib.core.tensors import Array, Source, StoredSlice, TensorInfo
 from conversion_lib.errors import BadInput
 
 Dims = Mapping[str, int]
-"""The sizes and switches of one model, by the names that its family's rules use."""
+"""The sizes and flags of one model, by the names that its family's rules use."""
 
 
 @dataclass(frozen=True)
 class Join:
-    """Tensors of a layer whose rows MaxText has in one array: rules take them under one name.
+    """Tensors of a layer whose rows MaxText stores in one array. Rules use them under one name.
 
-    name, parts: what follows `model.layers.<i>.`.
-    rows: from top to bottom, for given dims: the number of the part, its first row, the row after its last.
+    Attributes:
+        name: The joined tensor's name after `model.layers.<i>.`.
+        parts: The names of the stored tensors after `model.layers.<i>.`.
+        rows: Returns, for given dims, the runs of rows from top to bottom: the index of the part, the first row, and
+            the row after the last.
     """
 
     name: str
@@ -31,9 +34,13 @@ class Join:
 
 
 def joined(source: Source, joins: Sequence[Join], dims: Dims) -> Source:
-    """`source` itself where it holds nothing that is to be joined, else a source that shows it joined.
+    """Shows a source with the tensors of `joins` joined.
 
-    Raises BadInput for a tensor whose companion is missing or does not fit.
+    Returns:
+        `source` itself if it has no tensors to join.
+
+    Raises:
+        BadInput: A part of a joined tensor is missing, or its shape or dtype does not fit the others.
     """
     tensors: dict[str, TensorInfo] = {}
     made: dict[str, _Joined] = {}
@@ -56,13 +63,13 @@ def joined(source: Source, joins: Sequence[Join], dims: Dims) -> Source:
 def _found(source: Source, name: str, companion: str) -> TensorInfo:
     info = source.tensors.get(name)
     if info is None:
-        raise BadInput(f"tensor {name} is missing: MaxText has it in one array with {companion}")
+        raise BadInput(f"tensor {name} is missing: MaxText stores it in one array with {companion}")
     return info
 
 
 @dataclass(frozen=True)
 class _Joined:
-    """`runs`: (tensor, first row, row after the last) from top to bottom; `ends`: where each ends in the whole."""
+    """`runs`: (tensor, first row, row after the last) from top to bottom; `ends`: the row after each in the result."""
 
     runs: tuple[tuple[str, int, int], ...]
     ends: tuple[int, ...]
@@ -70,13 +77,13 @@ class _Joined:
 
     @staticmethod
     def of(parts: Sequence[TensorInfo], rows: Sequence[tuple[int, int, int]]) -> _Joined:
-        """Raises BadInput where the parts do not have the rows that are asked for, or are not alike otherwise."""
+        """Raises BadInput if a part has an unexpected number of rows, or other columns or dtype than the first."""
         for number, info in enumerate(parts):
             wanted = sum(stop - start for part, start, stop in rows if part == number)
             if (*info.shape[1:], info.dtype) != (*parts[0].shape[1:], parts[0].dtype) or info.shape[0] != wanted:
                 raise BadInput(
                     f"{info.file}: tensor {info.name} is {info.dtype} {list(info.shape)}, expected {parts[0].dtype} "
-                    f"{[wanted, *parts[0].shape[1:]]}: it makes one array with {parts[0].name}"
+                    f"{[wanted, *parts[0].shape[1:]]}: MaxText stores it in one array with {parts[0].name}"
                 )
         return _Joined(
             tuple((parts[part].name, start, stop) for part, start, stop in rows),
@@ -89,7 +96,7 @@ class _Joined:
         return self.ends[-1], self.columns
 
     def within(self, box: Box) -> Iterator[tuple[str, Box]]:
-        """What to read of which tensor, from top to bottom."""
+        """Yields each part to read and the box to read of it, from top to bottom."""
         (first, last), columns = box
         for place in range(bisect_right(self.ends, first), len(self.runs)):
             name, start, stop = self.runs[place]
@@ -100,7 +107,7 @@ class _Joined:
 
 
 class JoinedSource:
-    """A source some of whose tensors are joined from rows of others."""
+    """A source in which some tensors are joined from rows of stored ones."""
 
     def __init__(self, source: Source, tensors: Mapping[str, TensorInfo], made: Mapping[str, _Joined]) -> None:
         self._source, self.tensors, self._made = source, tensors, made

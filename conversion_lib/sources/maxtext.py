@@ -1,13 +1,13 @@
-"""The weights of a MaxText checkpoint under one set of names, whoever wrote it and in whichever tree.
+"""Reads the weights of a MaxText checkpoint under one set of names, whatever tree they are stored in.
 
-Trees that are met, `X` being the leaf's path in the model, such as `decoder/layers/mlp/wi_0/kernel`::
+The known trees, where `X` is the leaf's path in the model, such as `decoder/layers/mlp/wi_0/kernel`::
 
     params/params/X                       a conversion, and a training run of MaxText, Linen or NNX
     params/X, X, base/X, model/X          trees of NNX models; each leaf may have a `value` below it
-    nnx_aux/model/X, params/MoEBiasVar/X  a router's bias, which MaxText 0.2.5 does not count among the parameters
-    opt_state/..., optimizer/..., step    what training needs besides: never read
+    nnx_aux/model/X, params/MoEBiasVar/X  a router's bias, which MaxText 0.2.5 does not store with the parameters
+    opt_state/..., optimizer/..., step    other state of the training run: never read
 
-An NNX list of layers has the layer's number as a key of its own: `layers/0` is `layers_0`.
+In an NNX list of layers, the layer's number is a separate key: `layers/0` is `layers_0`.
 """
 
 from __future__ import annotations
@@ -23,27 +23,35 @@ from conversion_lib.sources.orbax import Keys, OrbaxSource, Where
 ROOT = "params/params"
 
 OF_0_2_5 = ("nnx_aux/", "params/MoEBiasVar/")
-"""Where that release alone has weights."""
+"""Paths where only MaxText 0.2.5 stores weights."""
 
 MODEL = ("token_embedder", "decoder")
-"""What a model's own tree begins with; whatever stands before is a collection."""
+"""First keys of the model's own tree. The keys before them name a collection."""
 
 NOT_READ = {
-    "opt_state": "the optimizer's state is no weight of the model",
-    "optimizer": "the optimizer's state is no weight of the model",
-    "nnx_aux": "the state of random generators is no weight of the model",
-    "vision_encoder": "the text model alone is converted",
-    "mtp_block": "Hugging Face's model predicts no further tokens",
+    "opt_state": "the optimizer's state is not part of the model",
+    "optimizer": "the optimizer's state is not part of the model",
+    "nnx_aux": "the state of random generators is not part of the model",
+    "vision_encoder": "only the text model is converted",
+    "mtp_block": "Hugging Face's model has no multi-token prediction",
 }
-"""Parts of a tree by the key that they begin with, and why they are left out."""
+"""Keys whose part of the tree is left out, and why."""
 
 
 class MaxTextSource:
-    """The weights of the checkpoint at DST, DST/0 or DST/0/items, by path such as `params/params/decoder/...`.
+    """The weights of a MaxText checkpoint by path, such as `params/params/decoder/decoder_norm/scale`.
 
-    cache_bytes: decoded chunks that are kept in memory.
-    not_read: one line for each part of the tree that holds no weights and was not opened.
-    Raises BadInput where it is no checkpoint, or has one weight in two places.
+    Args:
+        checkpoint: DST, DST/0 or DST/0/items.
+        cache_bytes: The most memory for decoded chunks. 0 keeps none.
+
+    Attributes:
+        stored: The leaves under their stored names.
+        not_read: A line for each part of the tree that has no weights and was not opened.
+
+    Raises:
+        BadInput: It is not a checkpoint, or two leaves have the same path.
+        OutsideFailure: A bucket cannot be read.
     """
 
     def __init__(self, checkpoint: Where, *, cache_bytes: int = 0) -> None:
@@ -61,10 +69,11 @@ class MaxTextSource:
 
     @property
     def maxtext(self) -> str | None:
-        """The release that wrote it, where the tree shows that."""
+        """The MaxText release that wrote it; None if the tree does not show that."""
         return "0.2.5" if any(name.startswith(OF_0_2_5) for name in self._names.values()) else None
 
     def chunk_shape(self, name: str) -> tuple[int, ...]:
+        """Returns the shape of the weight's stored chunks, as `OrbaxSource.chunk_shape`."""
         return self.stored.chunk_shape(self._names[name])
 
     def read(self, name: str, box: Box | None = None) -> Array:
@@ -75,8 +84,8 @@ class MaxTextSource:
 
 
 def canonical(keys: Keys) -> str:
-    """The path of a weight under `params/params`; a leaf outside the model keeps its own."""
-    start = next((place for place, key in enumerate(keys) if key in MODEL), None)
+    """Returns the path of a weight under `params/params`, or the unchanged path of a leaf outside the model."""
+    start = next((index for index, key in enumerate(keys) if key in MODEL), None)
     if start is None:
         return "/".join(keys)
     parts: list[str] = []

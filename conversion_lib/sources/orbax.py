@@ -1,8 +1,8 @@
-"""A MaxText checkpoint as a source: arrays in Orbax's layout, read with TensorStore.
+"""Reads a MaxText checkpoint: arrays in Orbax's layout, read with TensorStore.
 
-Layout: `<DST>/0/items/_METADATA` names the leaves of the tree; each array is a zarr (2 or 3) array, either in
-one OCDBT store at `items/` under the leaf's dotted name or in a directory of that name (Orbax's
-`PyTreeCheckpointHandler`). Nothing of jax or orbax is imported.
+Layout of Orbax's `PyTreeCheckpointHandler`: `<DST>/0/items/_METADATA` names the leaves of the tree. Each leaf is a zarr
+(2 or 3) array, either in one OCDBT store at `items/` under the leaf's dotted name, or in a directory of that name.
+Neither jax nor orbax is imported.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from conversion_lib.core.boxes import Box, slices
 from conversion_lib.core.tensors import Array, StoredSlice, TensorInfo
 from conversion_lib.errors import BadInput, FerryError, OutsideFailure, tensorstore_reason
 from conversion_lib.record import CheckpointRecord, record_in
-from conversion_lib.storage import gcs as cloud_place
+from conversion_lib.storage import gcs
 from conversion_lib.storage.interface import Location
 from conversion_lib.storage.locations import location
 
@@ -28,25 +28,33 @@ STEP_METADATA = "_CHECKPOINT_METADATA"
 MANIFEST = "manifest.ocdbt"
 
 PARTS = ("", "items", "0/items")
-"""From what may be given as a checkpoint to its `items`."""
+"""Paths from DST/0/items, DST/0 and DST to `items`."""
 
 LASTING = ("DATA_LOSS", "FAILED_PRECONDITION", "INVALID_ARGUMENT", "NOT_FOUND", "OUT_OF_RANGE", "PERMISSION_DENIED")
-"""How TensorStore begins what it says of a bucket where another try would be of no use."""
+"""First words of TensorStore's errors about a bucket that a retry does not solve."""
 
 Where = str | Path | Location
-"""Of a checkpoint: a path, gs://bucket/prefix, or the location that either names."""
+"""Where a checkpoint is: a path, gs://bucket/prefix, or a location."""
 
 Keys = tuple[str, ...]
-"""A leaf's place in the tree; an index of a list is its decimal digits."""
+"""A leaf's keys in the tree, from the root. The index of a list is written in decimal digits."""
 
 
 def checkpoint_at(checkpoint: Where) -> Location:
-    """The location of DST, DST/0 or DST/0/items, as it is given. Raises BadInput for another URL scheme than gs://."""
+    """Returns the absolute location of DST, DST/0 or DST/0/items, whichever is given.
+
+    Raises:
+        BadInput: A URL has another scheme than gs://.
+    """
     return (location(checkpoint) if isinstance(checkpoint, str | Path) else checkpoint).absolute()
 
 
 def root_of(checkpoint: Where) -> Location:
-    """DST, for any of DST, DST/0 and DST/0/items."""
+    """Returns DST for DST, DST/0 or DST/0/items.
+
+    Raises:
+        BadInput: As `checkpoint_at` raises it.
+    """
     root = checkpoint_at(checkpoint)
     for last in ("items", "0"):
         if str(root).endswith(f"/{last}"):
@@ -55,18 +63,22 @@ def root_of(checkpoint: Where) -> Location:
 
 
 def record_of(checkpoint: Where) -> CheckpointRecord | None:
-    """The record of the checkpoint at DST, DST/0 or DST/0/items, None where there is none.
+    """Returns the record of the checkpoint at DST, DST/0 or DST/0/items; None if there is none.
 
-    Raises BadInput as `record_in` does.
+    Raises:
+        BadInput: As `record_in` raises it.
+        OutsideFailure: A bucket cannot be read.
     """
     root = root_of(checkpoint)
     return record_in(lambda name: (root / name).read(), str(root))
 
 
 def items_of(checkpoint: Where) -> Location:
-    """The `items` of DST, DST/0 or DST/0/items.
+    """Returns the `items` of DST, DST/0 or DST/0/items.
 
-    Raises BadInput where there is none, and where DST holds other steps: a training run's directory of checkpoints.
+    Raises:
+        BadInput: There is no Orbax checkpoint, or DST has other steps than 0, as a training run writes them.
+        OutsideFailure: A bucket cannot be read.
     """
     path = checkpoint_at(checkpoint)
     for part in ("", "items"):
@@ -74,30 +86,47 @@ def items_of(checkpoint: Where) -> Location:
             return path / part if part else path
     steps = sorted(int(name) for name in path.children() if name.isdigit() and is_orbax(path / name))
     if not steps:
-        raise BadInput(f"{checkpoint} holds no Orbax checkpoint: no {METADATA} in it, in items/ or in 0/items/")
+        raise BadInput(f"{checkpoint} has no Orbax checkpoint: no {METADATA} in it, in items/ or in 0/items/")
     if steps != [0]:
         named = ", ".join(map(str, steps))
-        raise BadInput(f"{checkpoint} is a training run's, of steps {named}: name one, such as {path / str(steps[-1])}")
+        raise BadInput(f"{checkpoint} has a training run's steps {named}: name one, such as {path / str(steps[-1])}")
     return path / "0/items"
 
 
 def is_orbax(checkpoint: Where) -> bool:
-    """Whether it is DST, DST/0 or DST/0/items of a checkpoint."""
+    """Returns whether the location is DST, DST/0 or DST/0/items of a checkpoint.
+
+    Raises:
+        BadInput: As `checkpoint_at` raises it.
+        OutsideFailure: A bucket cannot be read.
+    """
     path = checkpoint_at(checkpoint)
     return any((path / part / METADATA).read() is not None for part in PARTS)
 
 
 def array_spec(items: Location, name: str, *, ocdbt: bool, zarr3: bool) -> dict[str, Any]:
-    """TensorStore's spec for the leaf with the dotted `name`."""
+    """Returns TensorStore's spec of the leaf with the dotted `name`."""
     kvstore = {"driver": "ocdbt", "base": items.spec, "path": f"{name}/"} if ocdbt else (items / name).spec
     return {"driver": "zarr3" if zarr3 else "zarr", "kvstore": kvstore}
 
 
 class OrbaxSource:
-    """The leaves of one checkpoint, by path such as `params/params/decoder/decoder_norm/scale`.
+    """The leaves of one checkpoint by path, such as `params/params/decoder/decoder_norm/scale`.
 
-    wanted: whether to open a leaf. Opening one reads its metadata; those left out are listed in `unopened`.
-    cache_bytes: decoded chunks that are kept, for readers that come back to a chunk for another part of it.
+    Args:
+        checkpoint: DST, DST/0 or DST/0/items.
+        wanted: Returns whether to open the leaf with the given keys. Opening a leaf reads its metadata.
+        cache_bytes: The most memory for decoded chunks, for readers that read several parts of a chunk. 0 keeps none.
+
+    Attributes:
+        items: The location of `items`.
+        unopened: The keys of the leaves that were not opened.
+        ocdbt: Whether the leaves are in an OCDBT store.
+        zarr3: Whether the arrays are zarr 3, not zarr 2.
+
+    Raises:
+        BadInput: It is not an Orbax checkpoint, or a leaf that is named in it cannot be opened.
+        OutsideFailure: A bucket cannot be read.
     """
 
     def __init__(
@@ -118,12 +147,12 @@ class OrbaxSource:
 
     @property
     def scan_layers(self) -> bool | None:
-        """MaxText's own note of how the layers are stored, None where it left none."""
+        """Whether the layers are stacked, as MaxText noted it; None if there is no note."""
         value = (self.step_metadata.get("custom_metadata") or {}).get("scan_layers")
         return None if value is None else bool(value)
 
     def _open(self, wanted: Callable[[Keys], bool], cache_bytes: int) -> dict[str, Any]:
-        context = ts.Context({"cache_pool": {"total_bytes_limit": cache_bytes}, **cloud_place.TENSORSTORE_REQUESTS})
+        context = ts.Context({"cache_pool": {"total_bytes_limit": cache_bytes}, **gcs.TENSORSTORE_REQUESTS})
         futures = {}
         for entry in self.metadata["tree_metadata"].values():
             keys = tuple(str(part["key"]) for part in entry["key_metadata"])
@@ -147,7 +176,7 @@ class OrbaxSource:
         return (BadInput if lasting else OutsideFailure)(f"{self.items}: {what}: {tensorstore_reason(error)}")
 
     def chunk_shape(self, name: str) -> tuple[int, ...]:
-        """The shape of the chunks that the leaf is stored in, each of which is read and decoded as a whole."""
+        """Returns the shape of the leaf's stored chunks. A chunk is read and decoded as a whole."""
         return tuple(self._arrays[name].chunk_layout.write_chunk.shape or ())  # a scalar has None
 
     def read(self, name: str, box: Box | None = None) -> Array:
@@ -165,17 +194,22 @@ class OrbaxSource:
 
 
 def open_orbax(checkpoint: Where) -> OrbaxSource:
-    """Opens DST, DST/0 or DST/0/items. Raises BadInput where it is no Orbax checkpoint."""
+    """Opens all leaves of DST, DST/0 or DST/0/items.
+
+    Raises:
+        BadInput: As OrbaxSource raises it.
+        OutsideFailure: As OrbaxSource raises it.
+    """
     return OrbaxSource(checkpoint)
 
 
 def _read_json(path: Location) -> dict[str, Any]:
-    """Empty where there is no such file."""
+    """Returns an empty object if there is no such file."""
     content = path.read()
     try:
         value = {} if content is None else json.loads(content)
     except json.JSONDecodeError as error:
         raise BadInput(f"{path} is not JSON: {error}") from error
     if not isinstance(value, dict):
-        raise BadInput(f"{path} should hold a JSON object")
+        raise BadInput(f"{path} is not a JSON object")
     return value

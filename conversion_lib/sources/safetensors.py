@@ -1,8 +1,8 @@
-"""safetensors files as a source: headers parsed once, slices read by offset and length.
+"""Reads safetensors files: headers are parsed once, slices are read by offset and length.
 
-A file is an 8-byte little-endian length, a JSON header of that length, and the tensors' bytes, row-major
-(https://huggingface.co/docs/safetensors, "Format"). Plain positional reads are used: a memory map over a network
-mount is many times slower, and the safetensors package reads no fp8 as numpy.
+A file has an 8-byte little-endian length, a JSON header of that length, and the tensors' bytes, row-major
+(https://huggingface.co/docs/safetensors, "Format"). Files are read with plain positional reads, because a memory map on
+a network mount is many times slower, and the safetensors package cannot read fp8 into numpy.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from conversion_lib.sources.files import MAX_HEADER, Files, LocalFiles, ReadRun,
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 COVER_BYTES = 2 << 20
-"""Rows that are read whole, to keep some of their columns, come in pieces of about this size."""
+"""Bytes, about, of whole rows that are read at once to keep some of their columns."""
 
 
 class TensorOffset(NamedTuple):
-    """Where a tensor lies: the name of its file and the offset of its first byte there."""
+    """A tensor's file and the offset of its first byte in it."""
 
     file: str
     offset: int
@@ -39,8 +39,16 @@ class TensorOffset(NamedTuple):
 class SafetensorsSource:
     """The tensors of a checkpoint with `model.safetensors.index.json`, or with a single `model.safetensors`.
 
-    Raises BadInput on opening where a shard is missing, truncated or malformed, or the index names a tensor that
-    its shard does not have.
+    Args:
+        where: A directory, or the files of a checkpoint.
+
+    Attributes:
+        shards: The weight files, in name order.
+        tensors: What the headers say, by tensor name, in the order of the files.
+
+    Raises:
+        BadInput: A shard is missing, truncated or malformed, or does not have a tensor that the index says it has.
+        OSError: A local file cannot be read.
     """
 
     def __init__(self, where: Path | Files) -> None:
@@ -64,10 +72,11 @@ class SafetensorsSource:
 
     @property
     def header_digest(self) -> str:
-        """Hex sha256 over the names and headers of all shards: names, shapes, dtypes and offsets."""
+        """The hexadecimal SHA-256 of the names and headers of all shards: names, shapes, dtypes and offsets."""
         return self._header_hash.hexdigest()
 
     def offset_of(self, name: str) -> TensorOffset:
+        """Returns the tensor's file and its offset in bytes."""
         return self._offsets[name]
 
     def _read_header(self, name: str) -> list[tuple[str, TensorInfo, int, int]]:
@@ -77,7 +86,7 @@ class SafetensorsSource:
         length = struct.unpack("<Q", start[:8])[0] if len(start) >= 8 else 0
         if not 0 < length <= min(MAX_HEADER, max(shard.size - 8, 0)) or len(start) < 8 + length:
             raise BadInput(
-                f"{file} is truncated or no safetensors file: {shard.size} bytes, no whole header. Download it again"
+                f"{file} is truncated or not a safetensors file: {shard.size} bytes, no whole header. Download it again"
             )
         self._header_hash.update(name.encode())
         self._header_hash.update(start)
@@ -85,7 +94,7 @@ class SafetensorsSource:
             header = json.loads(start[8:])
             found = [_entry(file, name, entry, 8 + length) for name, entry in header.items() if name != "__metadata__"]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise BadInput(f"{file} has a header that is not safetensors': {error}") from None
+            raise BadInput(f"{file} has a header that is not in safetensors format: {error}") from None
         end = max([stop for *_, stop in found], default=8 + length)
         if end != shard.size:
             state = "truncated" if shard.size < end else "longer than its header says"
@@ -108,9 +117,10 @@ class SafetensorsSource:
 
 
 def shard_names(files: Files) -> list[str]:
-    """The weight files of a checkpoint, in name order.
+    """Returns the weight files of a checkpoint, in name order.
 
-    Raises BadInput where there are none, or where the index names one that is not there.
+    Raises:
+        BadInput: There are none, the index is malformed, or a file that the index names is missing.
     """
     return _shard_names(files, _index(files))
 
@@ -130,27 +140,27 @@ def _shard_names(files: Files, index: dict[str, str]) -> list[str]:
 
 
 def _index(files: Files) -> dict[str, str]:
-    """The index's weight_map, empty where there is no index file."""
+    """Returns the index's weight_map; empty if there is no index file."""
     path = f"{files.name}/{INDEX_NAME}"
     try:
         weight_map = dict(json.loads((files.directory / INDEX_NAME).read_bytes())["weight_map"].items())
     except FileNotFoundError:
         return {}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BadInput(f"{path} is no safetensors index: {error}") from None
+        raise BadInput(f"{path} is not a safetensors index: {error}") from None
     shards = dict.fromkeys(name if isinstance(name, str) else repr(name) for name in weight_map.values())
     bad = next((shard for shard in shards if Path(shard).name != shard), None)
     if bad is not None or not weight_map:
-        raise BadInput(f"{path}: weight_map should name files beside it, not {bad!r}")
+        raise BadInput(f"{path}: weight_map should name files in the same directory, not {bad!r}")
     return weight_map
 
 
 def _entry(file: str, name: str, entry: dict[str, Any], base: int) -> tuple[str, TensorInfo, int, int]:
-    """A tensor's name, what its header says, and where its first byte and the one after its last lie in the file."""
+    """Returns a tensor's name and header entry, its first byte in the file, and the byte after its last."""
     start, stop = entry["data_offsets"]
     code = entry["dtype"]
     if code not in SAFETENSORS_DTYPES:
-        raise BadInput(f"{file}: tensor {name} has dtype {code}, which is not known")
+        raise BadInput(f"{file}: tensor {name} has dtype {code}, which is not a known dtype")
     info = TensorInfo(name, tuple(entry["shape"]), SAFETENSORS_DTYPES[code], file)
     if stop - start != (nbytes := info.nbytes) or start < 0:
         raise BadInput(f"{file}: tensor {name} takes {stop - start} bytes, but its shape and dtype say {nbytes}")
@@ -158,7 +168,7 @@ def _entry(file: str, name: str, entry: dict[str, Any], base: int) -> tuple[str,
 
 
 def _read_box(read: ReadRun, offset: int, shape: tuple[int, ...], dtype: np.dtype[Any], box: Box) -> Array:
-    """The elements of `box` of a row-major array that begins at `offset`."""
+    """Reads `box` of a row-major array whose first byte is at `offset`."""
     if len(shape) == 0:
         return _read_run(read, offset, 1, dtype).reshape(())
     wanted = box_shape(box)
@@ -167,7 +177,7 @@ def _read_box(read: ReadRun, offset: int, shape: tuple[int, ...], dtype: np.dtyp
     if wanted[1:] == shape[1:]:
         return _read_run(read, offset + rows.start * inner * dtype.itemsize, wanted[0] * inner, dtype).reshape(wanted)
     result = np.empty(wanted, dtype)
-    # some of each row: whole rows are read in pieces and cut, unless only a small part of them is wanted
+    # a part of each row: read some whole rows at a time and cut them, unless the part is small
     if len(shape) == 2 and wanted[1] * 4 < shape[1] and wanted[1] * dtype.itemsize >= 512:
         for index, row in enumerate(range(rows.start, rows.stop)):
             result[index] = _read_run(read, offset + (row * inner + box[1][0]) * dtype.itemsize, wanted[1], dtype)
@@ -183,7 +193,7 @@ def _read_box(read: ReadRun, offset: int, shape: tuple[int, ...], dtype: np.dtyp
 
 
 def _read_run(read: ReadRun, offset: int, count: int, dtype: np.dtype[Any]) -> Array:
-    """`count` elements that lie one after the other from `offset`. Raises EOFError where the file ends before."""
+    """Reads `count` contiguous elements from `offset`. Raises EOFError if the file ends too early."""
     result = np.empty(count, dtype)
     read(offset, result.view(np.uint8).data)
     return result

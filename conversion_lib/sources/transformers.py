@@ -1,8 +1,8 @@
-"""A checkpoint as transformers' class sees it: loaded whole, as `from_pretrained(dtype="auto")` does.
+"""Reads a checkpoint through transformers: the model is loaded whole, as with `from_pretrained(dtype="auto")`.
 
-It is offered under the names of its files, which come from undoing what transformers itself did in loading. Values are
-cast to one dtype, config.json's; a few tensors stay float32 as the class demands. Nothing is loaded before the first
-read.
+The tensors have the names of the stored ones: the renaming that transformers does on loading is undone. Values are cast
+to the dtype of config.json; a few tensors stay float32, as the model class requires. Nothing is loaded before the
+first read.
 """
 
 from __future__ import annotations
@@ -25,22 +25,28 @@ from conversion_lib.models.transformers_library import MODEL_TYPES, quiet, requi
 from conversion_lib.sources.safetensors import SafetensorsSource
 
 LIBRARY_BYTES = 500 << 20
-"""Resident memory of torch and transformers, before any weights."""
+"""Resident memory of torch and transformers without any weights."""
 
 
 class TransformersSource:
-    """The tensors of `stored` as transformers' class holds them.
+    """The tensors of `stored` as the transformers class has them.
 
-    Raises BadInput on opening where torch or transformers is missing, the checkpoint is quantized, or transformers
-    makes no model of its config.
+    A read raises BadInput if the files do not fit the class, and OutsideFailure if they cannot be read.
+
+    Attributes:
+        resident_bytes: The most memory that the model takes, during loading and afterwards.
+
+    Raises:
+        BadInput: torch or transformers is missing, the checkpoint is quantized, or transformers cannot create a model
+            from the config.
     """
 
     def __init__(self, stored: SafetensorsSource, config: ModelConfig) -> None:
         self._stored, self._config = stored, config
         if config.quantization is not None:
             raise BadInput(
-                f"{config.path}: the checkpoint is quantized, which --loader transformers does not take; run "
-                "`ferry dequantize` first, or leave the loader out"
+                f"{config.path}: the checkpoint is quantized, which --loader transformers does not support; run "
+                "`ferry dequantize` first, or omit --loader"
             )
         require_libraries("--loader transformers needs")
         self._settings, self._class = _class_of(config)
@@ -48,7 +54,6 @@ class TransformersSource:
         model = self._empty_model()
         self.tensors: Mapping[str, TensorInfo] = self._as_the_class_has_them(model)
         self.resident_bytes = LIBRARY_BYTES + self._loading_bytes(model)
-        """Memory that the model takes at most, while it is loaded and after."""
         self._loaded: Mapping[str, Any] = {}
         self._lock = threading.Lock()
 
@@ -63,23 +68,23 @@ class TransformersSource:
         found = None if tensor is None else (tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
         if tensor is None or found != (info.shape, info.dtype):
             raise BadInput(
-                f"{info.file}: tensor {name}, {info.dtype} {list(info.shape)}, is "
-                f"{'nothing' if found is None else f'{found[1]} {list(found[0])}'} to transformers' "
-                f"{self._class.__name__}: leave --loader transformers out"
+                f"{info.file}: tensor {name} is {info.dtype} {list(info.shape)}, but in transformers' "
+                f"{self._class.__name__} it is {'missing' if found is None else f'{found[1]} {list(found[0])}'}: "
+                "omit --loader transformers"
             )
         return _as_array(tensor[slices(box or whole(info.shape))])
 
     def _empty_model(self) -> Any:
-        """The model without storage: its names, shapes and demands."""
+        """Returns the model without storage: names, shapes and the dtypes that it requires."""
         import torch
 
         with _said_by_transformers(self._config), torch.device("meta"):
             return self._class._from_config(deepcopy(self._settings), dtype=self._dtype)
 
     def _as_the_class_has_them(self, model: Any) -> dict[str, TensorInfo]:
-        """Floats in the dtype that they are loaded in, but for those that the class keeps in float32.
+        """Returns float tensors with their dtype after loading; the class keeps some in float32.
 
-        Those are known by words in their names: `_keep_in_fp32_modules` and its strict sister.
+        `_keep_in_fp32_modules` and `_keep_in_fp32_modules_strict` list words in the names of those.
         """
         keep = model._get_dtype_plan(self._dtype)
         dtype = str(self._dtype).removeprefix("torch.")
@@ -92,8 +97,10 @@ class TransformersSource:
         return {name: seen(info) for name, info in self._stored.tensors.items()}
 
     def _loading_bytes(self, model: Any) -> int:
-        """The files as they are mapped, a copy of what is cast, and two of what the class makes of several tensors:
-        a layer's experts are stacked, and gate and up of them joined."""
+        """Returns the bytes of the mapped files, of one copy of cast tensors, and of two copies of merged ones.
+
+        Merged are a layer's experts, which are stacked, and their gate and up, which are joined.
+        """
         stored = self._stored.tensors.values()
         shapes = {info.shape for info in stored}
         cast = [self.tensors[info.name].nbytes for info in stored if self.tensors[info.name].dtype != info.dtype]
@@ -101,9 +108,9 @@ class TransformersSource:
         return sum(info.nbytes for info in stored) + sum(cast) + 2 * sum(made)
 
     def _load(self) -> Mapping[str, Any]:
-        """transformers' tensors by the names that the files have.
+        """Loads the model, and returns its tensors by their names in the files.
 
-        Raises BadInput where the files do not fill the class, OutsideFailure where one cannot be read.
+        Raises BadInput if the files lack weights of the class, OutsideFailure if a file cannot be read.
         """
         from transformers.core_model_loading import revert_weight_conversion
 
@@ -122,15 +129,15 @@ class TransformersSource:
         wrong = [*found["missing_keys"], *found["mismatched_keys"]]
         if wrong:
             raise BadInput(
-                f"{self._stored.files.name}: {self._class.__name__} has no weights for {wrong[0]} (and "
-                f"{len(wrong) - 1} more), or of another shape"
+                f"{self._stored.files.name}: weights of {self._class.__name__} are missing or have another shape: "
+                f"{wrong[0]} and {len(wrong) - 1} more"
             )
         reverted: Mapping[str, Any] = revert_weight_conversion(model, model.state_dict())
         return reverted
 
 
 def _dtype_of(settings: Any, stored: SafetensorsSource) -> Any:
-    """What `dtype="auto"` stands for: config.json's, else that of the first file's first tensor by name."""
+    """Returns the dtype for `dtype="auto"`: config.json's, or the dtype of the first file's first tensor by name."""
     import torch
 
     if settings.dtype is not None:
@@ -141,7 +148,7 @@ def _dtype_of(settings: Any, stored: SafetensorsSource) -> Any:
 
 
 def _class_of(config: ModelConfig) -> tuple[Any, Any]:
-    """transformers' configuration and class for a config.json; its own code alone, never the checkpoint's."""
+    """Returns the configuration and the class for a config.json: transformers' own code, never the checkpoint's."""
     import transformers
 
     kind = MODEL_TYPES.get(config.model_type, config.model_type)
@@ -158,7 +165,7 @@ def _class_of(config: ModelConfig) -> tuple[Any, Any]:
 
 @contextmanager
 def _said_by_transformers(config: ModelConfig) -> Iterator[None]:
-    """What transformers finds wrong with a config or with weights, as BadInput; without its warnings and bars."""
+    """Turns transformers' errors about a config or weights into BadInput, and hides its warnings and progress bars."""
     from huggingface_hub.errors import StrictDataclassError
 
     try:
@@ -166,11 +173,11 @@ def _said_by_transformers(config: ModelConfig) -> Iterator[None]:
             yield
     except (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
         line = " ".join(str(error).split()) or type(error).__name__
-        raise BadInput(f"{config.path}: transformers makes no model of it: {line}") from error
+        raise BadInput(f"{config.path}: transformers cannot create a model from it: {line}") from error
 
 
 def _as_array(tensor: Any) -> Array:
-    """A torch tensor on the processor as an array of the same bits; numpy itself has no bfloat16."""
+    """Converts a torch tensor on the CPU to an array with the same bits. numpy itself has no bfloat16."""
     import torch
 
     if tensor.dtype == torch.bfloat16:

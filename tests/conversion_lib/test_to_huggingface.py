@@ -153,7 +153,7 @@ def test_to_the_hub(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (("scan_layers=true",), "scan_layers=true, but "),
         (("weight_dtype=float8_e4m3fn",), "weight_dtype=float8_e4m3fn: ferry takes float32 and bfloat16 and float16"),
-        (("load_parameters_path=/no/where",), "/no/where holds no Orbax checkpoint"),
+        (("load_parameters_path=/no/where",), "/no/where has no Orbax checkpoint"),
         (("load_parameters_path=",), "load_parameters_path is missing"),
         (("base_output_directory=s3://me/x",), "s3://me/x: give a directory or gs://... or hf://..."),
         (("lora.lora_restore_path=x",), "lora.lora_restore_path=x: ferry converts no LoRA adapters"),

@@ -1,4 +1,4 @@
-"""Quantized checkpoints, dequantized where they are read: one module a scheme."""
+"""Dequantizes quantized checkpoints during the read. Each scheme has a module."""
 
 from __future__ import annotations
 
@@ -17,14 +17,18 @@ SCHEMES: dict[str, Callable[[Mapping[str, TensorInfo], ModelConfig, dict[str, An
     "compressed-tensors": compressed_tensors.weights,
     "mxfp4": mxfp4.weights,
 }
-"""What finds a checkpoint's quantized weights, by `quant_method`."""
+"""Functions that find a checkpoint's quantized weights, by `quant_method`."""
 
 
 def dequantized(source: Source, config: ModelConfig) -> Source:
-    """`source` itself where it is not quantized, else a source that shows each quantized weight in bfloat16.
+    """Shows a source with its quantized weights in bfloat16.
 
-    Raises BadInput for a quantization that is not known, a weight without what belongs to it, what belongs to none,
-    or either of a shape or dtype that does not fit.
+    Returns:
+        `source` itself if it is not quantized.
+
+    Raises:
+        BadInput: The quantization is not supported, a weight lacks its scales, scales belong to no weight, or a shape
+            or dtype does not fit.
     """
     quantization = config.quantization
     if quantization is None:
@@ -33,8 +37,8 @@ def dequantized(source: Source, config: ModelConfig) -> Source:
     method = quantization.get("quant_method")
     if method not in SCHEMES:
         raise BadInput(
-            f"{config.path}: quantization {method!r} is not supported; fp8 (e4m3), compressed-tensors (fp8 and int4) "
-            "and mxfp4 are"
+            f"{config.path}: quantization {method!r} is not supported; supported are fp8 (e4m3), compressed-tensors "
+            "(fp8 and int4) and mxfp4"
         )
     result = DequantizedSource(source, SCHEMES[method](source.tensors, config, quantization))
     _refuse_quantized(result, config)
@@ -42,12 +46,12 @@ def dequantized(source: Source, config: ModelConfig) -> Source:
 
 
 def left_out(source: Source) -> tuple[str, ...]:
-    """A line for each kind of tensor that dequantizing left out."""
+    """Returns a line for each kind of tensor that dequantizing left out."""
     return source.left_out if isinstance(source, DequantizedSource) else ()
 
 
 def _refuse_quantized(source: Source, config: ModelConfig) -> None:
-    """Raises BadInput where `source` shows codes that nothing dequantizes."""
+    """Raises BadInput if `source` still has quantized weights."""
     for info in source.tensors.values():
         if info.dtype in FLOATS:
             continue
@@ -55,5 +59,5 @@ def _refuse_quantized(source: Source, config: ModelConfig) -> None:
         if integers or info.dtype.startswith("float8"):
             raise BadInput(
                 f"{info.file}: tensor {info.name} is {info.dtype}, "
-                f"but {config.path} has no quantization_config that says how"
+                f"but {config.path} has no quantization_config that describes it"
             )

@@ -1,5 +1,7 @@
-"""Checkpoints of the compressed-tensors library (https://github.com/vllm-project/compressed-tensors): which group of
-`config_groups` quantizes which module, and how."""
+"""Checkpoints of the compressed-tensors library (https://github.com/vllm-project/compressed-tensors).
+
+Finds which group of `config_groups` quantizes which module, and how.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +23,11 @@ FP8_FORMATS = ("float-quantized", "naive-quantized")
 INT4_FORMAT = "pack-quantized"
 
 PARTS = ("weight_packed", "weight_scale", "weight_shape", "weight_zero_point", "weight_g_idx", "weight_global_scale")
-"""Names of what a quantized module's weight is stored as, beside `weight` itself."""
+"""Names of the tensors that a quantized module's weight is stored in, other than `weight` itself."""
 
 
 class Arguments(BaseModel):
-    """How a group's weights are quantized."""
+    """How a group's weights are quantized: `weights` of an entry of `config_groups`."""
 
     num_bits: int = 8
     type: str = "int"
@@ -36,13 +38,13 @@ class Arguments(BaseModel):
 
     @property
     def shared_by(self) -> str:
-        """What has one scale: the strategy, or what the size of the groups makes of it."""
+        """What shares a scale: the strategy, or if there is none, what `group_size` implies."""
         by_size = "tensor" if self.group_size is None else "channel" if self.group_size < 0 else "group"
         return self.strategy or by_size
 
 
 class Group(BaseModel):
-    """One of `config_groups`; without `weights` it quantizes activations alone."""
+    """An entry of `config_groups`. Without `weights` it quantizes only activations."""
 
     targets: list[str]
     weights: Arguments | None = None
@@ -50,7 +52,7 @@ class Group(BaseModel):
 
 
 class Settings(BaseModel):
-    """What of `quantization_config` says how weights are stored."""
+    """The keys of `quantization_config` that say how weights are stored."""
 
     config_groups: dict[str, Group]
     format: str = "dense"
@@ -61,7 +63,7 @@ class Settings(BaseModel):
 
 @dataclass(frozen=True)
 class Scheme:
-    """A group that has weights, and the format they are in: `packed` int4, or fp8."""
+    """A group that quantizes weights; `packed`: to int4, otherwise to fp8."""
 
     name: str
     targets: list[str]
@@ -69,18 +71,28 @@ class Scheme:
     packed: bool
 
     def names(self, module: str) -> bool:
+        """Returns whether a target of the group names the module."""
         return any(_matches(module, target) for target in self.targets)
 
     def takes_all(self) -> bool:
-        """Whether it is for every linear layer: the class of a module cannot be told from a checkpoint."""
+        """Returns whether the group may apply to any module.
+
+        The target `Linear` means the module's class, which a checkpoint does not show.
+        """
         return not self.targets or "Linear" in self.targets
 
 
 def weights(tensors: Mapping[str, TensorInfo], config: ModelConfig, quantization: dict[str, Any]) -> list[Weight]:
-    """The weights of a checkpoint whose `quant_method` is compressed-tensors.
+    """Finds the weights of a checkpoint whose `quant_method` is compressed-tensors.
 
-    Raises BadInput for a format that is not known, a quantized weight that no group takes, a part of one that belongs
-    to none, and what `fp8` and `packed` refuse.
+    Args:
+        tensors: The stored tensors.
+        config: The checkpoint's config.json, for messages.
+        quantization: Its `quantization_config`.
+
+    Raises:
+        BadInput: The format is not supported, no group applies to a quantized weight, a stored part belongs to no
+            weight, or as `fp8` and `packed` raise it.
     """
     settings = _settings(config, quantization)
     schemes = _schemes(settings, config)
@@ -97,8 +109,8 @@ def weights(tensors: Mapping[str, TensorInfo], config: ModelConfig, quantization
     for name, info in tensors.items():
         if name.endswith(PARTS) and name.rpartition(".")[2] in PARTS and name not in used:
             raise BadInput(
-                f"{info.file}: tensor {name} belongs to no quantized weight that is known; those of fp8 have "
-                "weight and weight_scale, those of int4 weight_packed, weight_scale and weight_shape"
+                f"{info.file}: tensor {name} belongs to no known quantized weight; an fp8 weight has weight "
+                "and weight_scale, an int4 weight has weight_packed, weight_scale and weight_shape"
             )
     return found
 
@@ -116,7 +128,7 @@ def _settings(config: ModelConfig, quantization: dict[str, Any]) -> Settings:
 
 
 def _schemes(settings: Settings, config: ModelConfig) -> list[Scheme]:
-    """The groups that quantize weights. Raises BadInput for one of a format that is not read."""
+    """Returns the groups that quantize weights. Raises BadInput for a format that is not supported."""
     schemes = []
     for name, group in settings.config_groups.items():
         arguments, form = group.weights, group.format or settings.format
@@ -128,8 +140,8 @@ def _schemes(settings: Settings, config: ModelConfig) -> list[Scheme]:
         if arguments.shared_by not in known:
             raise BadInput(
                 f"{config.path}: {name} of config_groups, {form}, {arguments.num_bits} bits {arguments.type} by "
-                f"{arguments.shared_by}, is not supported; symmetric fp8 by tensor, channel, group or block and int4 "
-                f"({INT4_FORMAT}) by channel or group are"
+                f"{arguments.shared_by}, is not supported; supported are symmetric fp8 by tensor, channel, group or "
+                f"block, and int4 ({INT4_FORMAT}) by channel or group"
             )
         schemes.append(Scheme(name, group.targets, arguments, is_int4))
     return schemes
@@ -138,14 +150,14 @@ def _schemes(settings: Settings, config: ModelConfig) -> list[Scheme]:
 def _scheme_of(
     module: str, codes: TensorInfo, schemes: list[Scheme], settings: Settings, config: ModelConfig
 ) -> Scheme:
-    """The group that a quantized weight is of: one that names its module, else one that takes every linear layer."""
+    """Returns the group of a quantized weight: one that names its module, or else one for every linear layer."""
     fitting = [scheme for scheme in schemes if scheme.packed == codes.name.endswith(packed.CODES_SUFFIX)]
     if not any(_matches(module, pattern) for pattern in settings.ignore or ()):
         for scheme in (*(s for s in fitting if s.names(module)), *(s for s in fitting if s.takes_all())):
             return scheme
     raise BadInput(
         f"{codes.file}: tensor {codes.name} is {codes.dtype}, but no group of config_groups in {config.path} "
-        "says how: its targets do not take the module, its weights are of another kind, or `ignore` excepts it"
+        "applies to it: no target names the module, the group's weights have another type, or `ignore` names the module"
     )
 
 
@@ -183,7 +195,7 @@ def _positive(scheme: Scheme, config: ModelConfig, key: str, value: int | None) 
 
 
 def _matches(module: str, target: str) -> bool:
-    """Whether a target or an `ignore` names the module: exactly, or by a pattern after `re:`."""
+    """Returns whether a target or an `ignore` names the module: exactly, or by a pattern after `re:`."""
     return _pattern(target).match(module) is not None if target.startswith("re:") else target == module
 
 
@@ -192,4 +204,4 @@ def _pattern(target: str) -> re.Pattern[str]:
     try:
         return re.compile(target.removeprefix("re:"))
     except re.error as error:
-        raise BadInput(f"quantization_config: {target!r} is no regular expression: {error}") from None
+        raise BadInput(f"quantization_config: {target!r} is not a regular expression: {error}") from None

@@ -1,11 +1,12 @@
-"""fp8 weights: a byte is an e4m3 number, its value bf16(float32(x) · float32(scale)).
+"""Weights in fp8: a byte x is an e4m3 number, and its value is bf16(float32(x) · float32(scale)).
 
-One scale for each block (DeepSeek-V3: `W_scale_inv`, edges clipped), for each row (channel), or for all. The value is
-the same whatever dtype it is cast to afterwards, so that a separate dequantize step and a fused one give the same
-bits. Scales that are powers of two (ue8m0) come as float32 (DeepSeek-V3.1) or as bytes that are exponents.
+There is one scale for each block (DeepSeek-V3: `W_scale_inv`, with smaller blocks at the edges), for each row
+(channel), or for the whole matrix. The value is rounded to bfloat16 before any other cast, so a separate dequantize
+step and a fused one give the same bits. Scales that are powers of two (ue8m0) are stored as float32 (DeepSeek-V3.1) or
+as bytes that are exponents.
 
-A byte has 256 values, so a block has at most 256 results: each block's table is computed once and its bytes are
-looked up in it, which gives those very bits several times faster than multiplying.
+A byte has 256 values, so a block has at most 256 results. Each block's table is computed once, and its bytes are looked
+up in it. This gives the same bits as multiplying, several times faster.
 """
 
 from __future__ import annotations
@@ -25,19 +26,19 @@ from conversion_lib.sources.quantization.weights import Scales, require_matrix
 DTYPE = "float8_e4m3fn"
 
 SCALE_SUFFIXES = ("_scale_inv", "_scale")
-"""DeepSeek's name, whose scale is the inverse of the one quantized with, and everybody else's: both multiply."""
+"""DeepSeek's suffix, for the inverse of the quantizer's scale, and the common one. Both kinds are multiplied."""
 
 LOOKED_UP = 1 << 17
-"""Elements that are looked up in one call: their indices, eight bytes each, fit the second cache."""
+"""Elements that are looked up in one call. Their indices, 8 bytes each, fit into the L2 cache."""
 
 TABLES = 512
-"""Tables that are looked up in at once, half a KiB each: they too fit the second cache."""
+"""Tables that one call uses. At half a KiB each, they also fit into the L2 cache."""
 
 _VALUES = np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float32)
 
 
 class Fp8Weight(NamedTuple):
-    """A matrix of e4m3 bytes, `codes`, with its scales."""
+    """A matrix in fp8: its e4m3 bytes and its scales."""
 
     codes: TensorInfo
     scales: Scales
@@ -62,7 +63,7 @@ class Fp8Weight(NamedTuple):
         codes = source.read(self.codes.name, box).view(np.uint8)
         result = np.empty(box_shape(box), np.uint16)
         across = scales.shape[1]
-        # where each column's table begins among those of its row of blocks
+        # the start of each column's table among the tables of its row of blocks
         column_starts = (np.arange(column0, column1) // columns - part[1][0]) * 256
         step = max(1, min(LOOKED_UP // max(rows * codes.shape[1], 1), TABLES // max(across, 1)))
         for above in range(first, last, step):
@@ -75,8 +76,8 @@ class Fp8Weight(NamedTuple):
         return result.view(ml_dtypes.bfloat16)
 
     def _tables(self, scales: Array) -> Array:
-        """What each byte stands for in each block, as the bits of bfloat16: 256 for each scale, one after the other."""
-        with np.errstate(over="ignore"):  # what is too large becomes infinite, as the formula has it
+        """Returns the bfloat16 bits of each byte's value in each block: 256 for each scale, block after block."""
+        with np.errstate(over="ignore"):  # a value that is too large becomes infinite, as in the formula
             values = _VALUES * scales[:, :, None]
             if self.scales.info.dtype == "float16":
                 values = values.astype(np.float16)  # compressed-tensors multiplies in the dtype of the scale
@@ -87,8 +88,8 @@ class Fp8Weight(NamedTuple):
 def _look_up(tables: Array, row_starts: Array | None, column_starts: Array, codes: Array, out: Array) -> None:
     """out[r, c] = tables[row_starts[r] + column_starts[c] + codes[r, c]], some rows at a time; None: all of them 0.
 
-    Few long calls: each gives the interpreter's lock away and takes it back, and with two threads a call for each
-    block spent a third of the time on that.
+    Calls are few and long, because each one releases and takes the interpreter's lock. With two threads and a call for
+    each block, a third of the time went into that.
     """
     step = max(1, LOOKED_UP // max(codes.shape[1], 1))
     indices = np.empty((min(step, len(codes)), codes.shape[1]), np.intp)
@@ -97,15 +98,22 @@ def _look_up(tables: Array, row_starts: Array | None, column_starts: Array, code
         index = np.add(some, column_starts, out=indices[: len(some)])
         if row_starts is not None:
             index += row_starts[row : row + step]
-        # every index is in range; "clip" is how numpy writes into `out` without a copy of it
+        # every index is in range; with "clip", numpy writes into `out` without a temporary copy
         tables.take(index, out=out[row : row + step], mode="clip")
 
 
 def weights(tensors: Mapping[str, TensorInfo], config: ModelConfig, quantization: dict[str, Any]) -> list[Fp8Weight]:
-    """The weights of a checkpoint whose `quant_method` is fp8, by the blocks of `weight_block_size` or by tensor.
+    """Finds the weights of a checkpoint whose `quant_method` is fp8.
 
-    Raises BadInput for a setting that is not known, a weight without its scales, scales without their weight, or
-    scales of the wrong grid.
+    Args:
+        tensors: The stored tensors.
+        config: The checkpoint's config.json, for messages.
+        quantization: Its `quantization_config`. Without `weight_block_size`, the shape of the scales tells whether
+            there is one for each row or one for the whole matrix.
+
+    Raises:
+        BadInput: A setting is not supported, a weight has no scales, scales have no weight, or scales have the wrong
+            shape or dtype.
     """
     block = _block(config, quantization)
     found = []
@@ -119,25 +127,38 @@ def weights(tensors: Mapping[str, TensorInfo], config: ModelConfig, quantization
 
 
 def fp8_weight(codes: TensorInfo, scale: TensorInfo, block: tuple[int, int]) -> Fp8Weight:
-    """Raises BadInput where `codes` is no matrix, or `scale` does not fit its blocks."""
+    """Returns the weight of fp8 codes and their scales.
+
+    Args:
+        codes: The stored matrix.
+        scale: The stored scales.
+        block: (rows, columns) that share a scale.
+
+    Raises:
+        BadInput: `codes` is not a matrix, or `scale` does not have one scale for each block.
+    """
     require_matrix(codes)
     return Fp8Weight(codes, Scales(scale, codes.shape, block).checked())
 
 
 def whole_block(codes: TensorInfo) -> tuple[int, int]:
-    """The block of a matrix with one scale."""
+    """Returns the block of a matrix with a single scale, at least (1, 1).
+
+    Raises:
+        BadInput: `codes` is not a matrix.
+    """
     require_matrix(codes)
     return max(codes.shape[0], 1), max(codes.shape[1], 1)
 
 
 def refuse_orphans(tensors: Mapping[str, TensorInfo]) -> None:
-    """Raises BadInput for a scale of a weight that is not there, or is no fp8."""
+    """Raises BadInput for a scale whose weight is missing or not fp8."""
     for name, info in tensors.items():
         if not name.endswith((SCALE_SUFFIXES[0], f".weight{SCALE_SUFFIXES[1]}")):
             continue
         weight = tensors.get(name.removesuffix(SCALE_SUFFIXES[0]).removesuffix(SCALE_SUFFIXES[1]))
         if weight is None or weight.dtype != DTYPE:
-            found = "is not there" if weight is None else f"is {weight.dtype}"
+            found = "is missing" if weight is None else f"is {weight.dtype}"
             raise BadInput(f"{info.file}: {name} scales a tensor that {found}; expected {DTYPE}")
 
 
@@ -146,11 +167,11 @@ def _codes(tensors: Mapping[str, TensorInfo]) -> Iterator[TensorInfo]:
         if info.dtype == DTYPE:
             yield info
         elif info.dtype.startswith("float8") and not name.endswith(SCALE_SUFFIXES):
-            raise BadInput(f"{info.file}: tensor {name} is {info.dtype}; of the fp8 dtypes only {DTYPE} is supported")
+            raise BadInput(f"{info.file}: tensor {name} is {info.dtype}; the only supported fp8 dtype is {DTYPE}")
 
 
 def _block(config: ModelConfig, quantization: dict[str, Any]) -> tuple[int, int] | None:
-    """`weight_block_size`; None where there is none."""
+    """Returns `weight_block_size`; None if there is none."""
     fmt, scale_fmt = quantization.get("fmt", "e4m3"), quantization.get("scale_fmt") or "float"
     if fmt not in ("e4m3", "float8_e4m3fn") or scale_fmt not in ("float", "ue8m0"):
         raise BadInput(f"{config.path}: fp8 of fmt {fmt!r} with scales {scale_fmt!r} is not supported; e4m3 is")
@@ -163,6 +184,6 @@ def _block(config: ModelConfig, quantization: dict[str, Any]) -> tuple[int, int]
 
 
 def _block_of(codes: TensorInfo, scale: TensorInfo) -> tuple[int, int]:
-    """Without `weight_block_size`: by row where there are as many scales as rows, else one for all."""
+    """Returns the block without `weight_block_size`: a row if there is a scale for each, else the whole matrix."""
     rows, columns = whole_block(codes)
     return (1, columns) if scale.shape in ((rows,), (rows, 1)) and rows > 1 else (rows, columns)

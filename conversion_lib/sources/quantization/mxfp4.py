@@ -1,8 +1,8 @@
-"""MXFP4, as gpt-oss is published: `W_blocks` holds two e2m1 numbers a byte, the first in the low half; `W_scales` an
-exponent, biased by 127, for each 32 of them (https://www.opencompute.org, "OCP Microscaling Formats", 5.2 and 5.4).
+"""Weights in MXFP4, as gpt-oss is published (https://www.opencompute.org, "OCP Microscaling Formats", 5.2 and 5.4).
 
-The codes are stored by output and then by input: (experts, out, in / 32, 16). They are shown as the bfloat16 twin has
-them: `W` of (experts, in, out). Every result is exact in bfloat16 unless it leaves its range.
+`W_blocks` has two e2m1 numbers in each byte, the first in the low half. `W_scales` has an exponent, biased by 127, for
+each 32 numbers. The codes are stored as (experts, out, in / 32, 16). The source shows `W` as (experts, in, out), as in
+the bfloat16 checkpoint. Each value is exact in bfloat16 unless it is out of range.
 """
 
 from __future__ import annotations
@@ -23,20 +23,25 @@ from conversion_lib.sources.quantization.weights import companion
 
 CODES_SUFFIX, SCALE_SUFFIX = "_blocks", "_scales"
 GROUP = 32
-"""Values that share a scale: 16 bytes."""
+"""Values that share a scale; they take 16 bytes."""
 
 BIAS, NOT_A_NUMBER = 127, 255
 
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
-"""The values of a half byte; its highest bit is the sign."""
+"""The values of the low three bits of a half byte; the highest bit is the sign."""
 
 LOOKED_UP = 1 << 16
-"""Bytes that are looked up in one call: their indices, eight bytes each, fit the second cache."""
+"""Bytes that are looked up in one call. Their indices, 8 bytes each, fit into the L2 cache."""
 
 
 @dataclass(frozen=True)
 class Mxfp4Weight:
-    """Experts' matrices of e2m1 numbers, `codes`, with the exponents of their groups, `scale`."""
+    """The experts' matrices in MXFP4.
+
+    Attributes:
+        codes: uint8, (experts, out, in / 32, 16).
+        scale: uint8 exponents, (experts, out, in / 32).
+    """
 
     codes: TensorInfo
     scale: TensorInfo
@@ -67,20 +72,26 @@ class Mxfp4Weight:
         return values[:, :, inside].swapaxes(1, 2).view(ml_dtypes.bfloat16)
 
     def _check(self, exponents: Array, part: Box) -> None:
-        """Raises BadInput for an exponent that stands for no number."""
+        """Raises BadInput for an exponent that means NaN."""
         wrong = exponents == NOT_A_NUMBER
         if wrong.any():
-            place = [start + int(at) for (start, _), at in zip(part, np.argwhere(wrong)[0], strict=True)]
+            position = [start + int(at) for (start, _), at in zip(part, np.argwhere(wrong)[0], strict=True)]
             raise BadInput(
-                f"{self.scale.file}: {self.scale.name}{place} is {NOT_A_NUMBER}, which stands for NaN. "
+                f"{self.scale.file}: {self.scale.name}{position} is {NOT_A_NUMBER}, which means NaN. "
                 "The file is damaged, or was quantized wrongly"
             )
 
 
 def weights(tensors: Mapping[str, TensorInfo], config: ModelConfig, quantization: dict[str, Any]) -> list[Mxfp4Weight]:
-    """The weights of a checkpoint whose `quant_method` is mxfp4.
+    """Finds the weights of a checkpoint whose `quant_method` is mxfp4.
 
-    Raises BadInput for codes without scales, scales without codes, or either of a wrong shape or dtype.
+    Args:
+        tensors: The stored tensors.
+        config: Not used: the scheme has no settings.
+        quantization: Not used.
+
+    Raises:
+        BadInput: Codes have no scales, scales have no codes, or either has the wrong shape or dtype.
     """
     found = []
     for name, info in tensors.items():
@@ -107,28 +118,28 @@ def _check_shapes(codes: TensorInfo, scale: TensorInfo) -> None:
 
 
 def _stored(box: Box) -> Box:
-    """The groups that hold `box`, a part of (experts, in, out): of (experts, out, in / 32)."""
+    """Returns the box of (experts, out, in / 32) with all groups of `box`, which is a box of (experts, in, out)."""
     experts, inputs, outputs = box
     return experts, outputs, (inputs[0] // GROUP, -(-inputs[1] // GROUP))
 
 
 def _look_up(exponents: Array, codes: Array, pairs: Array) -> None:
-    """pairs[g, b] = the two values of codes[g, b] under exponents[g], some groups at a time."""
+    """Sets pairs[g, b] to the two values of codes[g, b] under exponents[g], some groups at a time."""
     table, step = _table(), LOOKED_UP // codes.shape[1]
     for group in range(0, len(codes), step):
         index = codes[group : group + step].astype(np.uint16)
         index |= exponents[group : group + step, None].astype(np.uint16) << 8
-        # every index is in range; "clip" is how numpy writes into `out` without a copy of it
+        # every index is in range; with "clip", numpy writes into `out` without a temporary copy
         table.take(index.astype(np.intp), out=pairs[group : group + step], mode="clip")
 
 
 @cache
 def _table() -> Array:
-    """For each exponent and byte the bits of its two values in bfloat16, the first in the lower half: 256 KiB."""
+    """Returns the bfloat16 bits of the two values of each exponent and byte, the first in the lower half: 256 KiB."""
     half = np.array([*E2M1, *(-value for value in E2M1)], np.float32)
     byte = np.arange(256)
     values = np.stack([half[byte & 15], half[byte >> 4]], axis=-1)
-    with np.errstate(over="ignore", invalid="ignore"):  # what is too large becomes infinite; 255 is refused before
+    with np.errstate(over="ignore", invalid="ignore"):  # too large values become infinite; 255 is refused earlier
         factors = np.ldexp(np.float32(1), np.arange(256) - BIAS)
         products = values[None] * factors[:, None, None]
     return products.astype(ml_dtypes.bfloat16).view(np.uint32).reshape(-1)

@@ -1,8 +1,8 @@
-"""int4 weights of compressed-tensors' `pack-quantized`: eight a word, lowest bits first, each plus 8.
+"""Weights in int4 as compressed-tensors' `pack-quantized`: eight values in a word, lowest bits first, each plus 8.
 
-A module's `weight_packed` is int32 (out, in / 8), `weight_scale` has one scale for each group of a row's values or for
-each row, `weight_shape` says (out, in), and `weight_zero_point`, where the scheme is not symmetric, packs eight rows a
-word. The value is bf16((q − zero point) · scale), multiplied in the dtype of the scale.
+A module's `weight_packed` is int32 (out, in / 8). `weight_scale` has one scale for each row or for each group of a
+row's values. `weight_shape` is (out, in). If the scheme is not symmetric, `weight_zero_point` has eight rows in a word.
+The value is bf16((q − zero point) · scale), multiplied in the dtype of the scale.
 """
 
 from __future__ import annotations
@@ -23,16 +23,23 @@ CODES_SUFFIX = "_packed"
 PER_WORD, OFFSET = 8, 8
 
 LOOKED_UP = 1 << 16
-"""Values that are made in one call: eight bytes each with what they are made of, they fit the second cache."""
+"""Values that one call makes. With their input they take 8 bytes each, and fit into the L2 cache."""
 
 _BYTES = np.arange(256)
 _PAIRS = (np.stack([_BYTES & 15, _BYTES >> 4], axis=-1) - OFFSET).astype(np.float32).view(np.uint64).reshape(-1)
-"""For each byte the bits of its two values in float32."""
+"""The float32 bits of the two values of each byte."""
 
 
 @dataclass(frozen=True)
 class Int4Weight:
-    """A matrix of int4 numbers, `codes`; `extents` is its weight_shape."""
+    """A matrix in int4.
+
+    Attributes:
+        codes: `weight_packed`.
+        scales: `weight_scale`.
+        extents: `weight_shape`, whose values are checked when the weight is read.
+        zero_points: `weight_zero_point`; None if the scheme is symmetric.
+    """
 
     codes: TensorInfo
     scales: Scales
@@ -75,7 +82,7 @@ class Int4Weight:
             grouped = values.reshape(len(values), scales.shape[1], -1)
             if shifts is not None:
                 grouped -= shifts[some, :, None]
-            with np.errstate(over="ignore"):  # what is too large becomes infinite, as in the reference
+            with np.errstate(over="ignore"):  # a value that is too large becomes infinite, as in the reference
                 grouped *= scales[some, :, None]
                 if self.scales.info.dtype == "float16":
                     grouped = grouped.astype(np.float16)
@@ -83,14 +90,14 @@ class Int4Weight:
         return result[:, box[1][0] - wide[1][0] : box[1][1] - wide[1][0]]
 
     def _widened(self, box: Box) -> Box:
-        """`box` with its columns widened to whole groups and whole words."""
+        """Returns `box` with its columns widened to whole groups and whole words."""
         extent, group = self.scales.shape[1], self.scales.block[1]
         unit = PER_WORD if group == extent else math.lcm(group, PER_WORD)
         start, stop = box[1]
         return box[0], (start // unit * unit, min(-(-stop // unit) * unit, extent))
 
     def _zero_points(self, source: Source, part: Box) -> Array:
-        """The zero points of `part` of the grid in float32, less the offset that is on the values too."""
+        """Reads the zero points of `part` of the grid in float32, minus the offset that the values have too."""
         assert self.zero_points is not None
         first, last = part[0]
         words = source.read(self.zero_points.name, _rows_packed(part))
@@ -100,32 +107,39 @@ class Int4Weight:
         return rows.astype(np.float32) - OFFSET
 
     def _check_extents(self, source: Source) -> None:
-        """Raises BadInput where weight_shape is another than the headers make of the weight."""
+        """Raises BadInput if weight_shape is not the shape that follows from the headers."""
         found, expected = source.read(self.extents.name).tolist(), list(self.scales.shape)
         if found != expected:
             raise BadInput(
                 f"{self.extents.file}: {self.extents.name} is {found}, but {self.codes.name} {list(self.codes.shape)} "
-                f"and {self.scales.info.name} {list(self.scales.info.shape)} make {expected}"
+                f"and {self.scales.info.name} {list(self.scales.info.shape)} give {expected}"
             )
 
 
 def int4_weight(tensors: Mapping[str, TensorInfo], codes: TensorInfo, group: int | None, symmetric: bool) -> Int4Weight:
-    """The weight of `codes`, with a scale for each `group` of a row's values, or for each row.
+    """Returns the weight of int4 codes.
 
-    Raises BadInput where what belongs to it is missing, or of another shape or dtype.
+    Args:
+        tensors: The stored tensors.
+        codes: The weight's `weight_packed`.
+        group: Values of a row that share a scale; None: the whole row.
+        symmetric: Whether there are no zero points.
+
+    Raises:
+        BadInput: A stored part of the weight is missing, or has another shape or dtype.
     """
     require_matrix(codes)
     plain = codes.name.removesuffix(CODES_SUFFIX)
     scale = companion(tensors, codes, f"{plain}_scale")
     extents = companion(tensors, codes, f"{plain}_shape")
     rows, words = codes.shape
-    # the headers do not say how many values the last word holds; groups are whole
+    # the headers do not say how many values the last word has, but groups are whole
     columns = words * PER_WORD if group is None or len(scale.shape) != 2 else scale.shape[1] * group
     if codes.dtype != "int32" or words != -(-columns // PER_WORD):
         raise BadInput(
             f"{codes.file}: {codes.name} is {codes.dtype} {list(codes.shape)}, expected int32 "
-            f"{[rows, -(-columns // PER_WORD)]}: {scale.name} {list(scale.shape)} with groups of {group} makes "
-            f"{[rows, columns]}, eight values a word"
+            f"{[rows, -(-columns // PER_WORD)]}: {scale.name} {list(scale.shape)} with groups of {group} gives "
+            f"{[rows, columns]}, eight values in a word"
         )
     scales = Scales(scale, (rows, columns), (1, group or max(columns, 1))).checked()
     if extents.shape != (2,) or extents.dtype not in ("int32", "int64"):
@@ -135,16 +149,16 @@ def int4_weight(tensors: Mapping[str, TensorInfo], codes: TensorInfo, group: int
     if zero_points is not None and (zero_points.shape != expected or zero_points.dtype != "int32"):
         raise BadInput(
             f"{zero_points.file}: {zero_points.name} is {zero_points.dtype} {list(zero_points.shape)}, expected int32 "
-            f"{list(expected)}: eight rows a word"
+            f"{list(expected)}: eight rows in a word"
         )
     return Int4Weight(codes, scales, extents, zero_points)
 
 
 def _words(box: Box) -> Box:
-    """The words that hold `box`, whose columns begin at a whole word."""
+    """Returns the box of the words of `box`, whose columns start at a whole word."""
     return box[0], (box[1][0] // PER_WORD, -(-box[1][1] // PER_WORD))
 
 
 def _rows_packed(part: Box) -> Box:
-    """The words that hold zero points of `part` of the grid."""
+    """Returns the box of the words with the zero points of `part` of the grid."""
     return (part[0][0] // PER_WORD, -(-part[0][1] // PER_WORD)), part[1]

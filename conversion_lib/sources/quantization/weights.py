@@ -1,4 +1,4 @@
-"""A source whose quantized weights are shown in bfloat16, and what its schemes share: scales and their checks."""
+"""Shows quantized weights in bfloat16, and checks and reads the scales that all schemes have."""
 
 from __future__ import annotations
 
@@ -19,38 +19,53 @@ ACTIVATION_SUFFIXES = tuple(
     for what in ("input", "output", "activation", "q", "k", "v")
     for kind in ("scale", "zero_point", "global_scale")
 )
-"""Names of what a runtime quantizes activations and its cache with; weights do not depend on them."""
+"""Last parts of the names of scales for activations and for the key-value cache, which weights do not depend on."""
 
 
 class Weight(Protocol):
-    """One quantized weight.
-
-    info: as it is shown: its plain name, its plain shape, bfloat16, and the file of its codes.
-    codes: the stored tensor that holds them. others: those that belong to it: scales, zero points, shapes.
-    """
+    """One quantized weight."""
 
     @property
-    def info(self) -> TensorInfo: ...
+    def info(self) -> TensorInfo:
+        """The dequantized tensor: the plain name and shape, bfloat16, and the file of the codes."""
+        ...
 
     @property
-    def codes(self) -> TensorInfo: ...
+    def codes(self) -> TensorInfo:
+        """The stored tensor with the quantized values."""
+        ...
 
     @property
-    def others(self) -> Sequence[TensorInfo]: ...
+    def others(self) -> Sequence[TensorInfo]:
+        """The other stored tensors of the weight: scales, zero points, shapes."""
+        ...
 
     def read(self, source: Source, box: Box) -> Array:
-        """The elements of `box` in bfloat16. Raises BadInput for data that no quantizer writes."""
+        """Reads `box` of the dequantized tensor.
+
+        Args:
+            source: The source that has the stored tensors.
+            box: A box of `info`'s shape.
+
+        Returns:
+            bfloat16 values.
+
+        Raises:
+            BadInput: The stored data are not valid, such as a scale that is NaN.
+        """
         ...
 
     def parts(self, box: Box) -> Sequence[tuple[TensorInfo, Box]]:
-        """What reading `box` takes of `codes` and of each of `others`."""
+        """Returns the boxes that reading `box` needs, one of `codes` and one of each of `others`."""
         ...
 
 
 class DequantizedSource:
-    """`source` with `weights` in bfloat16 in place of their codes, without what belongs to them.
+    """Shows `source` with `weights` in bfloat16 in place of their codes, and without their scales.
 
-    left_out: a line for each kind of tensor that is not shown though no weight needs it.
+    Attributes:
+        tensors: The shown tensors.
+        left_out: A line for each kind of tensor that is hidden although no weight needs it.
     """
 
     def __init__(self, source: Source, weights: Iterable[Weight]) -> None:
@@ -66,7 +81,7 @@ class DequantizedSource:
         self.tensors: Mapping[str, TensorInfo] = {info.name: info for info in shown}
         self.left_out: tuple[str, ...] = ()
         if activations:
-            reason = "they quantize what goes through a layer, not its weights"
+            reason = "they quantize the input or output of a layer, not its weights"
             self.left_out = (f"activation scales: {len(activations)} tensors left out; {reason}",)
 
     def requires(self, name: str, box: Box | None = None) -> Sequence[StoredSlice]:
@@ -85,9 +100,12 @@ class DequantizedSource:
 
 
 class Scales(NamedTuple):
-    """One scale for each block of `block` elements of a matrix of `shape`, edges clipped.
+    """The scales of a matrix: one for each block.
 
-    Stored as `info`: a grid of scales, of which axes of size one at the end may be missing.
+    Attributes:
+        info: The stored grid of scales. Trailing axes of size 1 may be missing.
+        shape: The matrix's (rows, columns).
+        block: (rows, columns) of a block. Blocks at the edges may be smaller.
     """
 
     info: TensorInfo
@@ -96,10 +114,15 @@ class Scales(NamedTuple):
 
     @property
     def grid(self) -> Shape:
+        """The number of blocks along each axis."""
         return _grids(self.shape, self.block)[0]
 
     def checked(self) -> Scales:
-        """Itself. Raises BadInput where the stored tensor is of another shape or dtype."""
+        """Returns itself after a check.
+
+        Raises:
+            BadInput: The stored tensor has another shape or dtype.
+        """
         alike = _grids(self.shape, self.block)
         if self.info.shape not in alike or self.info.dtype not in SCALE_DTYPES:
             rows, columns = self.block
@@ -110,50 +133,62 @@ class Scales(NamedTuple):
         return self
 
     def around(self, box: Box) -> Box:
-        """The part of the grid whose blocks meet `box` of the matrix."""
+        """Returns the box of the grid whose blocks overlap `box` of the matrix."""
         (top, bottom), (left, right) = box
         rows, columns = self.block
         return (top // rows, -(-bottom // rows)), (left // columns, -(-right // columns))
 
     def stored(self, part: Box) -> tuple[TensorInfo, Box]:
-        """What reading `part` of the grid takes."""
+        """Returns the stored tensor and the box of it that reading `part` of the grid needs."""
         return self.info, part[: len(self.info.shape)]
 
     def read(self, source: Source, part: Box) -> Array:
-        """The scales of `part` of the grid in float32.
+        """Reads the scales of `part`, a box of the grid.
 
-        Raises BadInput for one that is NaN, infinite or negative; zero is fine.
+        Returns:
+            float32 values, always with two axes.
+
+        Raises:
+            BadInput: A scale is NaN, infinite or negative. Zero is allowed.
         """
         stored = source.read(self.info.name, part[: len(self.info.shape)])
         scales = stored.astype(np.float32).reshape(box_shape(part))
         wrong = ~(np.isfinite(scales) & (scales >= 0))
         if wrong.any():
             i, j = (int(n) for n in np.argwhere(wrong)[0])
-            place = [start + at for (start, _), at in zip(part, (i, j), strict=True)][: len(self.info.shape)]
+            position = [start + at for (start, _), at in zip(part, (i, j), strict=True)][: len(self.info.shape)]
             raise BadInput(
-                f"{self.info.file}: {self.info.name}{place or ''} is {scales[i, j]}; "
-                "a scale is finite and not negative. The file is damaged, or was quantized wrongly"
+                f"{self.info.file}: {self.info.name}{position or ''} is {scales[i, j]}; "
+                "a scale must be finite and not negative. The file is damaged, or was quantized wrongly"
             )
         return scales
 
 
 @cache
 def _grids(shape: Shape, block: tuple[int, int]) -> tuple[Shape, ...]:
-    """The shapes that the scales of a matrix may be stored in, the whole grid first."""
+    """Returns the shapes that the scales of a matrix may have in a file. The full grid is the first."""
     grid = tuple(-(-extent // step) for extent, step in zip(shape, block, strict=True))
     return (grid, *([grid[:1]] if grid[1] == 1 else []), *([()] if grid == (1, 1) else []))
 
 
 def companion(tensors: Mapping[str, TensorInfo], codes: TensorInfo, name: str) -> TensorInfo:
-    """The tensor `name` that belongs to `codes`. Raises BadInput where there is none."""
+    """Returns the tensor `name`, which belongs to `codes`.
+
+    Raises:
+        BadInput: There is no such tensor.
+    """
     info = tensors.get(name)
     if info is None:
-        raise BadInput(f"{codes.file}: {codes.dtype} tensor {codes.name} has no {name}, which its values need")
+        raise BadInput(f"{codes.file}: {codes.dtype} tensor {codes.name} has no {name}, which is needed for its values")
     return info
 
 
 def require_matrix(codes: TensorInfo) -> None:
-    """Raises BadInput where a weight has not two dimensions."""
+    """Refuses a weight that is not a matrix.
+
+    Raises:
+        BadInput: It does not have two dimensions.
+    """
     if len(codes.shape) != 2:
         raise BadInput(
             f"{codes.file}: {codes.dtype} tensor {codes.name} has shape {list(codes.shape)}, expected two dimensions"

@@ -201,7 +201,7 @@ def test_a_bad_option_is_refused(checkpoint: Path, tmp_path: Path, options: tupl
 
 def test_what_is_no_maxtext_checkpoint_is_refused(source: Path, tmp_path: Path):
     result = ferry_here("export", source, tmp_path / "back")
-    assert result.returncode == 2 and "holds no Orbax checkpoint" in result.stderr
+    assert result.returncode == 2 and "has no Orbax checkpoint" in result.stderr
 
 
 def test_another_export_at_the_destination_is_refused(checkpoint: Path, tmp_path: Path):

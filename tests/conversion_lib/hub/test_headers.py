@@ -254,7 +254,7 @@ def test_no_safetensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     [
         (struct.pack("<Q", 101 << 20) + b"{" * 200_000, "no whole header"),
         (struct.pack("<Q", 200) + b"{" * 50, "no whole header"),
-        (struct.pack("<Q", 20) + b"[not json at all....]", "has a header that is not safetensors'"),
+        (struct.pack("<Q", 20) + b"[not json at all....]", "has a header that is not in safetensors format"),
         (struct.pack("<Q", 2) + b"{}" + b"more", "is longer than its header says"),
         (b"short", "no whole header"),
         (b"", "no whole header"),

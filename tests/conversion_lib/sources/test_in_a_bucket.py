@@ -76,7 +76,7 @@ def test_an_object_written_anew_is_not_mixed_in(
 
 def test_no_checkpoint_there(fake: FakeCloudStorage, tmp_path: Path) -> None:
     for arguments, message in (
-        (("gs://bucket/none",), "gs://bucket/none holds no safetensors"),
+        (("gs://bucket/none",), "gs://bucket/none has no safetensors files"),
         (("gs://elsewhere/none",), "no bucket elsewhere"),
         (("gs://bucket/none", "--stream-download"), "the option is for a Hub id"),
     ):
@@ -179,7 +179,7 @@ def test_what_is_no_checkpoint_is_said(fake: FakeCloudStorage, staged: str, tmp_
     for step in ("0", "100"):
         fake.put("bucket", f"run/checkpoints/{step}/items/_METADATA", b"{}")
     for url, message in (
-        ("gs://bucket/nothing", "gs://bucket/nothing holds no Orbax checkpoint: no _METADATA in it"),
+        ("gs://bucket/nothing", "gs://bucket/nothing has no Orbax checkpoint: no _METADATA in it"),
         ("gs://bucket/run/checkpoints", "of steps 0, 100: name one, such as gs://bucket/run/checkpoints/100"),
         ("gs://elsewhere/x", "no bucket elsewhere"),
     ):

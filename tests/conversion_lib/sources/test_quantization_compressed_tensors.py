@@ -133,7 +133,7 @@ def test_scales_of_activations_are_left_out_with_a_line():
     source = dequantized(MemorySource(arrays), config(form, arguments))
     assert list(source.tensors) == [f"{MODULE}.weight"]
     assert left_out(source) == (
-        "activation scales: 2 tensors left out; they quantize what goes through a layer, not its weights",
+        "activation scales: 2 tensors left out; they quantize the input or output of a layer, not its weights",
     )
 
 
@@ -203,7 +203,7 @@ def test_a_shape_that_the_headers_do_not_make_is_found_when_it_is_read():
     arrays, _ = compressed(form, arguments, 16, 64, "bfloat16")
     arrays[f"{MODULE}.weight_shape"][1] = 63
     source = dequantized(MemorySource(arrays), config(form, arguments))
-    with pytest.raises(BadInput, match=r"weight_shape is \[16, 63\], but .* make \[16, 64\]"):
+    with pytest.raises(BadInput, match=r"weight_shape is \[16, 63\], but .* give \[16, 64\]"):
         source.read(f"{MODULE}.weight", ((0, 1), (0, 1)))
 
 
@@ -214,7 +214,7 @@ def test_codes_that_are_no_module_s_weight_are_refused(name):
     arrays, _ = compressed(form, arguments, 6, 8, "bfloat16")
     codes = np.zeros((2, 3, 4), np.uint8)
     arrays[name] = codes if name.endswith("_blocks") else codes.view(ml_dtypes.float8_e4m3fn)
-    with pytest.raises(BadInput, match=f"shard: tensor {name} is .*no quantization_config that says how"):
+    with pytest.raises(BadInput, match=f"shard: tensor {name} is .*no quantization_config that describes it"):
         dequantized(MemorySource(arrays), config(form, arguments))
 
 
@@ -235,7 +235,7 @@ def group(**weights: Any) -> dict[str, Any]:
         ("float-quantized", {"config_groups": None}, "quantization_config.config_groups: "),
         ("float-quantized", {"sparsity_config": {"format": "sparse-24-bitmask"}}, "sparse-24-bitmask"),
         ("float-quantized", {"ignore": ["re:.*mlp.*"]}, "no group of config_groups"),
-        ("float-quantized", {"ignore": ["re:*"]}, "is no regular expression"),
+        ("float-quantized", {"ignore": ["re:*"]}, "is not a regular expression"),
         ("pack-quantized", group(**SCHEMES["int4 by group"][1]), "no group of config_groups"),
     ],
 )
