@@ -1,4 +1,4 @@
-"""The Hub: what is asked of it, downloaded from it, and read of it without a download."""
+"""Looks up, downloads and streams repositories of the Hugging Face Hub."""
 
 from conversion_lib.hub.downloading import (
     WORK_NAME,

@@ -1,7 +1,7 @@
-"""In from the Hub: the files a job needs, at one commit, each checked against what the Hub says of it.
+"""Downloads the files that a job needs from the Hub, at one commit, and checks each one against the Hub's metadata.
 
-A file is fetched into `DESTINATION/.ferry`, checked, synced, and renamed to its place: whatever has its name has been
-checked, so that a retry goes on from there. `provenance.json` is written last and marks a whole download.
+A file is fetched into `DESTINATION/.ferry`, checked, synced and then renamed. So every file under its final name has
+been checked, and a retry keeps it. `provenance.json` is written last and marks a complete download.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from conversion_lib.storage.disk import check_disk
 from conversion_lib.storage.files import disk_error, in_parallel, one_at_a_time, write_atomically
 
 WORK_NAME = ".ferry"
-"""Work in progress inside the destination; gone when the download is whole."""
+"""Directory for work in progress in the destination; removed when the download is complete."""
 THREADS = 4
 
 NEEDED = (
@@ -46,15 +46,15 @@ NEEDED = (
     "NOTICE*",
     "README.md",
 )
-"""Files at the top of a repository that a job may need. Pickled weights are none of them, ever."""
+"""Files at the top level of a repository that a job may need. Pickled weights are never fetched."""
 NOT_NEEDED = ("consolidated*", "*.bin.index.json", "*.h5.index.json", "*.msgpack.index.json")
-"""A second copy of the weights in another layout, and the indexes of weights that are not fetched."""
+"""A second copy of the weights in another layout, and indexes of weights that are not fetched."""
 OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.gguf", "*.onnx")
-"""Named in the error where a repository has no safetensors."""
+"""Weights that the error names if a repository has no safetensors."""
 
 
 class Resolved(BaseModel):
-    """A repository at one commit, with every file it has."""
+    """A repository at one commit, with all its files."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -64,10 +64,7 @@ class Resolved(BaseModel):
 
 
 class Provenance(BaseModel):
-    """`provenance.json`: where the files of a directory came from. Times are UTC in ISO 8601.
-
-    finished: None where the weights never lay here as a whole: each was fetched and verified when it was converted.
-    """
+    """The content of provenance.json. Times are UTC in ISO 8601; `finished` is None if the weights were streamed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -83,7 +80,7 @@ class Provenance(BaseModel):
 
 
 class _Unfinished(BaseModel):
-    """`.ferry/download.json`: what an unfinished download is of."""
+    """The content of `.ferry/download.json`: the repository and commit of an unfinished download."""
 
     repo: str
     commit: str
@@ -91,7 +88,7 @@ class _Unfinished(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class DownloadResult:
-    """`bytes` is the size of all files; `bytes_downloaded` of those that this call fetched."""
+    """A complete download. `bytes` counts all files, `bytes_downloaded` only those that this call fetched."""
 
     repo: str
     revision: str
@@ -106,11 +103,13 @@ class DownloadResult:
 def resolve(
     repo: str, revision: str = "main", *, backoff: Backoff | None = None, reporter: Reporter = SILENT
 ) -> Resolved:
-    """The commit that `revision` names now, and the files it has.
+    """Finds the commit that `revision` names now, and its files.
 
-    Asks the Hub at HF_ENDPOINT (else the public one), with the token in HF_TOKEN or the client's token file. Raises
-    BadInput for an unknown repository or revision, for one that the token does not open, and offline; OutsideFailure
-    where the Hub cannot be reached.
+    Asks HF_ENDPOINT, or the public Hub, with the token in HF_TOKEN or in the client's token file.
+
+    Raises:
+        BadInput: The repository or revision does not exist, the token gives no access to it, or the client is offline.
+        OutsideFailure: The Hub cannot be reached in all tries of `backoff`.
     """
     endpoint = hub_endpoint()
     where = f"{repo} at {revision}"
@@ -125,8 +124,8 @@ def resolve(
         for sibling in info.siblings or []:
             if sibling.size is None or sibling.blob_id is None:
                 raise BadInput(
-                    f"{shown_endpoint(endpoint)} gives no size and git id for {sibling.rfilename} of {where}:"
-                    " a download could not be checked; use the Hub itself or a mirror that keeps them"
+                    f"{shown_endpoint(endpoint)} gives no size or git id for {sibling.rfilename} of {where}, so a"
+                    " download could not be checked; use the Hub itself or a mirror that keeps them"
                 )
             sha256 = sibling.lfs.sha256 if sibling.lfs else None
             size = sibling.lfs.size if sibling.lfs else sibling.size
@@ -139,7 +138,11 @@ def resolve(
 
 
 def needed_files(resolved: Resolved) -> list[RemoteFile]:
-    """The files of the repository that a job needs. Raises BadInput where none of them is safetensors."""
+    """Returns the files of the repository that a job needs.
+
+    Raises:
+        BadInput: None of them is a safetensors file.
+    """
     needed = [
         file
         for file in resolved.files
@@ -151,7 +154,7 @@ def needed_files(resolved: Resolved) -> list[RemoteFile]:
         more = ", ..." if len(weights or resolved.files) > 4 else ""
         raise BadInput(
             f"{resolved.repo} at {resolved.commit} has no safetensors at its top level; it has {shown}{more}. Pickled"
-            " weights are never loaded: take a revision or a repository with safetensors"
+            " weights are never loaded: choose a revision or a repository with safetensors"
         )
     return needed
 
@@ -169,20 +172,19 @@ def download(
     threads: int = THREADS,
     backoff: Backoff | None = None,
 ) -> DownloadResult:
-    """Fetches what a job needs of `repo` at `revision` into the directory `destination`, which is made.
+    """Downloads the files that a job needs into the directory `destination`, which is created if necessary.
 
-    Every file is checked against its SHA-256 or git id. Where an earlier try stopped, this one goes on; where the
-    same commit lies there whole, nothing is fetched. Two downloads into one destination take turns.
+    Every file is checked against its SHA-256 or git id. An interrupted download is resumed. If the same commit is
+    already complete, nothing is fetched. Two downloads into one destination take turns.
 
-    Raises BadInput for what `resolve` calls so, a repository without safetensors, a disk that is too small, and a
-    destination that holds something else; OutsideFailure where the Hub fails for longer than `backoff` tries, or
-    serves other bytes than it announced.
+    Raises:
+        BadInput: As for `resolve` and `needed_files`, the disk is too small, or the destination has other files.
+        OutsideFailure: The Hub fails in all tries of `backoff`, or sends other bytes than it announced.
     """
     started, began = time.monotonic(), now()
     destination = destination.expanduser().absolute()
     fetched: list[RemoteFile] = []
-    # a full commit id that lies there whole needs no Hub
-    if (kept := _whole(destination, repo, revision)) is None:
+    if (kept := _whole(destination, repo, revision)) is None:  # else `revision` is a complete commit: no need to ask
         job = _Download(resolve(repo, revision, backoff=backoff, reporter=reporter), destination, reporter)
         if (kept := _whole(destination, repo, job.resolved.commit)) is None:
             kept, fetched = job.run(revision, began, threads, backoff or Backoff())
@@ -201,35 +203,38 @@ def download(
 
 
 def cached_download(repo: str, *, revision: str = "main", reporter: Reporter = SILENT) -> Path:
-    """`download` into FERRY_CACHE (else ~/.cache/ferry), one directory for each commit, which is returned.
+    """Downloads into the commit's directory in `cache_directory`, and returns that directory.
 
-    Several runs may use it at the same time. Raises what `download` does.
+    Several runs may use the cache at the same time. Raises what `download` raises.
     """
     cache = cache_directory() / repo.replace("/", "--")
-    # a full commit id that lies there whole needs no Hub
-    whole = _whole(cache / revision, repo, revision) is not None
+    whole = _whole(cache / revision, repo, revision) is not None  # then `revision` is a commit: no need to ask
     commit = revision if whole else resolve(repo, revision, reporter=reporter).commit
     return download(repo, cache / commit, revision=commit, reporter=reporter).path
 
 
 def cache_directory() -> Path:
-    """Where downloads are kept that no destination was given for."""
+    """Returns the directory for downloads without a destination: FERRY_CACHE, or ~/.cache/ferry."""
     return Path(os.environ.get("FERRY_CACHE") or "~/.cache/ferry").expanduser()
 
 
 def read_provenance(directory: Path) -> Provenance | None:
-    """What `download` left in `directory`; None where it left nothing. Raises BadInput for another kind of file."""
+    """Returns what `download` recorded in `directory`; None if there is no record.
+
+    Raises:
+        BadInput: The file is not a provenance of this version.
+    """
     path = directory / PROVENANCE_NAME
     try:
         return Provenance.model_validate_json(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         return None
     except ValidationError as error:
-        raise BadInput(f"{path} is no provenance of this version: {problem_of(error)}") from error
+        raise BadInput(f"{path} is not a provenance of this version: {problem_of(error)}") from error
 
 
 def _whole(destination: Path, repo: str, commit: str) -> Provenance | None:
-    """The provenance, where the destination holds this commit with every file at its size."""
+    """Returns the provenance if the destination has this commit and every file has its size."""
     kept = read_provenance(destination)
     if kept is None or (kept.repo, kept.commit) != (repo, commit):
         return None
@@ -249,12 +254,12 @@ class _Download:
         self.unfinished = self.work / "download.json"
 
     def run(self, revision: str, began: str, threads: int, backoff: Backoff) -> tuple[Provenance, list[RemoteFile]]:
-        """Fetches what is missing and records it all: the provenance, and the files that were fetched."""
-        waiting = f"another download into {self.destination} is running: waiting for it"
+        """Fetches the missing files; returns the provenance, which it writes, and the fetched files."""
+        waiting = f"waiting for another download into {self.destination}"
         try:
             with one_at_a_time(self.work / "lock", lambda: self.reporter.say(waiting)):
                 kept = _whole(self.destination, self.resolved.repo, self.resolved.commit)
-                if kept is not None:  # the other one brought it all
+                if kept is not None:  # the other download fetched everything
                     return kept, []
                 missing = self._begin(threads)
                 try:
@@ -265,11 +270,11 @@ class _Download:
         except OSError as error:
             raise disk_error(error, f"cannot write to {self.destination}") from error
         finally:
-            with suppress(OSError):  # not empty where a later try is to go on
+            with suppress(OSError):  # not empty if a later try can resume
                 self.work.rmdir()
 
     def _begin(self, threads: int) -> list[RemoteFile]:
-        """The files to fetch. Says in the destination what is under way, or raises BadInput if it is not ours."""
+        """Returns the files to fetch and notes the download in the destination; BadInput if that has other files."""
         resolved = self.resolved
         shutil.rmtree(self.staging, ignore_errors=True)  # left by a killed try
         there: Provenance | _Unfinished | None = read_provenance(self.destination)
@@ -279,8 +284,8 @@ class _Download:
             present = self._adopt(threads)
         elif (there.repo, there.commit) != (resolved.repo, resolved.commit):
             raise BadInput(
-                f"{self.destination} holds {there.repo} at {there.commit}, not {self.name}: give another directory,"
-                " or remove that one"
+                f"{self.destination} has {there.repo} at {there.commit}, not {self.name}: give another directory,"
+                " or remove this one"
             )
         else:
             sizes = {file.path: _size(self.destination / file.path) for file in self.files}
@@ -291,11 +296,11 @@ class _Download:
         check_disk(self.destination, sum(file.size for file in missing))
         unfinished = _Unfinished(repo=resolved.repo, commit=resolved.commit)
         write_atomically(self.unfinished, unfinished.model_dump_json().encode())
-        (self.destination / PROVENANCE_NAME).unlink(missing_ok=True)  # it marks a whole download
+        (self.destination / PROVENANCE_NAME).unlink(missing_ok=True)  # it marks a complete download
         return missing
 
     def _adopt(self, threads: int) -> set[str]:
-        """The files that lie there already, from another tool, with the Hub's content."""
+        """Returns the paths of files from another tool that are already there and have the Hub's content."""
         present = [file for file in self.files if (self.destination / file.path).exists()]
         expected = {file.path for file in self.files}
         strangers = [p.name for p in self.destination.glob("*.safetensors*") if p.name not in expected]
@@ -312,7 +317,7 @@ class _Download:
     def _refuse(self, strangers: list[str]) -> None:
         if strangers:
             raise BadInput(
-                f"{self.destination} holds files that are not of {self.name}: {', '.join(sorted(strangers)[:4])};"
+                f"{self.destination} has files that are not from {self.name}: {', '.join(sorted(strangers)[:4])};"
                 " give another directory, or remove them"
             )
 
@@ -326,8 +331,8 @@ class _Download:
 
                 def advance(nbytes: int) -> None:
                     nonlocal counted
-                    if stopped.is_set():  # the one way to end the client's own loop
-                        raise OutsideFailure(f"{file.path}: stopped, since another file failed")
+                    if stopped.is_set():  # the only way to end the client's own loop
+                        raise OutsideFailure(f"{file.path}: stopped because another file failed")
                     counted += nbytes
                     progress.advance(nbytes)
 
@@ -340,7 +345,7 @@ class _Download:
                     except Mismatch:
                         afresh = True
                         raise
-                    progress.advance(file.size - counted)  # where the client had it in its cache
+                    progress.advance(file.size - counted)  # if the client had it in its cache
 
                 backoff.run(attempt, stopped=stopped, reporter=self.reporter)
 
@@ -356,7 +361,7 @@ class _Download:
 def write_provenance(
     directory: Path, resolved: Resolved, revision: str, started: str, finished: str | None
 ) -> Provenance:
-    """Leaves in `directory` where its files, those of `resolved`, came from."""
+    """Writes provenance.json, which says where the files in `directory` came from. Times as from `now`."""
     provenance = Provenance(
         repo=resolved.repo,
         revision=revision,
@@ -373,7 +378,11 @@ def write_provenance(
 
 
 def hub_endpoint() -> str:
-    """The Hub to ask: HF_ENDPOINT as it is now (the client reads it once, when it is imported)."""
+    """Returns the Hub's URL: HF_ENDPOINT as it is now. The client reads it only when it is imported.
+
+    Raises:
+        BadInput: It is not an HTTP URL.
+    """
     endpoint = (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
     if not endpoint.startswith(("http://", "https://")):
         raise BadInput(f"HF_ENDPOINT is {shown_endpoint(endpoint)!r}: expected http://... or https://...")
@@ -385,5 +394,5 @@ def _size(path: Path) -> int | None:
 
 
 def now() -> str:
-    """The time in UTC, in ISO 8601."""
+    """Returns the time in UTC, in ISO 8601."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -1,4 +1,4 @@
-"""One file of a Hub repository: fetched with the client, checked against what the Hub says of it, put in place."""
+"""Fetches one file of a Hub repository with the client, checks it against the Hub's metadata, and renames it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,14 @@ from conversion_lib.storage.files import sync_directory, sync_file
 
 
 class RemoteFile(BaseModel):
-    """A file on the Hub: bytes, the SHA-256 of its content where it is in LFS or Xet, else its git blob id."""
+    """A file on the Hub.
+
+    Attributes:
+        path: Its path in the repository.
+        size: Bytes.
+        sha256: Of the content, in hexadecimal; None if the file is in git itself and not in LFS or Xet.
+        blob_id: The git id of the file, or of its pointer in LFS.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -29,7 +36,7 @@ class RemoteFile(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Fetcher:
-    """Fetches files of one repository at one commit into `destination`, by way of `staging` on the same disk."""
+    """Fetches files of a repository at one commit into `staging`, and moves them to `destination` on the same disk."""
 
     repo: str
     commit: str
@@ -38,10 +45,18 @@ class Fetcher:
     destination: Path
 
     def fetch(self, file: RemoteFile, advance: Callable[[int], None], *, afresh: bool = False) -> None:
-        """Fetches, checks, syncs and places `file`; `advance` is called with bytes as they come.
+        """Fetches `file`, checks it, syncs it, and renames it.
 
-        afresh: not from the client's own cache. Raises Passing for what another try may mend, a wrong content
-        (Mismatch) among it, and leaves nothing behind then.
+        Args:
+            file: The file.
+            advance: Called with the number of new bytes. It may raise to stop the fetch.
+            afresh: Whether to ignore the client's cache.
+
+        Raises:
+            Mismatch: The content is not what the Hub announced. The file is removed.
+            Passing: Another failure that a retry may solve.
+            BadInput: The Hub refuses the request.
+            OutsideFailure: The disk is full, or another failure.
         """
         what, hub = f"{file.path} of {self.repo} at {self.commit}", shown_endpoint(self.endpoint)
         try:
@@ -67,11 +82,15 @@ class Fetcher:
 
 
 class Mismatch(Passing):
-    """A file came with another content than the Hub announced."""
+    """A fetched file does not have the content that the Hub announced."""
 
 
 def mismatch(path: Path, file: RemoteFile) -> str | None:
-    """What of `path` differs from `file`: "size expected ..., got ..." or the same of its hash; None if nothing."""
+    """Compares `path` with `file`, and reads all of it if its size is right.
+
+    Returns:
+        The difference, such as "size expected 4, got 3" or the same for its hash; None if there is none.
+    """
     if not path.is_file():
         return "not a file"
     if (size := path.stat().st_size) != file.size:
@@ -87,7 +106,7 @@ def mismatch(path: Path, file: RemoteFile) -> str | None:
 
 
 def _bar_class(advance: Callable[[int], None]) -> Any:
-    """What the client takes for tqdm: hands on the bytes that reach the disk, and draws nothing."""
+    """Returns a stand-in for tqdm that passes on the bytes written to disk, and draws nothing."""
 
     class Bar:
         n = 0
@@ -101,7 +120,7 @@ def _bar_class(advance: Callable[[int], None]) -> Any:
         def update(self, n: float | None = 1) -> None:
             advance(int(n or 0))
 
-        # Xet counts what comes over the network apart, unless the class has a method for it
+        # Xet counts network traffic separately, unless the class has a method for it
         def update_transfer(self, n: float) -> None: ...
         def set_postfix_str(self, text: str, refresh: bool = True) -> None: ...
         def set_transfer_postfix_str(self, text: str, refresh: bool = True) -> None: ...

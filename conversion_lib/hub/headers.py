@@ -1,4 +1,4 @@
-"""A checkpoint on the Hub from its headers alone: the little that a plan needs of it, without the weights."""
+"""Opens a checkpoint on the Hub for planning: fetches the config and the headers, not the weights."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from conversion_lib.sources.safetensors import INDEX_NAME, shard_names
 from conversion_lib.storage.files import disk_error, in_parallel
 
 FETCHED_WHOLE = (CONFIG_NAME, INDEX_NAME, HF_RECORD_NAME)
-"""What planning reads besides the weights' headers."""
+"""Files that planning reads in addition to the headers of the weights."""
 THREADS = 8
 
 
@@ -32,15 +32,24 @@ THREADS = 8
 def headers_of(
     repo: str, revision: str = "main", *, reporter: Reporter = SILENT, backoff: Backoff | None = None
 ) -> Iterator[HubFiles]:
-    """What a plan can be made from, of `repo` at the commit that `revision` names now.
+    """Opens `repo`, at the commit that `revision` names now, for planning.
 
-    The config and the index are fetched, and of each weight file the header; none of them can be read. A plan made
-    from it has the fingerprint that it would have after a download of that commit, since both go by the headers and
-    the hashes that the Hub gives (for weights outside LFS and Xet a git id, which a download does not go by).
-    The small files are temporary: they are gone when the context ends.
+    Fetches the config, the index and the header of each weight file. The weights cannot be read. A plan has the same
+    fingerprint as after a download of the commit, because both use the headers and the Hub's hashes. The exception is
+    weights outside LFS and Xet: the Hub gives a git id for them, which a download does not use.
 
-    Raises BadInput for what `resolve` and SafetensorsSource call so, OutsideFailure where the Hub fails for longer
-    than `backoff` tries.
+    Args:
+        repo: The repository, such as `Qwen/Qwen3-0.6B`.
+        revision: A branch, a tag or a commit.
+        reporter: Shows progress and messages.
+        backoff: The retries of each request; None: the default ones.
+
+    Yields:
+        The files. They are temporary, and deleted at the end of the context.
+
+    Raises:
+        BadInput: As for `resolve` and SafetensorsSource.
+        OutsideFailure: The Hub fails in all tries of `backoff`.
     """
     backoff = backoff or Backoff()
     resolved = hub.resolve(repo, revision, backoff=backoff, reporter=reporter)
@@ -55,22 +64,40 @@ def headers_of(
 
 
 class HubFiles(Files):
-    """A repository at one commit, of which the small files are copied into `directory`, and no weights."""
+    """A repository at one commit. Only its small files are copied.
+
+    Args:
+        resolved: The commit with the files that are needed.
+        directory: Where the small files are copied to. The caller owns it.
+
+    Attributes:
+        remote: The files by path.
+        headers: The length field and header of each weight file, by name; filled by `fetch`.
+    """
 
     def __init__(self, resolved: hub.Resolved, directory: Path) -> None:
         self.resolved, self.directory = resolved, directory
         self.name = f"{resolved.repo}@{resolved.commit}"
         self.remote = {file.path: file for file in resolved.files}
         self.headers: dict[str, bytes] = {}
-        """Of each weight file that the checkpoint has, its length and header."""
 
     def fetch(self, fetched_whole: Collection[str], backoff: Backoff, reporter: Reporter) -> None:
-        """Fetches the files that `fetched_whole` names, then the header of each weight file."""
+        """Fetches some files whole, then the header of each weight file.
+
+        Args:
+            fetched_whole: The paths of the files to fetch whole. Those that the repository lacks are skipped.
+            backoff: The retries of each request.
+            reporter: Shows messages about retries.
+
+        Raises:
+            BadInput: As for `shard_names`, or the Hub refuses a request.
+            OutsideFailure: The Hub fails in all tries, or a file cannot be written.
+        """
         repo, commit, endpoint = self.resolved.repo, self.resolved.commit, hub.hub_endpoint()
         fetcher = Fetcher(repo, commit, endpoint, self.directory / hub.WORK_NAME, self.directory)
 
         def fetch_small(file: RemoteFile, stopped: threading.Event) -> None:
-            # afresh: what the client's own cache has may be damaged, and these are small
+            # afresh: the client's cache may be damaged, and these files are small
             work = partial(fetcher.fetch, file, lambda nbytes: None, afresh=True)
             backoff.run(work, stopped=stopped, reporter=reporter)
 
@@ -102,11 +129,10 @@ class HubFiles(Files):
 
 
 def _first_bytes(fetcher: Fetcher, file: RemoteFile, count: int) -> bytes:
-    """The first `count` bytes of `file`. Raises Passing for what another try may mend.
+    """Fetches the first `count` bytes of `file`. Raises Passing if a retry may help.
 
-    The client's own `parse_safetensors_file_metadata` asks in the same way, but gives the header parsed, of which
-    the bytes that the fingerprint is made of cannot be had back. Its session drops the token where the Hub sends it
-    on to another host, as it does for weights.
+    The client's `parse_safetensors_file_metadata` sends the same request, but returns the parsed header, not the bytes
+    that the fingerprint needs. Its session drops the token if the Hub redirects to another host, as for weights.
     """
     what, content = f"the header of {file.path} of {fetcher.repo} at {fetcher.commit}", bytearray()
     try:
@@ -117,10 +143,10 @@ def _first_bytes(fetcher: Fetcher, file: RemoteFile, count: int) -> bytes:
             hf_raise_for_status(answer)
             for block in answer.iter_bytes():
                 content += block
-                if len(content) > count:  # a server may pass over the range and send the whole file
+                if len(content) > count:  # a server may ignore the range and send the whole file
                     break
     except Exception as error:
         raise explain(error, what, fetcher.repo, fetcher.endpoint) from error
     if len(content) < count:
-        raise Passing(f"{what} from {shown_endpoint(fetcher.endpoint)}: {len(content)} bytes came, expected {count}")
+        raise Passing(f"{what} from {shown_endpoint(fetcher.endpoint)}: got {len(content)} bytes, expected {count}")
     return bytes(content[:count])

@@ -1,7 +1,8 @@
-"""Shards of a checkpoint on disk, a few at a time: fetched ahead, and gone when nothing needs them any more.
+"""Keeps a few shards of a checkpoint on disk: fetches them early, and removes them when no piece needs them.
 
-A shard in the cache is whole and verified. When what can be made with it has been made, only the ranges that later
-work needs besides other shards are kept, at their offsets in a sparse file, and the shard goes. Both survive a kill.
+A shard in the cache is whole and verified. When all pieces that end with it are made, the shard is removed. Only the
+ranges that later pieces need together with other shards are kept, at their offsets in a sparse file. A kill leaves both
+kinds of file intact.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from conversion_lib.errors import FerryError, OutsideFailure
 from conversion_lib.storage.files import write_atomically
 
 Range = tuple[int, int]
-"""The first byte and the one after the last."""
+"""The first byte and the byte after the last."""
 
 KEPT_SUFFIX = ".kept"
 COPY_BYTES = 1 << 20
@@ -26,10 +27,15 @@ COPY_BYTES = 1 << 20
 
 @dataclass
 class Demand:
-    """What is still to be made from the shard `name`, of `size` bytes.
+    """The pieces that still need a shard.
 
-    users: pieces for which it is the last shard they wait for. later: those that wait for a shard after it as well;
-    ranges: the bytes of it that those need. until: the place of the last shard that any of those waits for.
+    Attributes:
+        name: The shard.
+        size: Its size in bytes.
+        users: The number of pieces for which it is the last shard.
+        later: The number of pieces that also need a later shard.
+        ranges: The bytes of it that those later pieces need.
+        until: The index of the last shard that any of those later pieces needs.
     """
 
     name: str
@@ -41,14 +47,18 @@ class Demand:
 
     @property
     def over(self) -> bool:
+        """Whether no piece needs the shard any more."""
         return self.users <= 0 and self.later <= 0
 
 
 class ShardCache:
-    """The shards in `directory`, which is made.
+    """A cache of shards in a directory.
 
-    fetch: brings a shard by name, whole and verified, to that directory; called on threads of the cache's own, and
-        handed an event that is set when it should give up. evicting: called before a file is removed.
+    Args:
+        directory: Created if necessary, and removed at the end when nothing is left to do.
+        fetch: Fetches the named shard to the directory, whole and verified. It runs on the cache's threads, and stops
+            when the event is set.
+        evicting: Called with a file's path before the file is removed.
     """
 
     def __init__(
@@ -72,9 +82,13 @@ class ShardCache:
         self._limit = 0
 
     def begin(self, demands: Sequence[Demand], limit: int) -> None:
-        """Fetches the shards of `demands`, all of the source's in order, from now on: `limit` on disk at once.
+        """Starts to fetch shards in the background.
 
-        What an earlier run left is used as far as it is of use, and removed where it is not.
+        Useful files of an earlier run are used, the others are removed.
+
+        Args:
+            demands: One for each shard of the source, in order.
+            limit: The most whole shards on disk at a time.
         """
         self._demands = {demand.name: demand for demand in demands}
         self._limit = limit
@@ -108,9 +122,14 @@ class ShardCache:
         return demand.users > 0 or not all(_covered(self._kept.get(demand.name, ()), *need) for need in demand.ranges)
 
     def path(self, name: str, start: int, stop: int) -> Path:
-        """A file that has the bytes from `start` to `stop` of the shard `name` at their offsets; waits for it.
+        """Waits for the bytes from `start` to before `stop` of the shard `name`.
 
-        Raises OutsideFailure where fetching failed, whatever the reason: what has been converted is right.
+        Returns:
+            A file with these bytes at their offsets. It may be replaced after the call: then call again.
+
+        Raises:
+            OutsideFailure: A fetch failed, for whatever reason; what has been converted is correct. Or the cache is
+                being closed.
         """
         with self._changed:
             while True:
@@ -120,7 +139,7 @@ class ShardCache:
                     return self._kept_path(name)
                 if self._failure is not None:
                     raise _as_outside(self._failure)
-                # what is still to come does so in its turn: pieces wait for it in the order in which shards come
+                # a shard that is not fetched yet comes in its turn: pieces wait in the order of the shards
                 if name not in (*self._urgent, *self._coming, *self._waiting):
                     self._unforeseen.setdefault(name, set()).add((start, stop))
                     self._urgent.append(name)
@@ -128,7 +147,13 @@ class ShardCache:
                 self._changed.wait()
 
     def used(self, name: str, *, last: bool) -> None:
-        """A piece that needs `name` was made. last: it is one of the demand's `users`, else one of those `later`."""
+        """Notes that a piece that needs the shard was made.
+
+        Args:
+            name: The shard.
+            last: Whether it is the last shard that the piece needs, so that the piece counts in the demand's `users`
+                and not in `later`.
+        """
         with self._changed:
             demand = self._demands[name]
             if last:
@@ -143,10 +168,10 @@ class ShardCache:
             self._shrink_if_done(name)
 
     def close(self) -> None:
-        """Ends what is under way. What is in the cache stays for a run that goes on, where there is more to make."""
+        """Stops the fetches. Keeps the cache for a resumed run, unless all pieces are made."""
         with self._changed:
             self._stopped.set()
-            self._failure = self._failure or OutsideFailure("the run is being ended")
+            self._failure = self._failure or OutsideFailure("the run is ending")
             self._changed.notify_all()
         for thread in self._threads:
             thread.join()
@@ -178,19 +203,19 @@ class ShardCache:
             self._shrink_if_done(name)
 
     def _next(self) -> str | None:
-        """The shard to fetch now: one that went too early, whatever the limit, else the next while there is room."""
+        """Returns the shard to fetch next: one that was removed too early, whatever the limit, or the next in order."""
         if self._urgent:
             return self._urgent[0]
         room = len(self._whole) + len(self._coming) < self._limit
         return self._waiting[0] if self._waiting and room else None
 
     def _shrink_if_done(self, name: str) -> None:
-        """Replaces a shard that only later pieces need by the ranges they do."""
+        """Replaces a shard that only later pieces need by the ranges that they need."""
         with self._changed:
             demand = self._demands[name]
             if name not in self._whole or demand.users > 0:
                 return
-            # what was asked for though no piece was to need it stays too: who waits for it may come only now
+            # also keep unexpected requests: the reader that waits for one may not have read it yet
             ranges = (demand.ranges if demand.later > 0 else set()) | self._unforeseen.get(name, set())
             if not all(_covered(self._kept.get(name, ()), *need) for need in ranges):
                 self._keep(name, ranges)
@@ -208,7 +233,7 @@ class ShardCache:
                     start += target.write(source.read(min(COPY_BYTES, stop - start)))
             target.flush()
             os.fsync(target.fileno())
-        self._remove(_note_of(kept))  # it is of what lay there before
+        self._remove(_note_of(kept))  # it describes the previous file
         self._evicting(kept)
         partial.replace(kept)
         self._kept[name] = tuple(sorted(ranges))
@@ -224,7 +249,7 @@ class ShardCache:
 
 
 def _note_of(kept: Path) -> Path:
-    """The list of ranges beside what is kept of a shard: written after it."""
+    """Returns the path of the list of kept ranges, which is written after the kept file."""
     return kept.with_name(f"{kept.name}.json")
 
 
@@ -237,16 +262,18 @@ def _as_outside(failure: BaseException) -> BaseException:
 
 
 def most_bytes(demands: Sequence[Demand], limit: int) -> int:
-    """Bytes on disk at most with `limit` shards at once: those, and what is kept of others.
+    """Returns the most bytes on disk at a time: whole shards, and kept ranges of others.
 
-    demands: of all shards of the source, in order.
+    Args:
+        demands: One for each shard of the source, in order.
+        limit: The most whole shards at a time.
     """
     kept = most = 0
     ending = [0] * len(demands)
-    for place, demand in enumerate(demands):
+    for index, demand in enumerate(demands):
         size = sum(stop - start for start, stop in demand.ranges)
         kept += size
         ending[demand.until] += size
         most = max(most, kept)
-        kept -= ending[place]
+        kept -= ending[index]
     return most + limit * max((demand.size for demand in demands), default=0)

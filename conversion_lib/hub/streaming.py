@@ -1,9 +1,9 @@
-"""Converting a Hub repository shard by shard, on a disk smaller than the model.
+"""Converts a Hub repository shard by shard, on a disk smaller than the model.
 
-Planned from the headers alone; then each shard is fetched ahead of the pieces that need it, verified against the
-Hub's hash before a value of it is used, and removed when they have been made. Pieces come in the order in which the
-last of their shards does: an array that stacks a small tensor of every layer waits for the last one, and until then
-only those tensors' bytes are kept of the others.
+The plan is made from the headers alone. Each shard is fetched before the pieces that need it, verified against the
+Hub's hash before any value of it is used, and removed when those pieces are made. Pieces are made in the order of the
+last shard that each one needs. An array that stacks a small tensor of every layer waits for the last shard; until then,
+only the bytes of those tensors are kept from the other shards.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from conversion_lib.sources.safetensors import SafetensorsSource
 from conversion_lib.storage.disk import free_bytes, same_disk
 
 SHARDS_AT_ONCE = 3
-"""On disk: one that is being converted and two that are on their way; fewer where the disk has no room for three."""
+"""Whole shards on disk: one in conversion and two being fetched; fewer if the disk is too small for three."""
 OUTPUT_MARGIN = 1.05
 """Maximum bytes on disk per byte of the result."""
 
@@ -48,10 +48,22 @@ def streamed(
     backoff: Backoff | None = None,
     reporter: Reporter = SILENT,
 ) -> Iterator[StreamedFiles]:
-    """`repo` at the commit that `revision` names now, for `convert` to read shard by shard; `cache` holds the shards.
+    """Opens `repo`, at the commit that `revision` names now, so that `convert` reads it shard by shard.
 
-    output: a path on the disk that the result is written to; None where that is not a disk of this machine.
-    Raises what `headers_of` raises.
+    Args:
+        repo: The repository, such as `Qwen/Qwen3-0.6B`.
+        revision: A branch, a tag or a commit.
+        cache: The directory for shards.
+        output: A path on the disk that the result is written to; None if it is not written to a local disk.
+        backoff: The retries of each request; None: the default ones.
+        reporter: Shows progress and messages.
+
+    Yields:
+        The files. Copies of the small ones are deleted at the end of the context.
+
+    Raises:
+        BadInput: As for `headers_of`.
+        OutsideFailure: As for `headers_of`.
     """
     backoff, started = backoff or Backoff(), hub.now()
     resolved = hub.resolve(repo, revision, backoff=backoff, reporter=reporter)
@@ -64,7 +76,7 @@ def streamed(
 
 
 class StreamedFiles(HubFiles):
-    """A repository at one commit whose shards are fetched when a Stream has begun to, and read from `cache`."""
+    """A repository at one commit. A Stream starts to fetch its shards, which are read from a cache on disk."""
 
     def __init__(
         self,
@@ -89,22 +101,22 @@ class StreamedFiles(HubFiles):
                 try:
                     reader = self._local.reader(path)
                 except FileNotFoundError:
-                    continue  # replaced by what is kept of it, just now
+                    continue  # just replaced by its kept ranges
                 return reader(offset, view)
-            raise OutsideFailure(f"{path} has gone: something else removes files there")
+            raise OutsideFailure(f"{path} was removed: another process removes files there")
 
         return read
 
     def pace(self, stored: Source, shown: Source) -> Stream:
-        assert isinstance(stored, SafetensorsSource)  # what these files make
+        assert isinstance(stored, SafetensorsSource)  # the source that these files are opened as
         return Stream(self, stored, shown)
 
     def _fetch(self, name: str, stopped: threading.Event) -> None:
-        """Brings a shard to the cache. Raises OutsideFailure where it has not the header that was planned from."""
+        """Fetches a shard into the cache. Raises OutsideFailure if its header is not the one that the plan used."""
         file = self.remote[name]
 
         def advance(nbytes: int) -> None:
-            if stopped.is_set():  # the one way to end the client's own loop
+            if stopped.is_set():  # the only way to end the client's own loop
                 raise OutsideFailure(f"{name}: stopped")
 
         work = partial(self._fetcher.fetch, file, advance, afresh=True)
@@ -113,39 +125,46 @@ class StreamedFiles(HubFiles):
         with (self.cache_directory / name).open("rb") as shard:
             if shard.read(len(planned)) != planned:
                 raise OutsideFailure(
-                    f"{name} of {self.name} has another header than the Hub gave when it was planned; run again"
+                    f"{name} of {self.name} has another header than the Hub gave for the plan; run again"
                 )
 
 
 class Stream:
-    """The engine's Pace for a repository that is read shard by shard. `shown`: what the plan sees of `stored`."""
+    """The engine's Pace for a repository that is read shard by shard.
+
+    Args:
+        files: The repository's files.
+        stored: The source of the files themselves.
+        shown: The source that the plan reads, such as `stored` dequantized.
+    """
 
     def __init__(self, files: StreamedFiles, stored: SafetensorsSource, shown: Source) -> None:
         self._files, self._stored, self._shown = files, stored, shown
         self._shards_of: dict[Piece, list[str]] = {}
 
     def order(self, plan: Plan, todo: list[Piece]) -> list[Piece]:
-        """`todo` by the last shard that each piece waits for; begins to fetch.
+        """Sorts `todo` by the last shard that each piece needs, and starts to fetch shards.
 
-        Raises BadInput where the disk is too small.
+        Raises:
+            BadInput: The disk is too small.
         """
-        place = {shard.name: number for number, shard in enumerate(self._stored.shards)}
+        position = {shard.name: number for number, shard in enumerate(self._stored.shards)}
         demands = {shard.name: Demand(shard.name, shard.size) for shard in self._stored.shards}
         for piece, tensors in self._stored_tensors(plan, todo).items():
             shards = {self._stored.offset_of(tensor).file for tensor in tensors}
-            last = max(shards, key=place.__getitem__)
+            last = max(shards, key=position.__getitem__)
             self._shards_of[piece] = [last, *(shards - {last})]
             demands[last].users += 1
             for shard in shards - {last}:
                 demands[shard].later += 1
-                demands[shard].until = max(demands[shard].until, place[last])
+                demands[shard].until = max(demands[shard].until, position[last])
             for tensor in tensors:
                 if (shard := self._stored.offset_of(tensor).file) != last:
                     demands[shard].ranges.add(self._range(tensor))
         output = sum(size(piece.box) * itemsize(plan.arrays[piece.array].dtype) for piece in todo)
         self._begin(list(demands.values()), output)
         by_source = source_order(plan, self._shown.tensors)
-        return sorted(todo, key=lambda piece: (place[self._shards_of[piece][0]], by_source(piece)))
+        return sorted(todo, key=lambda piece: (position[self._shards_of[piece][0]], by_source(piece)))
 
     def was_read(self, piece: Piece) -> None:
         last, *others = self._shards_of.pop(piece)
@@ -165,20 +184,20 @@ class Stream:
         limit = next((count for count, nbytes in needs.items() if nbytes + output <= free), None)
         if limit is None:
             raise BadInput(
-                f"{cache}: the disk has {format_bytes(free)} free; one shard of {files.name} at a time and what"
-                f" several arrays need of others take {format_bytes(needs[1])}, and the result here"
-                f" {format_bytes(output)}: free some, or give another destination"
+                f"{cache}: the disk has {format_bytes(free)} free; one shard of {files.name} at a time and the kept"
+                f" parts of others need {format_bytes(needs[1])}, and the result on this disk needs"
+                f" {format_bytes(output)}: free some space, or give another destination"
             )
         files.reporter.say(
             f"streaming {files.name}: at most {limit} of {len(demands)} shards at once,"
-            f" {format_bytes(needs[limit])} of disk"
+            f" {format_bytes(needs[limit])} on disk"
         )
         files.cache.begin(demands, limit)
 
     def _stored_tensors(self, plan: Plan, todo: list[Piece]) -> dict[Piece, set[str]]:
-        """The tensors of the files that each piece reads.
+        """Returns the stored tensors that each piece reads.
 
-        A hint: a read that none of this foresaw fetches its shard all the same.
+        This is a hint: an unexpected read also fetches its shard.
         """
 
         @cache
@@ -196,5 +215,5 @@ class Stream:
 
 
 def cache_directory(name: str) -> Path:
-    """Where the shards for a run lie whose destination, `name`, is not on a disk of this machine."""
+    """Returns the directory of shards for a run whose destination, `name`, is not on a local disk."""
     return hub.cache_directory() / "streams" / hashlib.sha256(name.encode()).hexdigest()[:16]

@@ -117,7 +117,7 @@ def test_a_changed_file_is_not_overwritten(hub: LocalHub, out: Path) -> None:
     """A dequantized checkpoint carries the provenance of its source, for one."""
     fetch(out)
     (out / SHARDS[1]).write_bytes(b"mine")
-    with pytest.raises(BadInput, match=f"holds files that are not of acme/tiny at .*{SHARDS[1]}"):
+    with pytest.raises(BadInput, match=f"has files that are not from acme/tiny at .*{SHARDS[1]}"):
         fetch(out)
     assert (out / SHARDS[1]).read_bytes() == b"mine"
     assert read_provenance(out) is not None
@@ -247,7 +247,7 @@ def test_files_of_another_tool_are_kept_where_they_are_right(hub: LocalHub, out:
 def test_files_of_something_else_are_left_alone(hub: LocalHub, out: Path, name: str) -> None:
     out.mkdir()
     (out / name).write_text("mine")
-    with pytest.raises(BadInput, match=f"{out} holds files that are not of acme/tiny at .*{name}"):
+    with pytest.raises(BadInput, match=f"{out} has files that are not from acme/tiny at .*{name}"):
         fetch(out)
     assert [p.name for p in out.iterdir()] == [name]
     assert (out / name).read_text() == "mine"
@@ -261,12 +261,12 @@ def test_another_commit_in_the_destination(
     with LocalHub({"acme/tiny": repo}) as changed:
         monkeypatch.setenv("HF_ENDPOINT", changed.endpoint)
         second = changed.repos["acme/tiny"].commit
-        with pytest.raises(BadInput, match=f"holds acme/tiny at {first}, not acme/tiny at {second}"):
+        with pytest.raises(BadInput, match=f"has acme/tiny at {first}, not acme/tiny at {second}"):
             fetch(out)
         unfinished = out.with_name("unfinished")
         (unfinished / ".ferry").mkdir(parents=True)
         (unfinished / ".ferry" / "download.json").write_text(json.dumps({"repo": "acme/tiny", "commit": first}))
-        with pytest.raises(BadInput, match=f"holds acme/tiny at {first}"):
+        with pytest.raises(BadInput, match=f"has acme/tiny at {first}"):
             fetch(unfinished)
 
 
