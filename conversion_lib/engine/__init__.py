@@ -1,1 +1,1 @@
-"""The executor, its buffers and its limits: the one engine behind every conversion."""
+"""The engine behind every conversion: the executor, its buffers and its limits."""

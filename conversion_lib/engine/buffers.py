@@ -1,4 +1,4 @@
-"""The buffers that pieces are made in: never more bytes than a limit, and used again."""
+"""Buffers for pieces: their total size is limited, and they are reused."""
 
 from __future__ import annotations
 
@@ -11,9 +11,16 @@ from conversion_lib.core.tensors import Array
 
 
 class BufferPool:
-    """Buffers within a limit of bytes: acquired before a piece is made, released when it is durable.
+    """Buffers with a limited total size: acquired before a piece is made, released when the piece is durable.
 
-    Released buffers are used again: fresh memory costs a page fault every 4 KiB, as much time as the copy into it.
+    Released buffers are reused, because new memory costs a page fault every 4 KiB, which takes as long as the copy into
+    it.
+
+    Args:
+        total: The limit in bytes. A single buffer may be larger.
+
+    Attributes:
+        waited_for: Whether a thread is waiting in `acquire`.
     """
 
     def __init__(self, total: int) -> None:
@@ -24,7 +31,14 @@ class BufferPool:
         self.waited_for = False
 
     def acquire(self, nbytes: int) -> Array | None:
-        """Waits until there is room for `nbytes`; one buffer always fits. None once closed."""
+        """Waits until there is room, and returns a buffer.
+
+        Args:
+            nbytes: Bytes. They always fit if no other buffer is in use, even beyond the limit.
+
+        Returns:
+            An array of uint8, whose content is undefined, or None if the pool was closed.
+        """
         with self._changed:
             self.waited_for = not self._fits(nbytes)
             self._changed.wait_for(lambda: self._closed or self._fits(nbytes))
@@ -40,13 +54,14 @@ class BufferPool:
         return _mapped(nbytes)
 
     def release(self, buffer: Array) -> None:
-        """Gives a buffer back, to be used again."""
+        """Returns a buffer to the pool. The caller must not use it afterwards."""
         with self._changed:
             self._used -= buffer.nbytes
             self._idle.append(buffer)
             self._changed.notify_all()
 
     def close(self) -> None:
+        """Ends every `acquire`, now and later."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -56,9 +71,11 @@ class BufferPool:
 
 
 def _mapped(nbytes: int) -> Array:
-    """Memory of its own, which goes back to the kernel when it is released: in the heap, buffers of many sizes would
-    leave gaps that none of the next ones fits."""
-    # private: the kernel gives shared memory no huge pages, and a transposed write touches hundreds of pages at once
+    """Maps memory that returns to the kernel when it is freed.
+
+    In the heap, buffers of many sizes would leave gaps that do not fit the next buffers.
+    """
+    # private: shared memory gets no huge pages, and a transposed write touches hundreds of pages at once
     memory = mmap.mmap(-1, max(nbytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):  # Linux
         memory.madvise(mmap.MADV_HUGEPAGE)

@@ -1,10 +1,10 @@
-"""The executor: reads ahead, transforms, writes behind, on threads, within a memory budget, and journals.
+"""The executor: reads, transforms and writes on threads within a memory budget, and keeps the journal.
 
-Worker threads each make one piece at a time, band by band: read a slice of a source, apply the ops, copy into the
-piece's buffer. The main thread hands finished pieces to the sink in groups; several groups are on their way to the
-disk at once, so that one is compressed while another is synced, and each is journaled when all of its writes are
-durable. Bytes held in buffers never pass three eighths of the budget, nor what keeps codec and disk busy; as much
-again is for what the codec makes of them, and the rest is for bands and for the sink.
+Each worker thread makes one piece at a time, band by band: it reads a slice of a source, applies the ops, and copies
+the result into the piece's buffer. The main thread passes finished pieces to the sink in groups. Several groups are
+written at once, so that one is compressed while another is synced. A group is journaled when all its writes are
+durable. Buffers take at most three eighths of the budget, and no more than codec and disk need to stay busy. The
+codec's output may take the same amount. The rest is for bands and for the sink.
 """
 
 from __future__ import annotations
@@ -34,17 +34,24 @@ from conversion_lib.runs.options import DEFAULT_BUDGET
 from conversion_lib.sinks.base import Sink, Write
 
 GROUP_SECONDS = 10.0
-"""A group is committed after so long even when small, so that little is lost by a kill."""
+"""A group is committed after this time even if it is small, so that a kill loses little."""
 
 GRACE_SECONDS = 3.0
-"""How long a run that is ended waits for what it has begun to write."""
+"""How long a run that is being stopped waits for writes in progress."""
 
 POLL_SECONDS = 0.02
 
 
 @dataclass
 class Totals:
-    """What a run did: pieces written, pieces found committed, bytes read and written by this run."""
+    """The work of a run.
+
+    Attributes:
+        pieces: Pieces that this run writes.
+        pieces_skipped: Pieces that were already committed.
+        bytes_in: Stored bytes that this run read.
+        bytes_out: Bytes that this run wrote, before compression.
+    """
 
     pieces: int = 0
     pieces_skipped: int = 0
@@ -65,11 +72,26 @@ def run(
     name: str = "convert",
     pace: Pace | None = None,
 ) -> Totals:
-    """Writes what the journal does not have of a plan's `share`. The sink is open; `finish` is the caller's.
+    """Writes the pieces of `share` that the journal does not have.
 
-    pace: None where all of the source is at hand: then pieces are made in the order of its files.
+    Args:
+        plan: The whole plan.
+        share: The pieces of this worker; they are cut into smaller ones if memory requires it.
+        source: Where the tensors are read from.
+        sink: Where the arrays are written to. The caller opens it before, and calls `finish` afterwards.
+        journal: Which pieces are committed; new ones are added.
+        budget: Bytes.
+        threads: Threads that encode chunks, of which some make pieces; None: one for each CPU, at most 16.
+        reporter: Shows progress.
+        name: The task's name for the progress.
+        pace: What sets the order of pieces; None: the order of the source's files.
 
-    Raises what a source or the sink raises; what was journaled by then stays.
+    Returns:
+        What was done.
+
+    Raises:
+        BadInput: The budget is too small, or from the source or the sink: data that are not valid.
+        OutsideFailure: From the source or the sink. Everything that is in the journal is kept.
     """
     threads = threads or default_threads()
     limits = Limits.for_plan(plan, budget, threads)
@@ -107,7 +129,7 @@ class _Made:
 
 @dataclass
 class _Workers:
-    """Threads that turn pieces into buffers; results come out of `results` in the order they are made."""
+    """Threads that make pieces in buffers; `results` gets the pieces in the order in which they are finished."""
 
     results: queue.Queue[_Made] = field(default_factory=queue.Queue)
     buffers: BufferPool = field(default_factory=lambda: BufferPool(0))
@@ -125,7 +147,7 @@ def _workers(
     def work() -> None:
         while True:
             with lock:
-                # buffers are acquired under the lock, so that pieces are begun in order and a large one is not starved
+                # buffers are acquired under the lock, so that pieces start in order and a large one is not starved
                 piece = next(pending, None)
                 buffer = None if piece is None else workers.buffers.acquire(_nbytes(plan, piece))
                 if piece is None or buffer is None:
@@ -151,12 +173,27 @@ def _workers(
 
 
 def shaped(plan: Plan, piece: Piece, buffer: Array) -> Array:
-    """A buffer's bytes as the piece's array."""
+    """Returns a view of a buffer of uint8 with the piece's shape and dtype."""
     return buffer.view(numpy_dtype(plan.arrays[piece.array].dtype)).reshape(box_shape(piece.box))
 
 
 def make(plan: Plan, source: Source, piece: Piece, out: Array, band_limit: int) -> int:
-    """Fills `out` with the contents of one piece; returns how many stored bytes were read for it."""
+    """Makes one piece.
+
+    Args:
+        plan: The plan that the piece is of.
+        source: Where the tensors are read from.
+        piece: The piece.
+        out: The array to fill, with the piece's shape and dtype.
+        band_limit: Bytes, about, to read at a time.
+
+    Returns:
+        The number of stored bytes that were read.
+
+    Raises:
+        BadInput: As the source raises it.
+        OutsideFailure: As the source raises it.
+    """
     array, read = plan.arrays[piece.array], 0
     for band in bands(array, piece, band_limit, source.tensors):
         block = cast(source.read(band.source.tensor, band.read), array.ops_dtype or array.dtype)
@@ -169,7 +206,7 @@ def make(plan: Plan, source: Source, piece: Piece, out: Array, band_limit: int) 
 def _write_groups(
     plan: Plan, sink: Sink, journal: Ledger, made: _Workers, limits: Limits, totals: Totals, task: Task
 ) -> None:
-    """Writes pieces as they are made, one group gathering while those before it are committed."""
+    """Writes pieces as they are finished, and collects a group while earlier groups are committed."""
     groups, heap = _Groups(journal, made.buffers, task, limits.group), HeapLimit(limits.resident)
     try:
         for _ in range(made.count):
@@ -183,28 +220,28 @@ def _write_groups(
             totals.bytes_out += data.nbytes
         groups.finish()
     except BadInput:
-        # the work directory is removed next: nothing may still be writing there
+        # the caller removes the work directory: nothing may write there any more
         groups.settle()
         raise
     except BaseException:
-        # a source cannot be read, the disk is full, the run is ended: what was made is kept where it can be
+        # the source cannot be read, the disk is full, or the run is stopped: keep as much as possible
         groups.keep(GRACE_SECONDS)
         raise
 
 
 def _next(made: _Workers, groups: _Groups) -> _Made:
-    """The next piece; while there is none, what has become durable is journaled, which frees its buffers."""
+    """Waits for the next piece. Meanwhile, journals groups that are durable, which frees their buffers."""
     while True:
         groups.journal_durable()
         if made.results.empty() and (made.buffers.waited_for or groups.overdue):
-            # the workers have no buffers left but those that are being gathered, or wait for their source
+            # the workers wait for the buffers of the collected pieces, or for their source
             groups.start()
         with suppress(queue.Empty):
             return made.results.get(timeout=POLL_SECONDS)
 
 
 class _Groups:
-    """Groups of pieces on their way to the disk: one gathers, those before it are being written, oldest first."""
+    """Groups of pieces: one is being collected, and the earlier ones are being written, oldest first."""
 
     def __init__(self, journal: Ledger, pool: BufferPool, task: Task, limit: int) -> None:
         self._journal, self._pool, self._task, self._limit = journal, pool, task, limit
@@ -221,25 +258,25 @@ class _Groups:
         return self._gathering.age > GROUP_SECONDS
 
     def start(self) -> None:
-        """Begins to make durable what was gathered."""
+        """Starts to make the collected pieces durable."""
         if self._gathering.pieces:
             self._gathering.start()
             self._started.append(self._gathering)
             self._gathering = _Group()
 
     def journal_durable(self) -> None:
-        """Journals the groups that are durable, without waiting. Raises OutsideFailure where writing one failed."""
+        """Journals the groups that are durable, without waiting. Raises OutsideFailure if a write failed."""
         while self._started and self._started[0].done():
             self._commit_oldest()
 
     def finish(self) -> None:
-        """Waits for everything."""
+        """Writes and journals all groups, and waits for them."""
         self.start()
         while self._started:
             self._commit_oldest()
 
     def keep(self, seconds: float) -> None:
-        """Journals what becomes durable in so many seconds, up to the first group that does not."""
+        """Journals the groups that become durable within `seconds`, up to the first that does not."""
         deadline = time.monotonic() + seconds
         with suppress(FerryError, OSError):
             self.start()
@@ -248,7 +285,7 @@ class _Groups:
                 time.sleep(POLL_SECONDS)
 
     def settle(self) -> None:
-        """Returns when no write is under way any more, whatever has become of it."""
+        """Waits until no write is in progress, and ignores failures."""
         for group in (*self._started, self._gathering):
             group.settle()
 
@@ -265,7 +302,7 @@ class _Group:
     """Pieces that are committed and journaled together."""
 
     def __init__(self) -> None:
-        # one list: a signal between two appends must not leave a piece here without its write
+        # one list: a signal between two appends must not leave a piece without its write
         self._members: list[tuple[Piece, Write, Array]] = []
         self.nbytes = 0
         self._since = time.monotonic()

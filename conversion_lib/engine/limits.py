@@ -1,4 +1,4 @@
-"""How a memory budget is shared out among what a conversion holds at once."""
+"""Divides a memory budget among buffers, bands and the codec."""
 
 from __future__ import annotations
 
@@ -14,19 +14,29 @@ from conversion_lib.plan.plan import Plan
 SMALLEST_BUDGET = 64 << 20
 SMALLEST_BAND, LARGEST_BAND = 1 << 20, 8 << 20
 IN_FLIGHT = 128 << 20
-"""Bytes of buffers for each thread, or two pieces for each that makes them where those are larger: with three times as
-much, nothing was faster, and each fresh page costs a fault."""
+"""Bytes of buffers for each thread. If two pieces for each maker are larger, they count instead.
+
+Three times as much was not faster, and each new page costs a fault.
+"""
 
 MAKER_BANDS = 4
-"""Bands that a maker holds: as read, dequantized, cast, mixed."""
+"""Copies of a band that a maker has at a time: as read, dequantized, cast, transformed."""
 
 PROCESS_BYTES = 250 << 20
-"""The interpreter with numpy and TensorStore, before any work, and what is free in the heap but not given back yet."""
+"""Resident memory of the interpreter with numpy and TensorStore before any work, and free memory in the heap."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How a memory budget is shared out, in bytes. bands: of those that all makers hold."""
+    """The parts of a memory budget, in bytes.
+
+    Attributes:
+        buffers: All buffers of pieces together.
+        piece: The most for one piece, where a chunk is not larger.
+        group: Pieces that are committed together, about.
+        band: What is read at a time, about.
+        bands: The bands of all makers together.
+    """
 
     buffers: int
     piece: int
@@ -36,7 +46,11 @@ class Limits:
 
     @staticmethod
     def of(budget: int, threads: int) -> Limits:
-        """Raises BadInput for a budget that no piece would fit."""
+        """Divides `budget` bytes.
+
+        Raises:
+            BadInput: The budget is less than SMALLEST_BUDGET.
+        """
         _require_enough(budget)
         buffers, band = budget * 3 // 8, band_bytes(budget)
         bands = makers(threads) * MAKER_BANDS * band
@@ -44,7 +58,11 @@ class Limits:
 
     @staticmethod
     def for_plan(plan: Plan, budget: int, threads: int) -> Limits:
-        """As `of`, with no more buffers than are of use for the pieces of a plan."""
+        """Divides `budget` bytes with no more buffers than the pieces of the plan can use.
+
+        Raises:
+            BadInput: As `of` raises it.
+        """
         limits = Limits.of(budget, threads)
         shapes = ((piece_shape(array, limits.piece), itemsize(array.dtype)) for array in plan.arrays)
         largest = max((math.prod(shape) * width for shape, width in shapes), default=0)
@@ -53,20 +71,24 @@ class Limits:
 
     @property
     def resident(self) -> int:
-        """Memory that a run needs: its buffers, as much again for what the codec makes of them, and bands."""
+        """Bytes that a run needs: its buffers, the same amount for the codec's output, and bands."""
         return 2 * self.buffers + self.bands
 
 
 def band_bytes(budget: int) -> int:
-    """Of a band, about. The larger they are, the fewer calls wait for the interpreter's lock, and the longer are the
-    runs that a transposed one is written in: 8 MiB took a tenth to a fifth less time than 2."""
+    """Returns the bytes, about, of a band.
+
+    With larger bands, fewer calls wait for the interpreter's lock, and a transposed band is written in longer runs:
+    8 MiB took a tenth to a fifth less time than 2 MiB.
+    """
     return min(LARGEST_BAND, max(SMALLEST_BAND, budget // 256))
 
 
 def largest_chunk(budget: int) -> int:
-    """The most bytes of a chunk under `budget`: an eighth, so that a few are in flight at once.
+    """Returns the most bytes of a chunk: an eighth of `budget`, so that several fit at a time.
 
-    Raises BadInput for a budget that is too small to run with.
+    Raises:
+        BadInput: The budget is less than SMALLEST_BUDGET.
     """
     _require_enough(budget)
     return budget // 8
@@ -74,23 +96,33 @@ def largest_chunk(budget: int) -> int:
 
 def _require_enough(budget: int) -> None:
     if budget < SMALLEST_BUDGET:
-        raise BadInput(f"a memory budget of {budget} bytes is too small: the least is {SMALLEST_BUDGET >> 20}MiB")
+        raise BadInput(f"a memory budget of {budget} bytes is too small: the minimum is {SMALLEST_BUDGET >> 20}MiB")
 
 
 def default_threads() -> int:
+    """Returns the number of CPUs, at most 16."""
     return min(os.cpu_count() or 1, 16)
 
 
 def makers(threads: int) -> int:
-    """How many of `threads` make pieces; all of them encode chunks.
+    """Returns how many of `threads` make pieces; all of them encode chunks.
 
-    A core makes pieces several times as fast as it compresses them, and the fewer there are the larger each may be:
-    then sources are read in longer runs.
+    A core makes pieces several times as fast as it compresses them. With fewer makers, pieces can be larger, and then
+    sources are read in longer runs.
     """
     return min(threads, max(2, threads // 4))
 
 
 def peak_estimate(plan: Plan, budget: int, threads: int | None) -> int:
-    """Bytes of resident memory that a conversion takes at most, by what the engine allows itself."""
+    """Returns the most bytes of resident memory that a conversion takes, as calculated from the engine's limits.
+
+    Args:
+        plan: The plan to run.
+        budget: The memory budget in bytes.
+        threads: As for the executor's `run`.
+
+    Raises:
+        BadInput: The budget is less than SMALLEST_BUDGET.
+    """
     limits = Limits.for_plan(plan, budget, threads or default_threads())
     return PROCESS_BYTES + min(limits.resident, 2 * plan.bytes_out + limits.bands)

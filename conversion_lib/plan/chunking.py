@@ -1,9 +1,9 @@
-"""How arrays are cut into chunks: for readers that load shards, and for a writer that streams.
+"""Cuts arrays into chunks that suit readers of shards and a streaming writer.
 
-Axis 0 is divided first, into sixteenths where that divides it: what a reader sharded 16 ways (or 8, 4, 2) on that
-axis fetches is then whole chunks, and none is decoded for two devices. Then come the layers: as few a chunk as make
-it large enough, one where a layer's sixteenth is. Measured, such chunks restore as fast as MaxText's own, which span
-all layers; a chunk that two shards share costs each of them the whole.
+Axis 0 is divided first, into 16 parts if possible. A reader that shards this axis 16, 8, 4 or 2 ways then fetches whole
+chunks, and no chunk is decoded for two devices: that would cost each of them the whole chunk. Layers come next: a chunk
+has as few as make it large enough, or one if a sixteenth of a layer is enough. In measurements, such chunks are
+restored as fast as MaxText's own, which span all layers.
 """
 
 from __future__ import annotations
@@ -15,20 +15,25 @@ from conversion_lib.core.boxes import Shape
 from conversion_lib.record import SHARDS
 
 SMALLEST = 8 << 20
-"""Bytes of a chunk, about at least, where the array has as many: smaller ones cost a request each."""
+"""About the fewest bytes of a chunk, if the array is large enough: each chunk costs a request."""
 
 ABOUT = 2 / 3
-"""Of SMALLEST: alignment is worth so much."""
+"""Fraction of SMALLEST that is enough for a chunk that is aligned to shards."""
 
 LITTLE_PADDING = 0.03
-"""Of an axis: a chunk at its edge is stored whole."""
+"""Fraction of an axis that padding may add: a chunk at the edge is stored whole."""
 
 
 def chunk_shape(shape: Shape, itemsize: int, limit: int, layer_axis: int | None = None, shards: int = SHARDS) -> Shape:
-    """The chunk shape of an array, at most `limit` bytes a chunk.
+    """Returns the chunk shape of an array.
 
-    layer_axis: the axis that layers are stacked on, None where there is none. shards: how many devices a reader may
-    spread axis 0 over; halves of it where that many do not divide the axis, or would leave small chunks.
+    Args:
+        shape: The array's shape.
+        itemsize: Bytes of an element.
+        limit: The most bytes of a chunk before compression.
+        layer_axis: The axis that layers are stacked on; None if there is none.
+        shards: The number of devices over which a reader may shard axis 0. It is halved until it divides the axis and
+            leaves chunks that are large enough.
     """
     chunk = list(shape)
     smallest = min(SMALLEST, limit)
@@ -41,7 +46,7 @@ def chunk_shape(shape: Shape, itemsize: int, limit: int, layer_axis: int | None 
 
 
 def _cut_to_shards(chunk: list[int], itemsize: int, smallest: int, shards: int) -> None:
-    """Divides axis 0 by `shards`, halved until that divides it and leaves chunks of about `smallest` bytes."""
+    """Divides axis 0 by `shards`, halved until it divides the axis and leaves chunks of about `smallest` bytes."""
     parts, enough = shards, ABOUT * smallest
     while parts > 1 and (chunk[:1] == [] or chunk[0] % parts or math.prod(chunk) // parts * itemsize < enough):
         parts //= 2
@@ -50,7 +55,7 @@ def _cut_to_shards(chunk: list[int], itemsize: int, smallest: int, shards: int) 
 
 
 def _cut_layers(chunk: list[int], axis: int, itemsize: int, smallest: int, limit: int) -> None:
-    """Leaves so few layers in a chunk that it has about `smallest` bytes: a few more where fewer would pad much."""
+    """Leaves just enough layers in a chunk for about `smallest` bytes, or some more if that saves padding."""
     layers = chunk[axis]
     layer = max(math.prod(chunk) // max(layers, 1) * itemsize, 1)
     fewest = min(max(1, math.ceil(ABOUT * smallest / layer)), max(1, limit // layer), layers)
@@ -60,7 +65,7 @@ def _cut_layers(chunk: list[int], axis: int, itemsize: int, smallest: int, limit
 
 
 def _cut_to_limit(chunk: list[int], axis: int, itemsize: int, limit: int) -> None:
-    """Cuts `axis` into equal parts, or nearly so, until a chunk fits `limit`."""
+    """Cuts `axis` into nearly equal parts until a chunk fits `limit`."""
     total, extent = math.prod(chunk) * itemsize, chunk[axis]
     if total <= limit or extent <= 1:
         return
@@ -69,29 +74,35 @@ def _cut_to_limit(chunk: list[int], axis: int, itemsize: int, limit: int) -> Non
 
 
 def _least_padding(extent: int, steps: Iterable[int]) -> int:
-    """Of `steps`, the first that divides `extent` with the least left over: a chunk at the edge is stored whole."""
+    """Returns the first of `steps` that pads `extent` least."""
     return min(steps, key=lambda step: -extent % step)
 
 
 def run_shape(shape: Shape, width: int, limit: int) -> Shape:
-    """The largest box of `limit` bytes at most, or one element, whose elements lie in one run of a safetensors file."""
+    """Returns the shape of the largest box that is contiguous in a row-major file.
+
+    Args:
+        shape: The tensor's shape.
+        width: Bytes of an element.
+        limit: The most bytes of the box. The box has at least one element.
+    """
     for axis, extent in enumerate(shape):
         inner = math.prod(shape[axis + 1 :]) * width
         if extent * inner > limit:
             step = limit // max(inner, 1)
             if step or axis == len(shape) - 1:
                 return (*(1,) * axis, max(step, 1), *shape[axis + 1 :])
-    # an empty tensor has no chunks, of whatever shape
+    # an empty tensor has no chunks, whatever their shape
     return tuple(max(1, extent) for extent in shape)
 
 
 def run_length(shape: Shape, wanted: Shape) -> int:
-    """How many elements of a box of the shape `wanted` lie in one run of a tensor of `shape`."""
+    """Returns how many elements of a box of the shape `wanted` are contiguous in a row-major tensor of `shape`."""
     return math.prod(wanted[run_axis(shape, wanted) :])
 
 
 def run_axis(shape: Shape, wanted: Shape) -> int:
-    """The first of the axes that a run spans: one that is taken whole belongs to the run of the one before it."""
+    """Returns the first axis of a run in a row-major tensor: the axis before the trailing ones that `wanted` spans."""
     axis = len(shape)
     while axis and wanted[axis - 1] == shape[axis - 1]:
         axis -= 1

@@ -1,4 +1,4 @@
-"""A plan with the source that it reads, and what the two cost: bytes read, bytes on disk."""
+"""A plan with its open source, and their costs: bytes to read, bytes on disk."""
 
 from __future__ import annotations
 
@@ -18,11 +18,17 @@ DISK_MARGIN = 1.05
 
 @dataclass(frozen=True)
 class Job:
-    """A source that is open and the plan made for it; nothing has been written.
+    """An open source and the plan for it. Nothing has been written.
 
-    directory: with config, tokenizer and the other files that go along.
-    name: what messages call the checkpoint. content: what is known of it at the time of the call, without reading it,
-        as the plan's identity has it.
+    Attributes:
+        directory: The directory with the config, the tokenizer and other files to copy.
+        config: The config.json to write.
+        bytes_in: Bytes of the stored tensors that the plan reads.
+        chunk_limit: The most bytes of a chunk.
+        name: The checkpoint's name in messages.
+        content: Returns the identity of the source's content at the time of the call, as in the plan's identity.
+        pace: What sets the order of pieces; None: the order of the source's files.
+        resident_bytes: Memory that the source needs in addition to the budget.
     """
 
     source: Source
@@ -36,15 +42,14 @@ class Job:
     content: Callable[[], Mapping[str, str]]
     pace: Pace | None = None
     resident_bytes: int = 0
-    """Memory that the source takes beside what the budget covers."""
 
 
 def disk_bytes(plan: Plan) -> int:
-    """What the result takes on disk at most: compression may make it less."""
+    """Returns the most bytes that the result takes on disk; compression may reduce them."""
     return int(sum(array.stored_bytes for array in plan.arrays) * DISK_MARGIN) + (1 << 20)
 
 
 def bytes_in(plan: Plan, source: Source) -> int:
-    """Bytes of the tensors that the plan takes; one that several arrays take a part of counts once."""
+    """Returns the stored bytes of the tensors that the plan reads. A tensor that several arrays use counts once."""
     taken = {part.tensor for array in plan.arrays for part in array.sources}
     return sum(stored_bytes(source, tensor) for tensor in taken)

@@ -1,9 +1,9 @@
 """Ops: the small invertible steps between a Hugging Face tensor and a MaxText array.
 
-An op knows three things: the shape it makes of a shape, which input box an output box needs (`pull`), and the
-array it makes of that input box (`forward`). So a chain of ops can be applied to any slice of a tensor, which is
-what bounds the memory of a conversion. Layout ops return numpy views where they can; the copy into the
-destination is the one place where bytes move (`conversion_lib.core.copying`).
+An op gives the output shape for an input shape, the input box that an output box needs (`pull`), and the output box
+made from that input box (`forward`). So a chain of ops applies to any slice of a tensor, which limits the memory of a
+conversion. Layout ops return numpy views if possible. Bytes are then moved only in the copy into the destination
+(`conversion_lib.core.copying`).
 """
 
 from __future__ import annotations
@@ -23,20 +23,42 @@ from conversion_lib.plan.value_ops import Resize, Scale, ScaleEmbedding, Shift
 
 
 class OpLike(Protocol):
-    """What an op is.
+    """The methods of an op, which all ops in this module and in `value_ops` have."""
 
-    shape(shape): the output's shape for an input's; raises BadInput where the op does not fit.
-    pull(box, shape): the smallest input box, for an input of `shape`, that the output box can be made from.
-    forward(block, box, shape): the output box, given the input block that `pull` asked for.
-    inverse(): the op that undoes this one.
-    exact(dtype): whether `inverse` gives back the bits of an array of that dtype.
-    """
+    def shape(self, shape: Shape) -> Shape:
+        """Returns the output shape for an input shape.
 
-    def shape(self, shape: Shape) -> Shape: ...
-    def pull(self, box: Box, shape: Shape) -> Box: ...
-    def forward(self, block: Array, box: Box, shape: Shape) -> Array: ...
-    def inverse(self) -> Op: ...
-    def exact(self, dtype: str) -> bool: ...
+        Raises:
+            BadInput: The op does not fit an input of this shape.
+        """
+        ...
+
+    def pull(self, box: Box, shape: Shape) -> Box:
+        """Returns the smallest input box that is needed for an output box.
+
+        Args:
+            box: A box of the output.
+            shape: The shape of the whole input.
+        """
+        ...
+
+    def forward(self, block: Array, box: Box, shape: Shape) -> Array:
+        """Returns the output box, as a view of `block` if possible, in the same dtype.
+
+        Args:
+            block: The elements of `pull(box, shape)`.
+            box: A box of the output.
+            shape: The shape of the whole input.
+        """
+        ...
+
+    def inverse(self) -> Op:
+        """Returns the op that undoes this one."""
+        ...
+
+    def exact(self, dtype: str) -> bool:
+        """Returns whether `inverse` gives back the bits of an array of this dtype."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -47,7 +69,7 @@ class Transpose:
 
     def shape(self, shape: Shape) -> Shape:
         if len(shape) != 2:
-            raise BadInput(f"transpose wants two dimensions, not {shape}")
+            raise BadInput(f"transpose needs two dimensions, not {shape}")
         return shape[::-1]
 
     def pull(self, box: Box, shape: Shape) -> Box:
@@ -73,7 +95,7 @@ class Split:
 
     def shape(self, shape: Shape) -> Shape:
         if shape[self.axis] != math.prod(self.sizes):
-            raise BadInput(f"axis {self.axis} of {shape} does not split into {self.sizes}")
+            raise BadInput(f"axis {self.axis} of {shape} cannot be split into {self.sizes}")
         return (*shape[: self.axis], *self.sizes, *shape[self.axis + 1 :])
 
     def pull(self, box: Box, shape: Shape) -> Box:
@@ -99,7 +121,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Merge:
-    """Merges two neighbouring axes (n, m), the first of them `axis`, into one of size n·m: undoes Split."""
+    """Merges two neighbouring axes (n, m), of which `axis` is the first, into one of size n·m: undoes Split."""
 
     axis: int
     sizes: tuple[int, int]
@@ -135,7 +157,7 @@ class Merge:
 
 @dataclass(frozen=True)
 class Interleave:
-    """On `axis`: halves to pairs, (x0 x1 … | y0 y1 …) -> (x0 y0 x1 y1 …), or back where `reverse`.
+    """Turns the halves of `axis` into pairs, (x0 x1 … | y0 y1 …) -> (x0 y0 x1 y1 …), or back if `reverse`.
 
     Hugging Face's Llama rotates the first half of a head against the second; MaxText's Llama rotates neighbours.
     """
@@ -146,7 +168,7 @@ class Interleave:
 
     def shape(self, shape: Shape) -> Shape:
         if shape[self.axis] % 2:
-            raise BadInput(f"axis {self.axis} of {shape} has no halves")
+            raise BadInput(f"axis {self.axis} of {shape} has an odd size")
         return shape
 
     def pull(self, box: Box, shape: Shape) -> Box:
@@ -168,14 +190,14 @@ class Interleave:
 
 @dataclass(frozen=True)
 class Permute:
-    """Reorders axes: axis i of the output is axis `order[i]` of the input. Transpose, for more than two dimensions."""
+    """Reorders axes: axis i of the output is axis `order[i]` of the input."""
 
     order: tuple[int, ...]
     op: Literal["permute"] = "permute"
 
     def shape(self, shape: Shape) -> Shape:
         if len(shape) != len(self.order):
-            raise BadInput(f"permute wants {len(self.order)} dimensions, not {shape}")
+            raise BadInput(f"permute needs {len(self.order)} dimensions, not {shape}")
         return tuple(shape[axis] for axis in self.order)
 
     def pull(self, box: Box, shape: Shape) -> Box:
@@ -193,9 +215,9 @@ class Permute:
 
 @dataclass(frozen=True)
 class Pick:
-    """Takes index `index` of `axis`, of size `size`, which goes away: gate or up of a fused projection.
+    """Takes index `index` of `axis`, which has size `size`, and removes the axis: gate or up of a fused projection.
 
-    The inverse gives the picked part its axis back, with size 1: it is one of `size` that make up the whole.
+    The inverse adds the axis again with size 1: the result is one of `size` parts of the whole.
     """
 
     axis: int
@@ -223,7 +245,7 @@ class Pick:
 
 @dataclass(frozen=True)
 class Expand:
-    """Adds an axis of size 1 at `axis`: the place of a layer or of an expert in a stacked array."""
+    """Adds an axis of size 1 at `axis`, for a layer or an expert in a stacked array."""
 
     axis: int
     op: Literal["expand"] = "expand"
@@ -246,7 +268,7 @@ class Expand:
 
 @dataclass(frozen=True)
 class Squeeze:
-    """Takes away an axis of size 1: undoes Expand."""
+    """Removes an axis of size 1: undoes Expand."""
 
     axis: int
     op: Literal["squeeze"] = "squeeze"
@@ -288,26 +310,30 @@ Ops = tuple[Op, ...]
 
 
 def chain_shape(ops: Sequence[Op], shape: Shape) -> Shape:
-    """The shape that the whole chain makes of `shape`."""
+    """Returns the output shape of a chain for an input shape.
+
+    Raises:
+        BadInput: An op does not fit.
+    """
     for op in ops:
         shape = op.shape(shape)
     return shape
 
 
 def inverse_chain(ops: Sequence[Op]) -> Ops:
-    """The chain that undoes `ops`."""
+    """Returns the chain that undoes `ops`."""
     return tuple(op.inverse() for op in reversed(ops))
 
 
 def pull_chain(ops: Sequence[Op], box: Box, shape: Shape) -> Box:
-    """The box of an input of `shape` that the output box `box` is made from."""
+    """Returns the input box, in an input of `shape`, that the output box `box` needs."""
     for op, before in zip(reversed(ops), _shapes_before(ops, shape)[::-1], strict=True):
         box = op.pull(box, before)
     return box
 
 
 def forward_chain(ops: Sequence[Op], block: Array, box: Box, shape: Shape) -> Array:
-    """The output box `box`, made from `block`: the elements of `pull_chain(ops, box, shape)`."""
+    """Returns the output box `box`, made from `block`, the elements of `pull_chain(ops, box, shape)`."""
     shapes = _shapes_before(ops, shape)
     boxes = [box]
     for op, before in zip(reversed(ops), reversed(shapes), strict=True):
@@ -318,14 +344,14 @@ def forward_chain(ops: Sequence[Op], block: Array, box: Box, shape: Shape) -> Ar
 
 
 def apply(ops: Sequence[Op], array: Array) -> Array:
-    """The chain applied to a whole array."""
+    """Applies a chain to a whole array."""
     everything = whole(chain_shape(ops, array.shape))
     needed = array[slices(pull_chain(ops, everything, array.shape))]
     return forward_chain(ops, needed, everything, array.shape)
 
 
 def _shapes_before(ops: Sequence[Op], shape: Shape) -> list[Shape]:
-    """The input shape of each op of the chain."""
+    """Returns the input shape of each op of a chain."""
     shapes = []
     for op in ops:
         shapes.append(shape)

@@ -1,4 +1,4 @@
-"""What the engine asks of those around it: of a source that does not lie here as a whole, and of a journal."""
+"""Interfaces that the engine needs: for a source that is fetched in parts, and for a journal."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from conversion_lib.plan.plan import Plan
 
 
 class Pace(Protocol):
-    """For a source that does not lie here as a whole: the order to make pieces in, and when one has been read."""
+    """Sets the order of pieces for a source that is fetched in parts, and is told which pieces have been read."""
 
     def order(self, plan: Plan, todo: list[Piece]) -> list[Piece]:
-        """`todo` in the order that suits the source; called once, before anything is read."""
+        """Sorts `todo` in the order that suits the source. Called once, before any read."""
         ...
 
     def was_read(self, piece: Piece) -> None:
-        """Nothing more will be read for `piece`; called from the threads that make them."""
+        """Notes that `piece` needs no more reads. Called from the threads that make pieces."""
         ...
 
     def end(self) -> None:
-        """Nothing more will be read at all; called too where the run fails."""
+        """Notes that there are no more reads at all. Also called when the run fails."""
         ...
 
 
 class Ledger(Protocol):
-    """What the engine asks and tells of a journal."""
+    """The engine's view of a journal."""
 
     def has(self, piece: Piece) -> bool:
-        """Whether every chunk of `piece` is committed."""
+        """Returns whether every chunk of `piece` is committed."""
         ...
 
     def add(self, pieces: Iterable[Piece]) -> None:
-        """Notes a group whose data are durable."""
+        """Notes a group of pieces whose data are durable."""
         ...

@@ -1,8 +1,8 @@
-"""Parts: the shares that a plan is split into, one for each worker.
+"""Splits a plan into parts, one for each worker.
 
-A share follows from the plan and the number of parts alone, so that workers of any memory and any number of threads
-agree on it without talking. The plan is cut into units, which lie in the order of the source and are given out in
-runs: a worker reads its own stretch of the source. It cuts its units into pieces as its memory allows.
+A share depends only on the plan and the number of parts. So workers with different memory and threads agree on it
+without communication. The plan is cut into units, sorted in the order of the source, and each part gets consecutive
+units: a worker reads its own range of the source. It cuts its units into pieces that fit its memory.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from conversion_lib.plan.pieces import Piece, cut, source_order, whole_arrays
 from conversion_lib.plan.plan import Plan
 
 UNIT_BYTES = 256 << 20
-"""Of a unit at most, where one chunk is no larger. Part of what makes two workers agree: never to depend on one."""
+"""The most bytes of a unit, unless one chunk is larger. All workers must use the same value."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """The share `index` of `count`, counted from 0."""
+    """The part number `index` of `count` parts, counted from 0."""
 
     index: int
     count: int
@@ -33,20 +33,27 @@ class Part:
 
     @staticmethod
     def parse(text: str) -> Part:
-        """The part in `I/N`. N/N is 0/N, so that counting from 1 covers all N as well. Raises BadInput for no part."""
+        """Parses `I/N`. N/N means 0/N, so that counting from 1 works too.
+
+        Raises:
+            BadInput: The text is not such a part.
+        """
         index, slash, count = text.partition("/")
         if slash and index.isdecimal() and count.isdecimal() and int(count) > 0 and int(index) <= int(count):
             return Part(int(index) % int(count), int(count))
-        raise BadInput(f"--part {text}: write I/N, such as 0/4 for the first of 4 parts; I is at most N")
+        raise BadInput(f"--part {text}: write I/N, such as 0/4 for the first of 4 parts; I must be at most N")
 
 
 WHOLE = Part(0, 1)
 
 
 def shares(plan: Plan, tensors: Iterable[str], count: int) -> list[list[Piece]]:
-    """The units of each of `count` parts: together the whole plan, each part within one unit of the mean in bytes.
+    """Returns the units of each part. Each part's bytes differ from the mean by at most one unit.
 
-    tensors: the names of the source's tensors, in the order of its files.
+    Args:
+        plan: The plan to split.
+        tensors: The names of the source's tensors, in the order of its files.
+        count: The number of parts.
     """
     if count == 1:
         return [whole_arrays(plan)]
@@ -55,11 +62,11 @@ def shares(plan: Plan, tensors: Iterable[str], count: int) -> list[list[Piece]]:
     total = sum(sizes)
     given: list[list[Piece]] = [[] for _ in range(count)]
     for unit, nbytes, end in zip(units, sizes, itertools.accumulate(sizes), strict=True):
-        # where the middle of a unit lies decides, so that each border is off by half a unit at most
+        # the middle of a unit decides, so that each border is off by at most half a unit
         given[(2 * end - nbytes) * count // (2 * total)].append(unit)
     return given
 
 
 def chunk_count(plan: Plan, share: Iterable[Piece]) -> int:
-    """How many chunks there are in a share."""
+    """Returns the number of chunks in a share."""
     return sum(plan.arrays[unit.array].count_chunks(unit.box) for unit in share)

@@ -1,8 +1,8 @@
-"""Cutting a plan into pieces, the units of work, and a piece into bands, the units of a read.
+"""Cuts a plan into pieces, the units of work, and a piece into bands, the units of reading.
 
-A piece is a box of one array made of whole chunks, so that writing it twice is harmless. It is one chunk, or as many
-as it takes for its sources to be read in long runs: a transposed array's chunk needs some columns of every row of
-its source. A band is the part of one source that is read and transformed at once.
+A piece is a box of whole chunks of one array, so writing it twice is harmless. It is one chunk, or as many as are
+needed to read its sources in long runs: a chunk of a transposed array needs some columns of every row of its source. A
+band is the part of one source that is read and transformed at once.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from conversion_lib.plan.ops import pull_chain
 from conversion_lib.plan.plan import ArrayPlan, Plan, SourceSlice
 
 LONG_RUN = 256 << 10
-"""Bytes that lie one after the other in a source; longer runs read no faster."""
+"""Contiguous bytes of a source. Longer runs are not read faster."""
 
 
 class Piece(NamedTuple):
@@ -31,22 +31,33 @@ class Piece(NamedTuple):
 
 
 class Band(NamedTuple):
-    """Read `read`, a box of `source`'s tensor; after the ops it is `write`, a box of the array."""
+    """A part of one source that is read at once.
+
+    Attributes:
+        read: The box to read of the source's tensor.
+        result: The same part in the coordinates of the ops' output.
+        write: The same part in the coordinates of the array.
+    """
 
     source: SourceSlice
     read: Box
     result: Box
-    """The band in the coordinates of the ops' output: what the ops are asked for."""
     write: Box
 
 
 def whole_arrays(plan: Plan) -> list[Piece]:
-    """Every array as one piece."""
+    """Returns every array as one piece."""
     return [Piece(number, whole(array.shape)) for number, array in enumerate(plan.arrays)]
 
 
 def cut(plan: Plan, share: Iterable[Piece], limit: int) -> list[Piece]:
-    """Cuts the pieces of `share` into smaller ones, `limit` bytes each at most where one chunk is no larger."""
+    """Cuts pieces into smaller ones.
+
+    Args:
+        plan: The plan that the pieces are of.
+        share: The pieces to cut.
+        limit: The most bytes of a piece, unless one chunk is larger.
+    """
     shapes: dict[int, Shape] = {}
     pieces = []
     for large in share:
@@ -60,12 +71,15 @@ def cut(plan: Plan, share: Iterable[Piece], limit: int) -> list[Piece]:
 
 
 def source_order(plan: Plan, tensors: Iterable[str]) -> Callable[[Piece], tuple[int, Shape, int]]:
-    """A sort key: pieces in the order in which their first tensors lie in the source, to read it front to back.
+    """Returns a sort key for pieces, so that a source is read from front to back.
 
-    Of a source that is stored in chunks, pieces that read the same chunk come one after the other.
-    tensors: the names of the source's tensors, in the order of its files.
+    If the source is stored in chunks, pieces that read the same chunk are neighbours.
+
+    Args:
+        plan: The plan that the pieces are of.
+        tensors: The names of the source's tensors, in the order of its files.
     """
-    order = {name: place for place, name in enumerate(tensors)}
+    order = {name: index for index, name in enumerate(tensors)}
 
     def key(piece: Piece) -> tuple[int, Shape, int]:
         array = plan.arrays[piece.array]
@@ -76,7 +90,7 @@ def source_order(plan: Plan, tensors: Iterable[str]) -> Callable[[Piece], tuple[
 
 
 def _chunk_read_first(array: ArrayPlan, source: SourceSlice, box: Box) -> Shape:
-    """The place, in the grid of its chunks, of the first chunk of `source` that a piece with that box reads."""
+    """Returns the grid index of the first chunk of `source` that a piece with the given box reads."""
     if array.source_chunk is None:
         return ()
     shared = intersect(box, array.region(source))
@@ -88,9 +102,10 @@ def _chunk_read_first(array: ArrayPlan, source: SourceSlice, box: Box) -> Shape:
 
 
 def piece_shape(array: ArrayPlan, limit: int) -> Shape:
-    """Whole chunks, doubled along the axis that lengthens the runs of the source most, while `limit` allows.
+    """Returns the shape of a piece: one chunk, or more chunks if that makes the runs of the source longer.
 
-    A source that is stored in chunks of its own has no runs.
+    The shape is doubled along the axis that lengthens the runs most, while it fits `limit` bytes. A source that is
+    itself stored in chunks has no runs.
     """
     if array.source_chunk is not None:
         return array.chunk_shape
@@ -110,7 +125,7 @@ def piece_shape(array: ArrayPlan, limit: int) -> Shape:
 
 
 def _run_bytes(array: ArrayPlan, shape: Shape) -> int:
-    """Bytes of the first source that lie one after the other in what a piece of `shape` reads of it."""
+    """Returns the bytes of one contiguous run in what a piece of `shape` reads of the first source."""
     source = array.sources[0]
     box = intersect(tuple((0, extent) for extent in shape), array.region(source))
     if box is None or not array.shape:
@@ -129,9 +144,16 @@ def _run_bytes(array: ArrayPlan, shape: Shape) -> int:
 def bands(
     array: ArrayPlan, piece: Piece, limit: int, tensors: Mapping[str, TensorInfo] = MappingProxyType({})
 ) -> Iterator[Band]:
-    """What to read and where it goes, for one piece, about `limit` bytes at once.
+    """Cuts a piece into bands.
 
-    tensors: these say in what order the source stores them.
+    Args:
+        array: The piece's array.
+        piece: The piece.
+        limit: Bytes, about, of a band.
+        tensors: The source's tensors, by name, which give the order of their axes in storage.
+
+    Yields:
+        The bands of one source after the other.
     """
     for source in array.sources_in(piece.box):
         region = array.region(source)
@@ -145,7 +167,7 @@ def bands(
 
 
 def _cut_bands(array: ArrayPlan, source: SourceSlice, result: Box, order: tuple[int, ...], limit: int) -> Iterator[Box]:
-    """Cuts a box of the ops' output so that each part reads some rows of the source, about `limit` bytes of them."""
+    """Cuts a box of the ops' output into parts that each read some rows of the source, about `limit` bytes."""
     read = pull_chain(array.ops, result, source.shape)
     nbytes = size(read) * itemsize(array.dtype)
     axis = _row_axis(array, source, result, read, order) if nbytes > limit else None
@@ -159,14 +181,14 @@ def _cut_bands(array: ArrayPlan, source: SourceSlice, result: Box, order: tuple[
         step -= step % 128  # quantization blocks and cache lines
     for begin in range(start, stop, step):
         band = (*result[:axis], (begin, min(begin + step, stop)), *result[axis + 1 :])
-        # an expert of a tensor that holds many may be more than a band by itself: then its own rows are cut
+        # one expert of a stacked tensor may be larger than a band: then its rows are cut
         yield from _cut_bands(array, source, band, order, limit) if step == 1 else (band,)
 
 
 def _row_axis(array: ArrayPlan, source: SourceSlice, result: Box, read: Box, order: tuple[int, ...]) -> int | None:
-    """The axis of the output that the rows of the source become, None where the ops mix them.
+    """Returns the output axis that the rows of the source become; None if the ops mix them.
 
-    Rows lie along the first axis, in storage, of which more than one place is read.
+    Rows are along the first axis, in storage order, on which `read` spans more than one index.
     """
     lead = next((axis for axis in order or range(len(read)) if read[axis][1] - read[axis][0] > 1), 0)
     for axis, (start, stop) in enumerate(result):

@@ -1,6 +1,6 @@
-"""Ops that change values: they scale, shift, or add and take rows. `conversion_lib.plan.ops` says what an op is.
+"""Ops that change values: they scale, shift, or add and remove rows. For the methods see `OpLike` in `plan.ops`.
 
-All but Resize compute in float32 and round once, to the array's own dtype, as MaxText does.
+All except Resize compute in float32 and round once to the array's dtype, as MaxText does.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from conversion_lib.errors import BadInput
 
 @dataclass(frozen=True)
 class Scale:
-    """Multiplies by 1/sqrt(`root`), or by sqrt(`root`) where `reverse`: in float32, then back to the array's dtype.
+    """Multiplies by 1/sqrt(`root`), or by sqrt(`root`) if `reverse`.
 
-    MaxText stores Llama's query already divided by sqrt(head_dim), and rounds in this order. Exact in every dtype
-    where sqrt(root) is a power of two, and in none otherwise.
+    MaxText stores Llama's query divided by sqrt(head_dim), and rounds in this order. Exact in every dtype if sqrt(root)
+    is a power of two, otherwise in none.
     """
 
     root: int
@@ -49,10 +49,10 @@ class Scale:
 
 @dataclass(frozen=True)
 class ScaleEmbedding:
-    """Multiplies by sqrt(`hidden`), itself rounded to `factor_dtype`, or divides by it where `reverse`.
+    """Multiplies by sqrt(`hidden`), rounded to `factor_dtype`, or divides by it if `reverse`.
 
-    Gemma's embedding: transformers scales what it looks up, MaxText stores the table scaled. Gemma 3 rounds the
-    factor to bfloat16 first.
+    For Gemma's embedding: transformers scales the rows that it looks up, MaxText stores a scaled table. Gemma 3 first
+    rounds the factor to bfloat16.
     """
 
     hidden: int
@@ -80,7 +80,7 @@ class ScaleEmbedding:
 
 @dataclass(frozen=True)
 class Shift:
-    """Adds `by`: Gemma's norms multiply by 1 + weight in transformers and by the stored scale in MaxText."""
+    """Adds `by`: Gemma's norms multiply by 1 + weight in transformers, and by the stored scale in MaxText."""
 
     by: Literal[1, -1] = 1
     op: Literal["shift"] = "shift"
@@ -103,9 +103,9 @@ class Shift:
 
 @dataclass(frozen=True)
 class Resize:
-    """Makes `axis` of size `before` one of size `after`: zeros are added at its end, or what is there is cut off.
+    """Changes the size of `axis` from `before` to `after`: zeros are added at the end, or the end is cut off.
 
-    MaxText's vocabulary of some models is not that of the published checkpoint.
+    For some models, MaxText's vocabulary has another size than the published checkpoint's.
     """
 
     axis: int
@@ -120,7 +120,7 @@ class Resize:
 
     def pull(self, box: Box, shape: Shape) -> Box:
         start, stop = box[self.axis]
-        # a box of zeros alone still asks for one row, since no box is empty
+        # a box of zeros alone still reads one row, since boxes cannot be empty
         rows = (min(start, self.before - 1), min(stop, self.before))
         return (*box[: self.axis], rows, *box[self.axis + 1 :])
 
@@ -141,6 +141,6 @@ class Resize:
 
 
 def _is_power_of_four(number: int) -> bool:
-    """Whether the root is a power of two: a factor that changes exponents only."""
+    """Returns whether the root is a power of two, so that the factor changes only exponents."""
     root = math.isqrt(number)
     return root * root == number and root & (root - 1) == 0

@@ -243,7 +243,7 @@ def test_the_smallest_budget_is_named(tmp_path, healthy):
     for command_name in ("plan", "convert"):
         destination = () if command_name == "plan" else (tmp_path / "out",)
         result = ferry_here(command_name, healthy, *destination, "--memory-budget", (64 << 20) - 1)
-        refused(result, str((64 << 20) - 1), "the least is 64MiB")
+        refused(result, str((64 << 20) - 1), "the minimum is 64MiB")
     assert not (tmp_path / "out").exists()
 
 
