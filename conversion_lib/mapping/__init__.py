@@ -1,1 +1,1 @@
-"""From tables to plans: what a family's rules mean, in each direction."""
+"""Makes plans from the tables of families, in each direction."""

@@ -1,6 +1,6 @@
-"""`ferry convert` of a MaxText checkpoint: layers stacked or each by itself, under other dtypes, chunks and storage.
+"""Plans `ferry convert` of a MaxText checkpoint: other layouts of the layers, dtypes, chunks and storage.
 
-No op of a table is needed, nor undone: both layouts hold the same tiles, in other places.
+The ops of a table are neither applied nor undone: both layouts have the same tiles in different positions.
 """
 
 from __future__ import annotations
@@ -27,23 +27,38 @@ from conversion_lib.record import Target
 from conversion_lib.sources.joined import Dims
 
 CACHE_SHARE = 4
-"""One in so many bytes of the memory budget keeps decoded chunks; the engine leaves as much beside its buffers."""
+"""Decoded chunks get one part in CACHE_SHARE of the memory budget, which the engine leaves free for them."""
 
 LayerOf = tuple[str, int | None]
-"""What a rule takes of one layer: the rule's path in the layer, and the layer's number in the model."""
+"""A rule's weights in one layer: the rule's path in the layer, and the layer's number in the model."""
 
 
 def prepare_other_layout(given: MaxTextInput, target: Target, chunk_limit: int) -> Job:
-    """Plans to write `given` as `target` says. Raises BadInput where its leaves are not as they must be."""
+    """Plans to write a MaxText checkpoint in another layout.
+
+    Args:
+        given: The checkpoint.
+        target: The layout to write.
+        chunk_limit: The most bytes of a chunk.
+
+    Raises:
+        BadInput: As `plan_to_other_layout` raises it.
+    """
     identity = given.identity(target=target.model_dump_json())
     return given.job(plan_to_other_layout(given, target, identity, chunk_limit), given.config, chunk_limit)
 
 
 def plan_to_other_layout(given: MaxTextInput, target: Target, identity: dict[str, str], chunk_limit: int) -> Plan:
-    """The plan that writes the leaves of `given` as another MaxText checkpoint, laid out as `target` says.
+    """Makes the plan that writes the leaves of a MaxText checkpoint in another layout.
 
-    chunk_limit: bytes of a chunk at most.
-    Raises BadInput where the leaves are not as `given.leaves` must find them, or the target has no place for a layer.
+    Args:
+        given: The checkpoint.
+        target: The layout to write.
+        identity: The plan's identity.
+        chunk_limit: The most bytes of a chunk.
+
+    Raises:
+        BadInput: As for `MaxTextInput.leaves`, or MaxText's model in the target's layout leaves out a layer.
     """
     require_a_place_for_every_layer(given.family, given.dims, target.scan_layers, given.config)
     tiles = {key: (part, begin) for part in given.leaves() for key, begin in _layers(part)}
@@ -72,8 +87,8 @@ def _keys(leaf: Leaf) -> list[LayerOf]:
 
 
 def _layers(part: StoredLeaf) -> Iterator[tuple[LayerOf, tuple[int, ...]]]:
-    """Each layer of a leaf and where its tile begins; all experts of a layer are one tile."""
-    corners = [part.placed.corner(expert, place) for _, expert, place in part.leaf.slots() if expert == 0]
+    """Yields each layer of a leaf and the corner of its tile; all experts of a layer are one tile."""
+    corners = [part.placed.corner(expert, index) for _, expert, index in part.leaf.slots() if expert == 0]
     return zip(_keys(part.leaf), corners, strict=True)
 
 
@@ -87,7 +102,7 @@ def _array(
 ) -> ArrayPlan:
     placed = placing(leaf, dims, target.maxtext)
     dtype = leaf_dtype(leaf.rule, [part.info for part, _ in parts], target)
-    corners = [placed.corner(expert, place) for _, expert, place in leaf.slots() if expert == 0]
+    corners = [placed.corner(expert, index) for _, expert, index in leaf.slots() if expert == 0]
     apart = parts[0][0].placed.layer_axes
     ops: Ops = (*(Squeeze(axis) for axis in reversed(apart)), *(Expand(axis) for axis in placed.layer_axes))
     return ArrayPlan(
@@ -111,4 +126,4 @@ def _layer_shape(part: StoredLeaf) -> tuple[int, ...]:
 def _widened_line(count: int, target: Target) -> tuple[str, ...]:
     if not count:
         return ()
-    return (f"{count} arrays become {target.save_dtype}: they keep what rounding the checkpoint's own dtype left",)
+    return (f"{count} arrays become {target.save_dtype}, but keep the precision of the checkpoint's own dtype",)

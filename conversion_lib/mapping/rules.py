@@ -1,6 +1,6 @@
-"""What a family's table is made of: rules, blocks of layers, and named drops.
+"""The parts of a family's table: rules, blocks of layers, and named drops.
 
-A family is data. `to_maxtext` and `to_hugging_face` give it meaning; a file in `families/` only lists.
+A family is data, listed in a file in `families/`. `to_maxtext` and `to_hugging_face` make plans from it.
 """
 
 from __future__ import annotations
@@ -17,17 +17,19 @@ OpsOf = Callable[[Dims], tuple[Op, ...]]
 
 @dataclass(frozen=True)
 class Rule:
-    """One line of a table: a Hugging Face tensor, the MaxText leaf it goes to, and the ops between.
+    """One line of a table: a Hugging Face tensor, its MaxText leaf, and the ops between them.
 
-    hf: its name, in a block's rule what follows `model.layers.<i>.`. `{expert}` stands for an expert's index, and
-        the experts are stacked on axis 0 of the leaf.
-    maxtext: the leaf's path under `params/params/`; in a block's rule, what follows `decoder/<block>/`.
-    shape: the tensor's shape, in names of dims.
-    ops: from the tensor to its place in the leaf, for given dims.
-    when: the dim that must not be zero for the rule to hold; a leading "!" turns that round.
-    keep_float32: the leaf keeps a float32 source's dtype under `--save-dtype bfloat16`.
-    always_float32: the leaf is float32 under either: MaxText computes it in float32 and does not round it.
-    scan_axis: the layers' axis of the scanned leaf, by the MaxText that will load it (param_scan_axis is 1).
+    Attributes:
+        hf: The tensor's name; in a block's rule, its part after `model.layers.<i>.`. `{expert}` is replaced by an
+            expert's index, and the experts are stacked on axis 0 of the leaf.
+        maxtext: The leaf's path under `params/params/`; in a block's rule, its part after `decoder/<block>/`.
+        shape: The tensor's shape, as names of dims.
+        ops: Returns the ops from the tensor to its tile of the leaf, for given dims.
+        when: A dim: the rule holds if it is not zero. With a leading "!", the rule holds if it is zero.
+        keep_float32: Whether a leaf from float32 tensors stays float32 with `--save-dtype bfloat16`.
+        always_float32: Whether the leaf is always float32, because MaxText computes it in float32 without rounding.
+        scan_axis: The axis on which layers are stacked, by the MaxText release that will load the leaf. MaxText's
+            param_scan_axis is 1.
     """
 
     hf: str
@@ -40,18 +42,27 @@ class Rule:
     scan_axis: Mapping[str, int] = field(default_factory=lambda: {"0.2.5": 1, "main": 1})
 
     def holds(self, dims: Dims) -> bool:
+        """Returns whether `when` is met."""
         return _holds(self.when, dims)
 
 
 @dataclass(frozen=True)
 class Block:
-    """Layers that share a table, and where MaxText has them.
+    """Layers with the same rules, and their path in MaxText.
 
-    name: the leaves' path under `decoder/`. Without a placeholder the layers are stacked: one scan. `{layer}` is a
-        layer's number in the checkpoint, `{place}` its number counted from the block's first: a leaf for each layer.
-    start, stop, step: every `step`-th layer from `start` up to before `stop`; numbers, or names of dims.
-    run: how many consecutive layers each step takes; where more than one, a second stacked axis follows the first.
-    because: the config key that draws the line between blocks, for messages.
+    The numbers may be given as names of dims.
+
+    Attributes:
+        name: The leaves' path under `decoder/`. Without a placeholder, the layers are stacked in one scan. With one,
+            each layer has its own leaf: `{layer}` is the layer's number in the checkpoint, `{place}` its number counted
+            from the block's first layer.
+        rules: The rules for each layer.
+        start: The first layer.
+        stop: The end: the block's steps start before this layer.
+        step: The distance between the starts of steps.
+        run: The number of consecutive layers in each step. If it is more than one, the layers are stacked on two axes:
+            steps, then layers of a step.
+        because: The config key that sets the border between blocks, for messages.
     """
 
     name: str
@@ -64,27 +75,32 @@ class Block:
 
     @property
     def stacked(self) -> bool:
+        """Whether the layers are stacked in one leaf."""
         return "{" not in self.name
 
     def layers(self, dims: Dims) -> tuple[int, ...]:
-        """The numbers of its layers in the checkpoint, in the order of the stack."""
+        """Returns the numbers of its layers in the checkpoint, in the order of the stack."""
         start, stop, step, run = (_number(value, dims) for value in (self.start, self.stop, self.step, self.run))
         return tuple(first + i for first in range(start, stop, step) for i in range(run))
 
     def stack(self, dims: Dims) -> tuple[int, ...]:
-        """The sizes of the axes that its layers are stacked along."""
+        """Returns the sizes of the axes that its layers are stacked along."""
         run, count = _number(self.run, dims), len(self.layers(dims))
         return (count,) if run == 1 else (count // run, run)
 
 
 @dataclass(frozen=True)
 class Drop:
-    """Source tensors that are left out by name; the plan has a line for each drop that found something.
+    """Source tensors that are left out by name. The plan has a line for each drop that leaves out tensors.
 
-    pattern: a regular expression for the whole name.
-    layers: where given, two dims: the pattern's group `layer` must lie from the first up to before the second.
-    marker: where given, a tensor, with `{layer}` for that group, that must be there for the layer to be what it is
-        taken for: an ordinary layer too many is not dropped.
+    Attributes:
+        name: The kind of tensor, for the plan's line.
+        pattern: A regular expression for the whole name.
+        reason: Why the tensors are left out, for the plan's line.
+        when: As for Rule.
+        layers: Two dims: the pattern's group `layer` must be at least the first and less than the second. None: any.
+        marker: The name of a tensor that must exist, with `{layer}` for that group, so that an ordinary extra layer is
+            not dropped. None: no such check.
     """
 
     name: str
@@ -95,14 +111,17 @@ class Drop:
     marker: str | None = None
 
     def holds(self, dims: Dims) -> bool:
+        """Returns whether `when` is met."""
         return _holds(self.when, dims)
 
 
 @dataclass(frozen=True)
 class DetectedFlag:
-    """A dim that a checkpoint's names show: 1 where one of them ends with `suffix`, and 0 where none does.
+    """A dim that is 1 if the name of a tensor in the checkpoint ends with `suffix`, otherwise 0.
 
-    published: what it is of the checkpoints on the Hub, whose names an export writes.
+    Attributes:
+        suffix: The end of the name.
+        published: The value for the checkpoints on the Hub, whose names an export writes.
     """
 
     suffix: str
@@ -111,14 +130,23 @@ class DetectedFlag:
 
 @dataclass(frozen=True)
 class Family:
-    """An architecture: how to recognise it, its sizes, its table.
+    """An architecture: how to recognise it, its sizes, and its table.
 
-    model_type: config.json's, for one that names no architecture.
-    scanned, unscanned: where MaxText has the layers with `scan_layers` and without.
-    fits: whether it is the one for a config, where two share an architecture.
-    prefixes: what may stand in a checkpoint where the table says `model.`; files and classes differ.
-    joins: tensors that rules take as one.
-    detected: further dims, that a checkpoint's names show.
+    Attributes:
+        name: Ferry's name of the family, such as `llama3.1`.
+        architectures: The names in config.json's `architectures`.
+        model_type: config.json's `model_type`, for a config without `architectures`.
+        dims: Returns the sizes and flags that the rules use: always `layers`, and `experts` if a rule has `{expert}`.
+            Raises BadInput for a config that does not fit MaxText's model.
+        rules: The tensors outside the layers.
+        scanned: The layers with `scan_layers`; empty if MaxText does not have the family scanned.
+        unscanned: The layers without `scan_layers`.
+        drops: The tensors to leave out.
+        prefixes: The possible prefixes of names in a checkpoint where the table has `model.`; published files and
+            transformers' classes differ.
+        fits: Returns whether the family is the right one for a config, if two families share an architecture.
+        joins: Tensors that rules use as one.
+        detected: More dims, which depend on the names in the checkpoint.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""A MaxText checkpoint as what a conversion starts from: its weights, its config, and how it is laid out."""
+"""A MaxText checkpoint as the input of a conversion: its weights, its config, and its layout."""
 
 from __future__ import annotations
 
@@ -20,11 +20,18 @@ from conversion_lib.storage.interface import Location
 
 @dataclass(frozen=True)
 class MaxTextInput:
-    """A checkpoint that is open.
+    """An open checkpoint.
 
-    hf: the directory with config.json and the tokenizer's files.
-    scan_layers, maxtext: how its leaves are stored; the release is None where nothing tells it.
-    record: what Ferry wrote beside it, None where Ferry did not write it.
+    Attributes:
+        source: The weights.
+        hf: The directory with config.json and the tokenizer's files.
+        config: That config.json.
+        family: The family, whose table describes the leaves.
+        model_name: The model's name in the record.
+        scan_layers: Whether the layers are stacked.
+        maxtext: The MaxText release that wrote the leaves; None if it is not known.
+        record: Ferry's record next to the checkpoint; None if Ferry did not write the checkpoint.
+        origin: Where the weights came from.
     """
 
     source: MaxTextSource
@@ -39,10 +46,15 @@ class MaxTextInput:
 
     @cached_property
     def dims(self) -> Dims:
+        """The sizes for the names of the published checkpoint, as `export_dims`."""
         return export_dims(self.family, self.config)
 
     def leaves(self) -> list[StoredLeaf]:
-        """Every leaf that the family's table expects. Raises BadInput as `stored_leaves` does."""
+        """Finds every leaf of the family's table.
+
+        Raises:
+            BadInput: As `stored_leaves` raises it.
+        """
         return stored_leaves(
             self.source.tensors,
             self.config,
@@ -53,7 +65,11 @@ class MaxTextInput:
         )
 
     def identity(self, **written: str) -> dict[str, str]:
-        """What a run that reads it is known by; `written`: what the run makes of it."""
+        """Returns the identity of a plan that reads the checkpoint.
+
+        Args:
+            **written: More entries, which describe what the plan writes.
+        """
         return {
             "source": json.dumps(orbax_content(self.source.stored.items)),
             "config": json.dumps(self.config.raw, sort_keys=True),
@@ -63,7 +79,13 @@ class MaxTextInput:
         }
 
     def job(self, plan: Plan, config: ModelConfig, chunk_limit: int) -> Job:
-        """The job of a plan that was made of it; `config` goes along with what is written."""
+        """Returns the job for a plan that reads the checkpoint.
+
+        Args:
+            plan: The plan.
+            config: The config.json to write.
+            chunk_limit: The most bytes of a chunk.
+        """
         return Job(
             source=self.source,
             directory=self.hf,

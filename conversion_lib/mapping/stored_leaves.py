@@ -1,4 +1,4 @@
-"""How a MaxText checkpoint stores a family's weights, found from the names and shapes that are in it."""
+"""Finds out from names and shapes how a MaxText checkpoint stores a family's weights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,13 @@ MAXTEXTS = ("0.2.5", "main")
 
 @dataclass(frozen=True)
 class StoredLeaf:
-    """A leaf of the checkpoint, what the family's table says of it, and how its tensors lie in it."""
+    """A leaf of a checkpoint.
+
+    Attributes:
+        info: The stored array.
+        leaf: The leaf in the family's table.
+        placed: How the Hugging Face tensors fill the leaf.
+    """
 
     info: TensorInfo
     leaf: Leaf
@@ -26,12 +32,19 @@ class StoredLeaf:
 
 
 def export_dims(family: Family, config: ModelConfig) -> Dims:
-    """The sizes of a model whose Hugging Face names are not there to look at: they are to be as published."""
+    """Returns the sizes and flags for names as in the published checkpoint, since there are no names to look at."""
     return {**family.dims(config), **{dim: flag.published for dim, flag in family.detected.items()}}
 
 
 def scanned(tensors: Collection[str], family: Family, dims: Dims, noted: bool | None) -> bool:
-    """Whether layers are stacked: what more of the names fit, or where neither fits more, what the checkpoint notes."""
+    """Returns whether layers are stacked.
+
+    Args:
+        tensors: The names of the checkpoint's leaves.
+        family: The family.
+        dims: Its sizes.
+        noted: What the checkpoint's metadata say; used only if both layouts fit equally many names. None means False.
+    """
     fit = {scan: sum(leaf.path in tensors for leaf in leaves(family, dims, scan)) for scan in (True, False)}
     return bool(noted) if fit[True] == fit[False] else fit[True] > fit[False]
 
@@ -45,10 +58,19 @@ def stored_leaves(
     scan_layers: bool,
     maxtext: str | None,
 ) -> list[StoredLeaf]:
-    """Every leaf that the family's table expects, found and checked.
+    """Finds every leaf of the family's table in a checkpoint, and checks it.
 
-    maxtext: the release whose layout the checkpoint has, None where that is not known.
-    Raises BadInput for a leaf that is missing, that no rule takes, or whose shape or dtype is not as it must be.
+    Args:
+        tensors: The checkpoint's arrays by path.
+        config: The model's config.json, for messages.
+        family: The family.
+        dims: Its sizes.
+        scan_layers: Whether the layers are stacked.
+        maxtext: The MaxText release that wrote the checkpoint; None if it is not known.
+
+    Raises:
+        BadInput: A leaf is missing, no rule matches a leaf, or a shape or dtype is not as expected. Or the release is
+            needed and not known.
     """
     found = []
     for leaf in leaves(family, dims, scan_layers):
@@ -66,25 +88,25 @@ def _missing(
     where = next(iter(tensors.values())).file.partition(", leaf ")[0] if tensors else "the checkpoint"
     layout = "scanned" if scan_layers else "unscanned"
     return (
-        f"{where}: leaf {leaf.path} is missing; a {layout} {family.name} of the sizes that {config.path} gives has it. "
+        f"{where}: leaf {leaf.path} is missing; a {layout} {family.name} with the sizes in {config.path} has it. "
         "Is that the config of this checkpoint?"
     )
 
 
 def _fitting(info: TensorInfo, leaf: Leaf, dims: Dims, maxtext: str | None, config: ModelConfig) -> Placing:
-    """How the leaf is made. MaxText's releases differ in the axis that a router's bias is stacked on."""
+    """Returns how the tensors fill the leaf. MaxText's releases stack a router's bias on different axes."""
     ways = {release: placing(leaf, dims, release) for release in ([maxtext] if maxtext else MAXTEXTS)}
     fits = {way: release for release, way in ways.items() if way.shape == info.shape}
     if not fits:
         expected = " or ".join(dict.fromkeys(str(list(way.shape)) for way in ways.values()))
         raise BadInput(
-            f"{info.file} has shape {list(info.shape)}, but {config.path} makes it {expected}. "
+            f"{info.file} has shape {list(info.shape)}, but {config.path} gives {expected}. "
             "Is that the config of this checkpoint?"
         )
     if len(fits) > 1:
         raise BadInput(
-            f"{info.file} has shape {list(info.shape)}, as many layers as experts, so the order of its axes cannot be "
-            "seen: --written-by says which release wrote it, 0.2.5 (layers first) or main (experts first)"
+            f"{info.file} has shape {list(info.shape)}, as many layers as experts, so the order of its axes is not "
+            "known: give --written-by, the release that wrote it: 0.2.5 (layers first) or main (experts first)"
         )
     if info.dtype not in FLOATS:
         raise BadInput(f"{info.file} has dtype {info.dtype}, expected one of {', '.join(sorted(FLOATS))}")
@@ -99,6 +121,6 @@ def _refuse_unknown(
         more = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
         info = tensors[unknown[0]]
         raise BadInput(
-            f"{info.file} {list(info.shape)}{more} is taken by no rule of family {family.name} with the sizes that "
-            f"{config.path} gives. Is that the config of this checkpoint?"
+            f"{info.file} {list(info.shape)}{more} matches no rule of family {family.name} with the sizes in "
+            f"{config.path}. Is that the config of this checkpoint?"
         )

@@ -1,8 +1,8 @@
-"""From a MaxText checkpoint to a plan that writes Hugging Face tensors: a family's table, read backwards.
+"""Makes a plan that writes a MaxText checkpoint as Hugging Face tensors: a family's table, backwards.
 
-A rule's ops make a tile of a leaf from a tensor; their inverses make the tensor from the tile. Two things go further:
-a tensor that several leaves took a part of (gate and up in one) is filled by all of them, and tensors that rules took
-as one (`Join`) are cut out of it again, run by run.
+A rule's ops make a tile of a leaf from a tensor, and their inverses make the tensor from the tile. There are two
+special cases. If several leaves contain parts of one tensor, such as fused gate and up, all of them fill it. Tensors
+that rules use as one (`Join`) are cut apart again, run by run.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from conversion_lib.plan.value_ops import Resize
 from conversion_lib.sources.joined import Dims, Join
 
 KEPT_CHUNKS = 2
-"""So many times the largest chunk that is written, half of what is kept of decoded chunks, a leaf may be to be kept."""
+"""A leaf of at most this many times the chunk limit stays in the cache of decoded chunks, which is twice as large."""
 
 SHORTEST_RUN = 256
-"""Bytes in one run of a file that are worth a write of their own."""
+"""The fewest contiguous bytes of a file that are worth a separate write."""
 
 
 @dataclass(frozen=True)
 class _Part:
-    """What one leaf gives to one tensor: the tile of `leaf` that begins at `begin`."""
+    """The part of a leaf that belongs to one tensor: the tile of `stored` that starts at `begin`."""
 
     stored: StoredLeaf
     begin: tuple[int, ...]
@@ -47,7 +47,7 @@ class _Part:
 
 @dataclass(frozen=True)
 class _Target:
-    """What the tensors of one export share. chunk_of: the shape of the chunks that a leaf is stored in."""
+    """Settings for all tensors of an export. `chunk_of` returns the shape of a leaf's stored chunks."""
 
     dims: Dims
     dtype: str
@@ -60,11 +60,16 @@ class _Target:
 
 
 def plan_to_hugging_face(given: MaxTextInput, dtype: str, identity: dict[str, str], chunk_limit: int) -> Plan:
-    """The plan that writes the leaves of `given` as Hugging Face tensors of `dtype`, in the order of the layers.
+    """Makes the plan that writes the leaves of a MaxText checkpoint as Hugging Face tensors, in layer order.
 
-    chunk_limit: bytes of a piece at most.
-    A leaf that was kept in float32 for its precision, such as a router's bias, is written in float32.
-    Raises BadInput where the leaves are not as `given.leaves` must find them.
+    Args:
+        given: The checkpoint.
+        dtype: The dtype to write. A leaf that was kept in float32, such as a router's bias, is written in float32.
+        identity: The plan's identity.
+        chunk_limit: The most bytes that are written at a time.
+
+    Raises:
+        BadInput: As for `MaxTextInput.leaves`.
     """
     stored = given.leaves()
     arrays, target = [], _Target(given.dims, dtype, chunk_limit, given.source.chunk_shape)
@@ -91,35 +96,35 @@ def plan_to_hugging_face(given: MaxTextInput, dtype: str, identity: dict[str, st
 def _parts_by_tensor(stored: Iterable[StoredLeaf]) -> dict[str, list[_Part]]:
     tensors: dict[str, list[_Part]] = {}
     for part in stored:
-        for name, expert, place in part.leaf.slots():
-            tensors.setdefault(name, []).append(_Part(part, part.placed.corner(expert, place)))
+        for name, expert, index in part.leaf.slots():
+            tensors.setdefault(name, []).append(_Part(part, part.placed.corner(expert, index)))
     return tensors
 
 
 def _tensor(name: str, parts: list[_Part], target: _Target) -> ArrayPlan:
-    """A tensor that one leaf makes, or that several do by a `Pick` each."""
+    """Plans a tensor that comes from one leaf, or from several with a `Pick` each."""
     part, ops = parts[0], parts[0].stored.placed.ops
     shape = tuple(target.dims[dim] for dim in part.rule.shape)
     if len(parts) == 1:
         chunk = _chunk(shape, ops, part, target)
         return _array(name, shape, inverse_chain(ops), (part.source((0,) * len(shape)),), part, chunk, target)
-    # the parts of one tensor differ in what they pick alone
-    picks = [next((place, op) for place, op in enumerate(p.stored.placed.ops) if isinstance(op, Pick)) for p in parts]
-    place, axis = picks[0][0], picks[0][1].axis
-    if not all(isinstance(op, Split) for op in ops[:place]):
-        raise AssertionError(f"{part.rule.hf}: only splits can stand before a pick")
-    # splitting an axis moves no element: the tensor is written as one of the shape with axes apart
-    view = chain_shape(ops[:place], shape)
+    # the parts of one tensor differ only in their picks
+    picks = [next((number, op) for number, op in enumerate(p.stored.placed.ops) if isinstance(op, Pick)) for p in parts]
+    before, axis = picks[0][0], picks[0][1].axis
+    if not all(isinstance(op, Split) for op in ops[:before]):
+        raise AssertionError(f"{part.rule.hf}: only splits may come before a pick")
+    # splitting an axis moves no element: the tensor is planned with the split shape
+    view = chain_shape(ops[:before], shape)
     sources = tuple(
         other.source(tuple(pick.index if number == axis else 0 for number in range(len(view))))
         for other, (_, pick) in zip(parts, picks, strict=True)
     )
-    chunk = _chunk(view, ops[place:], part, target)
-    return replace(_array(name, view, inverse_chain(ops[place:]), sources, part, chunk, target), stored_shape=shape)
+    chunk = _chunk(view, ops[before:], part, target)
+    return replace(_array(name, view, inverse_chain(ops[before:]), sources, part, chunk, target), stored_shape=shape)
 
 
 def _cut_apart(name: str, join: Join, part: _Part, target: _Target) -> Iterator[ArrayPlan]:
-    """The tensors that rules take as one: each is made of runs of the joined tensor's rows."""
+    """Plans the parts of a joined tensor: each is made from runs of its rows."""
     placed, columns = part.stored.placed, target.dims[part.rule.shape[1]]
     ops = inverse_chain(placed.ops)
     sources: dict[int, list[SourceSlice]] = {number: [] for number in range(len(join.parts))}
@@ -146,7 +151,7 @@ def _array(
     chunk: Shape,
     target: _Target,
 ) -> ArrayPlan:
-    """Values of another dtype than the result's are computed in float32 and rounded once."""
+    """Plans one tensor. Values of another dtype than the result's are computed in float32 and rounded once."""
     dtype = target.dtype_of(part)
     return ArrayPlan(
         path=path,
@@ -161,10 +166,11 @@ def _array(
 
 
 def _chunk(shape: Shape, ops: Ops, part: _Part, target: _Target) -> Shape:
-    """How a tensor of `shape` is cut; `ops` are those from it to its tile of the leaf.
+    """Returns how a tensor of `shape` is cut; `ops` lead from it to its tile of the leaf.
 
-    In long runs, as its file has it. But where a chunk of the leaf holds parts of many tensors, and the leaf is too
-    large to keep, in what one chunk makes of each: then a chunk is decoded once, not once for each of them.
+    Usually it is cut into long runs of its file. But if a chunk of the leaf has parts of many tensors, and the leaf is
+    too large for the cache, each tensor is cut into the parts that come from one chunk. Then a chunk is decoded once,
+    and not once for each tensor.
     """
     info, tile, width = part.stored.info, part.stored.placed.tile, itemsize(target.dtype_of(part))
     source = target.chunk_of(info.name)
@@ -172,7 +178,7 @@ def _chunk(shape: Shape, ops: Ops, part: _Part, target: _Target) -> Shape:
     if not shared or info.nbytes <= KEPT_CHUNKS * target.limit:
         return run_shape(shape, width, target.limit)
     box = tuple((0, min(step, extent)) for step, extent in zip(source, tile, strict=True))
-    # the parts of a tensor that several leaves make, which may lie interleaved, are written together
+    # the parts of a tensor from several leaves may be interleaved, and are written together
     picked = {op.axis for op in ops[:1] if isinstance(op, Pick)}
     chunk = tuple(
         extent if axis in picked else stop - start
@@ -184,7 +190,7 @@ def _chunk(shape: Shape, ops: Ops, part: _Part, target: _Target) -> Shape:
 
 
 def _in_order(name: str) -> list[tuple[int, int, str]]:
-    """A key that sorts names with their numbers as numbers, what stands outside the layers first."""
+    """Returns a sort key that compares numbers in names as numbers, and puts names outside the layers first."""
     return [(len(word), int(word), "") if word.isdigit() else (0, 0, word) for word in re.split(r"(\d+)", name)]
 
 
@@ -197,9 +203,9 @@ def _resize_lines(part: StoredLeaf, dims: Dims) -> Iterator[str]:
 def _resize_line(name: str, op: Resize) -> str:
     if op.after > op.before:
         return (
-            f"vocabulary: {name} gets its {op.before} rows; the {op.after - op.before} that MaxText adds are left out"
+            f"vocabulary: {name} has {op.before} rows; the {op.after - op.before} rows that MaxText adds are left out"
         )
     return (
-        f"vocabulary: {name} has {op.before} rows, of which MaxText's model has {op.after}: "
+        f"vocabulary: {name} has {op.before} rows, but MaxText's model has only {op.after}: "
         f"{op.before - op.after} rows cannot be restored, and are zeros"
     )

@@ -1,6 +1,6 @@
-"""From a family's table to a plan: everything that headers and a config can tell is checked here.
+"""Makes a plan for a MaxText checkpoint from a family's table, and checks everything that headers and config show.
 
-Errors name the tensor, its file, what was expected and what to do; nothing has been written by then.
+Errors name the tensor, its file, what was expected and what to do. Nothing has been written before.
 """
 
 from __future__ import annotations
@@ -26,23 +26,28 @@ from conversion_lib.sources.joined import Dims
 ROOT = "params/params"
 
 TABLE_PREFIX = "model."
-"""What the names of a table begin with; a checkpoint may have another of the family's prefixes there."""
+"""The prefix of names in a table. A checkpoint may have another of the family's prefixes instead."""
 
-# significant bits and exponent bits: a dtype holds another's values where it has no fewer of both
+# significant bits and exponent bits: a dtype has all values of another if it has at least as many of both
 _PRECISION = {"bfloat16": (8, 8), "float16": (11, 5), "float32": (24, 8), "float64": (53, 11)}
 
 
 Slot = tuple[str, int, tuple[int, ...]]
-"""A tensor's name, its expert, its layer's place in the stack."""
+"""A tensor's name, its expert's index, and its layer's index in the stack."""
 
 
 @dataclass(frozen=True)
 class Leaf:
-    """One MaxText leaf: a rule applied to one or many layers and experts.
+    """One MaxText leaf: a rule applied to one or several layers and experts.
 
-    prefix: what the checkpoint's names have where the tables say `model.`.
-    layers: the numbers of its layers in the checkpoint, in the order of the stack; None outside the blocks.
-    stack: how the layers are stacked: along one axis, along two (cycles, layers of each), or not at all.
+    Attributes:
+        path: The leaf's path, from `params/params`.
+        rule: The rule.
+        prefix: The checkpoint's prefix of names, where the tables have `model.`.
+        block: The block of the rule; None outside the layers.
+        layers: The numbers of its layers in the checkpoint, in the order of the stack; None outside the layers.
+        stack: The sizes of the axes of stacked layers: one, two (cycles, layers of a cycle), or none.
+        experts: The number of stacked experts; None if there are none.
     """
 
     path: str
@@ -54,20 +59,24 @@ class Leaf:
     experts: int | None = None
 
     def slots(self) -> Iterator[Slot]:
-        """Each tensor of the leaf: its name, its expert, its layer's place in the stack."""
-        places = itertools.product(*(range(extent) for extent in self.stack))
-        for place, layer in zip(places, self.layers if self.layers is not None else (None,), strict=True):
+        """Yields each tensor of the leaf: its name, its expert's index, and its layer's index in the stack."""
+        indices = itertools.product(*(range(extent) for extent in self.stack))
+        for index, layer in zip(indices, self.layers if self.layers is not None else (None,), strict=True):
             before = "" if layer is None else f"{TABLE_PREFIX}layers.{layer}."
             for expert in range(self.experts or 1):
-                yield in_checkpoint(before + self.rule.hf.replace("{expert}", str(expert)), self.prefix), expert, place
+                yield in_checkpoint(before + self.rule.hf.replace("{expert}", str(expert)), self.prefix), expert, index
 
 
 @dataclass(frozen=True)
 class Placing:
-    """How a leaf is made of its tensors: `ops` make a tile of each, and tiles fill the leaf, which has `shape`.
+    """How a leaf is made from its tensors: the ops turn each one into a tile, and the tiles fill the leaf.
 
-    tile: the shape of one; it has size 1 on every axis that layers or experts are stacked on.
-    layer_axes: the axes that layers are stacked on, from the first.
+    Attributes:
+        ops: The ops from a tensor to its tile.
+        tile: The shape of a tile; 1 on every axis that layers or experts are stacked on.
+        shape: The shape of the leaf.
+        layer_axes: The axes that layers are stacked on, in order.
+        of_experts: Whether experts are stacked on axis 0.
     """
 
     ops: Ops
@@ -78,12 +87,18 @@ class Placing:
 
     @property
     def layer_axis(self) -> int | None:
+        """The first axis that layers are stacked on; None if there is none."""
         return self.layer_axes[0] if self.layer_axes else None
 
-    def corner(self, expert: int, place: tuple[int, ...]) -> tuple[int, ...]:
-        """Where the tile of an expert and of a layer, by its place in the stack, begins in the leaf."""
+    def corner(self, expert: int, index: tuple[int, ...]) -> tuple[int, ...]:
+        """Returns the lowest corner of a tile in the leaf.
+
+        Args:
+            expert: The expert's index; ignored without stacked experts.
+            index: The layer's index in the stack.
+        """
         at = [0] * len(self.shape)
-        for axis, layer in zip(self.layer_axes, place, strict=True):
+        for axis, layer in zip(self.layer_axes, index, strict=True):
             at[axis] = layer
         if self.of_experts:
             at[0] = expert
@@ -91,7 +106,16 @@ class Placing:
 
 
 def placing(leaf: Leaf, dims: Dims, maxtext: str) -> Placing:
-    """How `leaf` is made for that MaxText. Raises BadInput where an op does not fit the tensors' shape."""
+    """Returns how `leaf` is made from its tensors.
+
+    Args:
+        leaf: The leaf.
+        dims: The sizes of the model.
+        maxtext: The MaxText release that will load it, or that wrote it: `0.2.5` or `main`.
+
+    Raises:
+        BadInput: An op does not fit the shape of the tensors.
+    """
     stacked = dict(enumerate(leaf.stack, start=leaf.rule.scan_axis[maxtext]))
     layer_axes = tuple(stacked)
     if leaf.experts is not None:
@@ -106,23 +130,30 @@ def placing(leaf: Leaf, dims: Dims, maxtext: str) -> Placing:
 
 
 def in_checkpoint(name: str, prefix: str) -> str:
-    """A table's name as a checkpoint with `prefix` has it."""
+    """Converts a name from the table to a checkpoint with `prefix`."""
     return prefix + name.removeprefix(TABLE_PREFIX) if name.startswith(TABLE_PREFIX) else name
 
 
 def in_table(name: str, prefix: str) -> str:
-    """A checkpoint's name as the tables have it."""
+    """Converts a name from a checkpoint with `prefix` to the table."""
     return TABLE_PREFIX + name.removeprefix(prefix) if name.startswith(prefix) else name
 
 
 def prefix_of(tensors: Iterable[str], family: Family) -> str:
-    """The one of the family's prefixes that a checkpoint of these names has; the first where it has none of them."""
+    """Returns the family's prefix that a checkpoint with these names has; the first one if it has none."""
     names = set(tensors)
     return next((p for p in family.prefixes if f"{p}embed_tokens.weight" in names), family.prefixes[0])
 
 
 def leaves(family: Family, dims: Dims, scan_layers: bool, prefix: str = TABLE_PREFIX) -> Iterator[Leaf]:
-    """Every leaf of the MaxText tree, in the table's order."""
+    """Yields every leaf of the MaxText tree, in the table's order.
+
+    Args:
+        family: The family.
+        dims: The sizes of the model.
+        scan_layers: Whether the layers are stacked.
+        prefix: The prefix of names in the Hugging Face checkpoint.
+    """
     for rule in family.rules:
         if rule.holds(dims):
             yield Leaf(f"{ROOT}/{rule.maxtext}", rule, prefix)
@@ -136,13 +167,17 @@ def leaves(family: Family, dims: Dims, scan_layers: bool, prefix: str = TABLE_PR
                 path = f"{ROOT}/decoder/{block.name}/{rule.maxtext}"
                 yield Leaf(path, rule, prefix, block, layers, block.stack(dims), experts)
                 continue
-            for place, layer in enumerate(layers):
-                path = f"{ROOT}/decoder/{block.name.format(place=place, layer=layer)}/{rule.maxtext}"
+            for number, layer in enumerate(layers):
+                path = f"{ROOT}/decoder/{block.name.format(place=number, layer=layer)}/{rule.maxtext}"
                 yield Leaf(path, rule, prefix, block, (layer,), (), experts)
 
 
 def dims_of(family: Family, config: ModelConfig, tensors: Iterable[str]) -> Dims:
-    """The sizes and switches of one checkpoint: what its config says and what its names show."""
+    """Returns the sizes and flags of one checkpoint, from its config and from the names of its tensors.
+
+    Raises:
+        BadInput: As the family's `dims` raises it.
+    """
     names = list(tensors)
     flags = {dim: int(any(name.endswith(flag.suffix) for name in names)) for dim, flag in family.detected.items()}
     return {**family.dims(config), **flags}
@@ -158,9 +193,20 @@ def plan_to_maxtext(
     model_name: str,
     chunk_limit: int,
 ) -> Plan:
-    """The plan that writes `tensors` as a MaxText checkpoint, `chunk_limit` bytes a chunk at most.
+    """Makes the plan that writes Hugging Face tensors as a MaxText checkpoint.
 
-    Raises BadInput for a missing tensor, one that no rule takes, a wrong shape, a dtype that is no float.
+    Args:
+        tensors: The source's tensors by name, in the order of its files.
+        config: The source's config.json.
+        family: The family.
+        target: What to write.
+        identity: The plan's identity.
+        model_name: The model's name for the record.
+        chunk_limit: The most bytes of a chunk before compression.
+
+    Raises:
+        BadInput: A tensor is missing, no rule matches a tensor, a shape is wrong, a dtype is not a float, or MaxText's
+            model leaves out a layer.
     """
     dims = dims_of(family, config, tensors)
     require_a_place_for_every_layer(family, dims, target.scan_layers, config)
@@ -188,17 +234,21 @@ def plan_to_maxtext(
 
 
 def require_a_place_for_every_layer(family: Family, dims: Dims, scan_layers: bool, config: ModelConfig) -> None:
-    """Raises BadInput where MaxText's model would leave layers out: some are scanned in whole cycles only."""
+    """Refuses a model of which MaxText's would leave out layers: some models are only scanned in whole cycles.
+
+    Raises:
+        BadInput: A layer is in no block of the layout, or MaxText does not have the family scanned.
+    """
 
     def without_place(blocks: tuple[Block, ...]) -> list[int]:
         return sorted(set(range(dims["layers"])) - {layer for block in blocks for layer in block.layers(dims)})
 
     if scan_layers and not family.scanned:
-        raise BadInput(f"{config.path}: MaxText has {family.name} unscanned only: --no-scan-layers")
+        raise BadInput(f"{config.path}: MaxText has {family.name} unscanned only: give --no-scan-layers")
     left = without_place(family.scanned if scan_layers else family.unscanned)
     if not left:
         return
-    cure = "; --no-scan-layers takes them" if scan_layers and not without_place(family.unscanned) else ""
+    cure = "; --no-scan-layers converts them" if scan_layers and not without_place(family.unscanned) else ""
     raise BadInput(
         f"{config.path}: num_hidden_layers = {dims['layers']}, but MaxText's {family.name} "
         f"{'scanned' if scan_layers else 'unscanned'} has no place for layers from {left[0]} on{cure}"
@@ -210,7 +260,7 @@ def _resize_line(name: str, op: Resize) -> str:
         change = f"{op.after - op.before} rows of zeros are added"
     else:
         change = f"its last {op.before - op.after} rows are left out"
-    return f"vocabulary: {name} has {op.before} rows, MaxText's model {op.after}; {change}"
+    return f"vocabulary: {name} has {op.before} rows, MaxText's model has {op.after}; {change}"
 
 
 def _array(
@@ -228,20 +278,20 @@ def _array(
         chunk_shape=chunk_shape(placed.shape, itemsize(dtype), chunk_limit, placed.layer_axis, target.shards),
         ops=placed.ops,
         sources=tuple(
-            SourceSlice(info.name, info.shape, placed.corner(expert, place))
-            for info, (_, expert, place) in zip(found, slots, strict=True)
+            SourceSlice(info.name, info.shape, placed.corner(expert, index))
+            for info, (_, expert, index) in zip(found, slots, strict=True)
         ),
     )
 
 
 def leaf_dtype(rule: Rule, found: Iterable[TensorInfo], target: Target) -> str:
-    """What a leaf that is made of `found` is stored as."""
+    """Returns the dtype of a leaf that is made from `found`."""
     keep = rule.keep_float32 and all(info.dtype == "float32" for info in found)
     return "float32" if keep or rule.always_float32 else target.save_dtype
 
 
 def is_exact(array: ArrayPlan, found: Iterable[TensorInfo]) -> bool:
-    """Whether the array keeps the bits of what it is made of, up to ops that can be undone."""
+    """Returns whether the inverse ops give back the bits of the tensors `found` that the array is made from."""
     mantissa, exponent = _PRECISION[array.dtype]
     fits = all(_PRECISION[kind][0] <= mantissa and _PRECISION[kind][1] <= exponent for kind in {i.dtype for i in found})
     return fits and all(op.exact(array.dtype) for op in array.ops)
@@ -252,12 +302,12 @@ def _checked(
 ) -> TensorInfo:
     info = tensors.get(name)
     if info is None:
-        raise BadInput(f"tensor {name} is missing: {leaf.path} is made of it{_because(leaf.block, config)}")
+        raise BadInput(f"tensor {name} is missing: {leaf.path} needs it{_because(leaf.block, config)}")
     if info.shape != expected:
         meaning = ", ".join(leaf.rule.shape)
         raise BadInput(
             f"{info.file}: tensor {name} has shape {list(info.shape)}, "
-            f"but {config.path} makes it {list(expected)} ({meaning})"
+            f"but {config.path} gives {list(expected)} ({meaning})"
         )
     if info.dtype not in FLOATS:
         raise BadInput(
@@ -269,13 +319,13 @@ def _checked(
 def _because(block: Block | None, config: ModelConfig) -> str:
     if block is None or block.because is None:
         return ""
-    return f"; {config.path} says {block.because} = {config.get(block.because)}, which may not fit the names found"
+    return f"; {config.path} says {block.because} = {config.get(block.because)}, which may not fit these names"
 
 
 def _drop_or_refuse(
     tensors: Mapping[str, TensorInfo], taken: set[str], family: Family, dims: Dims, config: ModelConfig, prefix: str
 ) -> list[str]:
-    """One line for each drop that found something. Raises BadInput for a tensor that neither rule nor drop takes."""
+    """Returns a line for each drop with tensors. Raises BadInput for a tensor that matches no rule and no drop."""
     counts: dict[str, int] = {}
     unknown = []
     for name in tensors:
@@ -289,7 +339,7 @@ def _drop_or_refuse(
     if unknown:
         more = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
         raise BadInput(
-            f"{tensors[unknown[0]].file}: tensor {unknown[0]}{more} is taken by no rule of family "
+            f"{tensors[unknown[0]].file}: tensor {unknown[0]}{more} matches no rule of family "
             f"{family.name}{_why_left_over(in_table(unknown[0], prefix), family, dims, config)}"
         )
     reasons = {drop.name: drop.reason for drop in family.drops}
@@ -297,12 +347,12 @@ def _drop_or_refuse(
 
 
 def _why_left_over(name: str, family: Family, dims: Dims, config: ModelConfig) -> str:
-    """The config key that may not fit the names, for a layer's tensor."""
+    """Returns the config key that may not fit, for a layer's tensor."""
     match = re.match(r"model\.layers\.(\d+)\.", name)
     if match is None:
         return ""
     if int(match[1]) >= dims["layers"]:
-        return f"; {config.path} says num_hidden_layers = {dims['layers']}, which may not fit the names found"
+        return f"; {config.path} says num_hidden_layers = {dims['layers']}, which may not fit these names"
     return _because(next((block for block in family.scanned if block.because), None), config)
 
 

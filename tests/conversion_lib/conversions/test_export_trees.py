@@ -139,8 +139,8 @@ def of_integers(leaves: Leaves) -> Leaves:
     ("spoil", "says"),
     [
         (without, "leaf params/params/decoder/layers/mlp/wo/kernel is missing"),
-        (with_more, r"leaf params/params/decoder/extra/kernel \[3\] is taken by no rule of family qwen3"),
-        (misshapen, r"token_embedder/embedding has shape \[101, 23\].*makes it \[101, 24\]"),
+        (with_more, r"leaf params/params/decoder/extra/kernel \[3\] matches no rule of family qwen3"),
+        (misshapen, r"token_embedder/embedding has shape \[101, 23\].*gives \[101, 24\]"),
         (of_integers, "token_embedder/embedding has dtype int32, expected one of"),
     ],
 )

@@ -57,7 +57,7 @@ DESCRIPTION = Description(
             {"layer_types": ["full_attention", "sliding_attention"] * 12},
             r"layer_types\[0\] is full_attention, but MaxText's model has",
         ),
-        Refusal("gpt-oss-20b", FIVE_LAYERS, "num_hidden_layers = 5.* from 4 on; --no-scan-layers takes them"),
+        Refusal("gpt-oss-20b", FIVE_LAYERS, "num_hidden_layers = 5.* from 4 on; --no-scan-layers converts them"),
         # its tensors: the layers have a place
         Refusal("gpt-oss-20b", FIVE_LAYERS, "is missing", scan_layers=False),
     ),

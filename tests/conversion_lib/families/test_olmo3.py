@@ -55,7 +55,7 @@ DESCRIPTION = Description(
         Refusal(
             "olmo3-7b",
             SEVEN_LAYERS,
-            "num_hidden_layers = 7.* from 4 on; --no-scan-layers takes them",
+            "num_hidden_layers = 7.* from 4 on; --no-scan-layers converts them",
         ),
         # its tensors: the layers have a place
         Refusal("olmo3-7b", SEVEN_LAYERS, "is missing", scan_layers=False),

@@ -129,7 +129,7 @@ def test_a_missing_tensor_is_named():
 def test_a_tensor_that_no_rule_takes_is_named():
     config, tensors = small()
     tensors["model.layers.0.extra.weight"] = TensorInfo("model.layers.0.extra.weight", (1,), "bfloat16", "shard-7")
-    with pytest.raises(BadInput, match=r"shard-7: tensor model\.layers\.0\.extra\.weight is taken by no rule"):
+    with pytest.raises(BadInput, match=r"shard-7: tensor model\.layers\.0\.extra\.weight matches no rule"):
         plan_of(config, tensors)
 
 
@@ -161,7 +161,7 @@ def test_a_wrong_shape_says_what_the_config_makes_it():
     config, tensors = small()
     name = "model.layers.0.self_attn.kv_a_proj_with_mqa.weight"
     tensors[name] = TensorInfo(name, (512, 7168), "bfloat16", "shard-1")
-    with pytest.raises(BadInput, match=r"shard-1: .* \[512, 7168\], but config\.json makes it \[576, 7168\]"):
+    with pytest.raises(BadInput, match=r"shard-1: .* \[512, 7168\], but config\.json gives \[576, 7168\]"):
         plan_of(config, tensors)
 
 
