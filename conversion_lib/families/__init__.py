@@ -1,4 +1,4 @@
-"""One file a family. Adding one: its file here, a line below, and its models in `catalog.py`."""
+"""The families, one in each file. To add one: its file here, a line below, and its models in `catalog.py`."""
 
 from __future__ import annotations
 
@@ -52,17 +52,20 @@ LATER = (
     "Qwen3VLMoeForConditionalGeneration",
     "Qwen3OmniMoeForConditionalGeneration",
 )
-"""Architectures that MaxText knows and Ferry does not yet; no table here fits them."""
+"""Architectures that MaxText knows and Ferry does not; no table here fits them."""
 
 
 def family_of(config: ModelConfig) -> Family:
-    """The family that names the config's architecture.
+    """Returns the family of the config's architecture.
 
-    Raises BadInput where none does, with the nearest names.
+    A config without `architectures` is matched by its `model_type`.
+
+    Raises:
+        BadInput: There is no such family; the message has the nearest names.
     """
     for name in config.architectures:
         if name in LATER:
-            raise BadInput(f"{config.path}: architecture {name} is not supported, with any --model")
+            raise BadInput(f"{config.path}: architecture {name} is not supported, not even with --model")
     for family in FAMILIES.values():
         named = set(family.architectures) & set(config.architectures)
         if (named or (not config.architectures and family.model_type == config.model_type)) and family.fits(config):
@@ -72,5 +75,5 @@ def family_of(config: ModelConfig) -> Family:
     near = difflib.get_close_matches(asked, known, n=3, cutoff=0.3) or known
     raise BadInput(
         f"{config.path}: architecture {asked} is not known; the nearest are {', '.join(near)}. "
-        "Where it is one of these under another name, --model says which"
+        "If it is one of these under another name, choose it with --model"
     )

@@ -1,4 +1,8 @@
-"""Lines that many tables share: embeddings, norms, and the ops of a linear layer."""
+"""The parts that many tables share: embeddings, norms, and the ops of a linear layer.
+
+A family's `dims` follows the contract in `mapping.rules.Family`. The functions here that return ops say how they change
+a tensor's shape.
+"""
 
 from __future__ import annotations
 
@@ -13,32 +17,32 @@ from conversion_lib.sources.joined import Dims
 
 
 def linear(dims: Dims) -> tuple[Op, ...]:
-    """(out, in) -> (in, out)."""
+    """Returns the ops (out, in) -> (in, out)."""
     return (Transpose(),)
 
 
 def to_heads(heads: str, head_dim: str) -> OpsOf:
-    """(heads·head_dim, in) -> (in, heads, head_dim)."""
+    """Returns the ops (heads·head_dim, in) -> (in, heads, head_dim), for the names of two dims."""
     return lambda dims: (Transpose(), Split(1, (dims[heads], dims[head_dim])))
 
 
 def from_heads(heads: str, head_dim: str) -> OpsOf:
-    """(out, heads·head_dim) -> (heads, head_dim, out)."""
+    """Returns the ops (out, heads·head_dim) -> (heads, head_dim, out), for the names of two dims."""
     return lambda dims: (Transpose(), Split(0, (dims[heads], dims[head_dim])))
 
 
 def bias_to_heads(heads: str, head_dim: str) -> OpsOf:
-    """(heads·head_dim,) -> (heads, head_dim)."""
+    """Returns the ops (heads·head_dim,) -> (heads, head_dim), for the names of two dims."""
     return lambda dims: (Split(0, (dims[heads], dims[head_dim])),)
 
 
 def scaled_query(dims: Dims) -> tuple[Op, ...]:
-    """As to_heads, and divided by sqrt(head_dim)."""
+    """Returns the ops of `to_heads` and a division by sqrt(head_dim)."""
     return Transpose(), Split(1, (dims["heads"], dims["head_dim"])), Scale(dims["head_dim"])
 
 
 def half(index: int) -> OpsOf:
-    """(experts, 2·moe, hidden) -> (experts, hidden, moe): gate, which comes first, or up."""
+    """Returns the ops (experts, 2·moe, hidden) -> (experts, hidden, moe) for gate (index 0) or up (index 1)."""
 
     def ops(dims: Dims) -> tuple[Op, ...]:
         return Split(1, (2, dims["moe"])), Pick(1, index, 2), Permute((0, 2, 1))
@@ -47,7 +51,7 @@ def half(index: int) -> OpsOf:
 
 
 def experts_transposed(dims: Dims) -> tuple[Op, ...]:
-    """(experts, out, in) -> (experts, in, out)."""
+    """Returns the ops (experts, out, in) -> (experts, in, out)."""
     return (Permute((0, 2, 1)),)
 
 
@@ -56,31 +60,51 @@ GATE_UP = ("experts", "gate_up", "hidden")
 
 
 def fused_experts(to: str, when: str) -> tuple[Rule, ...]:
-    """Experts in one tensor for all, as transformers' classes have them, under `to` in MaxText."""
+    """Returns the rules for experts that are stacked in one tensor, as in transformers' classes.
+
+    Args:
+        to: The path of the experts in MaxText.
+        when: The condition of the rules, as in Rule.
+    """
     return (
-        Rule("mlp.experts.gate_up_proj", f"{to}/wi_0", GATE_UP, half(0), when),
-        Rule("mlp.experts.gate_up_proj", f"{to}/wi_1", GATE_UP, half(1), when),
-        Rule("mlp.experts.down_proj", f"{to}/wo", ("experts", "hidden", "moe"), experts_transposed, when),
+        Rule("mlp.experts.gate_up_proj", f"{to}/wi_0", GATE_UP, half(0), when=when),
+        Rule("mlp.experts.gate_up_proj", f"{to}/wi_1", GATE_UP, half(1), when=when),
+        Rule("mlp.experts.down_proj", f"{to}/wo", ("experts", "hidden", "moe"), experts_transposed, when=when),
     )
 
 
 def experts(to: str) -> tuple[Rule, ...]:
-    """Experts under `to` in MaxText: a tensor for each, or one for all; `fused_experts_flag` tells which."""
+    """Returns the rules for experts, with one tensor for each or one for all.
+
+    The family needs the dims of `expert_dims` and, in `detected`, `fused_experts_flag`.
+
+    Args:
+        to: The path of the experts in MaxText.
+    """
     return (
-        Rule("mlp.experts.{expert}.gate_proj.weight", f"{to}/wi_0", ("moe", "hidden"), linear, f"!{FUSED}"),
-        Rule("mlp.experts.{expert}.up_proj.weight", f"{to}/wi_1", ("moe", "hidden"), linear, f"!{FUSED}"),
-        Rule("mlp.experts.{expert}.down_proj.weight", f"{to}/wo", ("hidden", "moe"), linear, f"!{FUSED}"),
+        Rule("mlp.experts.{expert}.gate_proj.weight", f"{to}/wi_0", ("moe", "hidden"), linear, when=f"!{FUSED}"),
+        Rule("mlp.experts.{expert}.up_proj.weight", f"{to}/wi_1", ("moe", "hidden"), linear, when=f"!{FUSED}"),
+        Rule("mlp.experts.{expert}.down_proj.weight", f"{to}/wo", ("hidden", "moe"), linear, when=f"!{FUSED}"),
         *fused_experts(to, FUSED),
     )
 
 
 def fused_experts_flag(*, published_fused: bool = False) -> dict[str, DetectedFlag]:
-    """The mark of a family with `experts`; `published_fused`: whether the Hub has one tensor for all of them."""
+    """Returns the `detected` dims of a family with `experts`.
+
+    Args:
+        published_fused: Whether the checkpoints on the Hub have one tensor for all experts.
+    """
     return {FUSED: DetectedFlag(".mlp.experts.gate_up_proj", int(published_fused))}
 
 
 def expert_dims(experts: int, moe: int) -> dict[str, int]:
-    """The sizes that `experts` and `fused_experts` need besides: how many there are, and how wide."""
+    """Returns the dims that the rules of `experts` and `fused_experts` need.
+
+    Args:
+        experts: The number of experts.
+        moe: The intermediate size of an expert.
+    """
     return {"experts": experts, "moe": moe, "gate_up": 2 * moe}
 
 
@@ -112,7 +136,7 @@ DROPS = (
     Drop(
         "tied head",
         r"(.*\.)?lm_head\.weight",
-        "tie_word_embeddings: MaxText takes the embedding for the logits",
+        "tie_word_embeddings: MaxText uses the embedding for the logits",
         when="tied",
     ),
     Drop("rotary tables", r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq", "computed from the config, not read"),
@@ -122,7 +146,16 @@ DROPS = (
 def base_dims(
     config: ModelConfig, *, tied_by_default: bool = False, defaults: Mapping[str, int] | None = None
 ) -> dict[str, int]:
-    """The sizes that every decoder has; `defaults` are those of transformers' class, for files that leave them out."""
+    """Returns the sizes that every decoder has: layers, vocab, hidden, mlp, heads, and the flag tied.
+
+    Args:
+        config: The config.json.
+        tied_by_default: Whether the embeddings are tied if the config does not say.
+        defaults: The values of transformers' class by config key, for files that omit them.
+
+    Raises:
+        BadInput: A size is missing and has no default, or is not a positive integer.
+    """
     known = defaults or {}
     return {
         "layers": config.count("num_hidden_layers", default=known.get("num_hidden_layers")),
@@ -137,7 +170,18 @@ def base_dims(
 def grouped_query_dims(
     config: ModelConfig, *, tied_by_default: bool = False, defaults: Mapping[str, int] | None = None
 ) -> dict[str, int]:
-    """Those of grouped-query attention besides. Without a default, head_dim is hidden / heads, kv_heads is heads."""
+    """Returns the sizes of `base_dims` and those of grouped-query attention: kv_heads, head_dim, q, kv.
+
+    If neither the config nor `defaults` gives them, head_dim is hidden / heads, and kv_heads is heads.
+
+    Args:
+        config: As for `base_dims`.
+        tied_by_default: As for `base_dims`.
+        defaults: As for `base_dims`.
+
+    Raises:
+        BadInput: As `base_dims` raises it.
+    """
     known = defaults or {}
     dims = base_dims(config, tied_by_default=tied_by_default, defaults=known)
     size = config.count("head_dim", default=known.get("head_dim", dims["hidden"] // dims["heads"]))
@@ -146,32 +190,43 @@ def grouped_query_dims(
 
 
 def one_scan(*rules: Rule) -> tuple[Block, ...]:
-    """All layers alike, in one scan."""
+    """Returns the block of a model whose layers are all alike, in one scan."""
     return (Block("layers", rules),)
 
 
 def one_by_one(*rules: Rule) -> tuple[Block, ...]:
-    """All layers alike, each on its own."""
+    """Returns the block of a model whose layers are all alike, each with leaves of its own."""
     return (Block("layers_{layer}", rules),)
 
 
 def scan_of_cycles(name: str, cycle: Sequence[str], *rules: Rule) -> tuple[Block, ...]:
-    """Layers in cycles of several kinds, stacked by their place in the cycle, which takes the place of `{}` in `name`.
+    """Returns blocks for layers in cycles of several kinds, stacked by their position in the cycle.
 
-    The dim `cycles_end` is the end of the last whole cycle.
+    The family needs the dim `cycles_end`: the end of the last whole cycle.
+
+    Args:
+        name: The blocks' path, with `{}` for the position in the cycle.
+        cycle: The kinds of a cycle's layers.
+        *rules: The rules of each layer.
     """
-    return tuple(Block(name.format(place), rules, place, "cycles_end", len(cycle)) for place in range(len(cycle)))
+    return tuple(Block(name.format(index), rules, index, "cycles_end", len(cycle)) for index in range(len(cycle)))
 
 
 def whole_cycles(layers: int, cycle: Sequence[str]) -> int:
-    """How many of `layers` are in whole cycles."""
+    """Returns how many of `layers` are in whole cycles."""
     return layers - layers % len(cycle)
 
 
 def require_layer_types(config: ModelConfig, cycle: Sequence[str], *, interval_key: str | None = None) -> None:
-    """Raises BadInput where config.json gives its layers other kinds than MaxText's `cycle` does.
+    """Refuses a config with other kinds of layers than MaxText's model.
 
-    `interval_key` is the key that older files have instead of `layer_types`.
+    Args:
+        config: The config.json. Without `layer_types` it is accepted.
+        cycle: The kinds of layers in MaxText's model, repeated.
+        interval_key: The key of older files for the length of a cycle, instead of `layer_types`; None: no such key.
+
+    Raises:
+        BadInput: A layer has another kind, or a cycle another length.
     """
     interval = config.get(interval_key) if interval_key and not config.get("layer_types") else None
     if interval is not None and interval != len(cycle):
@@ -186,9 +241,13 @@ def require_layer_types(config: ModelConfig, cycle: Sequence[str], *, interval_k
 
 
 def require_no_dense_layers(config: ModelConfig) -> None:
-    """Raises BadInput where config.json says that some layers have no experts."""
+    """Refuses a config in which some layers have no experts.
+
+    Raises:
+        BadInput: `mlp_only_layers` or `decoder_sparse_step` says so.
+    """
     if config.get("mlp_only_layers") or config.count("decoder_sparse_step", default=1) != 1:
         raise BadInput(
             f"{config.path}: mlp_only_layers = {config.get('mlp_only_layers', [])} and decoder_sparse_step = "
-            f"{config.get('decoder_sparse_step', 1)} leave layers without experts, which MaxText's model cannot"
+            f"{config.get('decoder_sparse_step', 1)} leave layers without experts, but MaxText's model has them in all"
         )

@@ -32,10 +32,22 @@ def dims(config: ModelConfig) -> Dims:
 
 ATTENTION = (
     *NORMS,
-    Rule("self_attn.q_proj.weight", "self_attention/query/kernel", ("q", "hidden"), to_heads("heads", "qk"), "!q_lora"),
-    Rule("self_attn.q_a_proj.weight", "self_attention/wq_a/kernel", ("q_lora", "hidden"), linear, "q_lora"),
+    Rule(
+        "self_attn.q_proj.weight",
+        "self_attention/query/kernel",
+        ("q", "hidden"),
+        to_heads("heads", "qk"),
+        when="!q_lora",
+    ),
+    Rule("self_attn.q_a_proj.weight", "self_attention/wq_a/kernel", ("q_lora", "hidden"), linear, when="q_lora"),
     Rule("self_attn.q_a_layernorm.weight", "self_attention/q_norm/scale", ("q_lora",), when="q_lora"),
-    Rule("self_attn.q_b_proj.weight", "self_attention/wq_b/kernel", ("q", "q_lora"), to_heads("heads", "qk"), "q_lora"),
+    Rule(
+        "self_attn.q_b_proj.weight",
+        "self_attention/wq_b/kernel",
+        ("q", "q_lora"),
+        to_heads("heads", "qk"),
+        when="q_lora",
+    ),
     Rule("self_attn.kv_a_proj_with_mqa.weight", "self_attention/wkv_a/kernel", ("kv_a", "hidden"), linear),
     Rule("self_attn.kv_a_layernorm.weight", "self_attention/kv_norm/scale", ("kv_lora",)),
     Rule("self_attn.kv_b_proj.weight", "self_attention/wkv_b/kernel", ("kv_b", "kv_lora"), to_heads("heads", "nope_v")),
@@ -45,15 +57,15 @@ ATTENTION = (
 SHARED, ROUTED = "DeepSeekMoeBlock_0/shared_experts", "DeepSeekMoeBlock_0/MoeBlock_0"
 
 EXPERTS = (
-    Rule("mlp.shared_experts.gate_proj.weight", f"{SHARED}/wi_0/kernel", ("shared", "hidden"), linear, "shared"),
-    Rule("mlp.shared_experts.up_proj.weight", f"{SHARED}/wi_1/kernel", ("shared", "hidden"), linear, "shared"),
-    Rule("mlp.shared_experts.down_proj.weight", f"{SHARED}/wo/kernel", ("hidden", "shared"), linear, "shared"),
+    Rule("mlp.shared_experts.gate_proj.weight", f"{SHARED}/wi_0/kernel", ("shared", "hidden"), linear, when="shared"),
+    Rule("mlp.shared_experts.up_proj.weight", f"{SHARED}/wi_1/kernel", ("shared", "hidden"), linear, when="shared"),
+    Rule("mlp.shared_experts.down_proj.weight", f"{SHARED}/wo/kernel", ("hidden", "shared"), linear, when="shared"),
     Rule("mlp.gate.weight", f"{ROUTED}/gate/kernel", ("experts", "hidden"), linear),
     *experts(ROUTED),
 )
 
-# Where the scanned bias lies depends on the MaxText that loads it: 0.2.5 takes (layers, experts) in both of its
-# loaders, main takes (experts, layers). Rounding it to bfloat16 changes which experts a token goes to.
+# The axes of the scanned bias depend on the MaxText that loads it: both loaders of 0.2.5 expect (layers, experts), main
+# expects (experts, layers). Rounding it to bfloat16 would change the routing of tokens.
 CORRECTION_BIAS = Rule(
     "mlp.gate.e_score_correction_bias",
     f"{ROUTED}/gate/bias",
@@ -65,7 +77,7 @@ CORRECTION_BIAS = Rule(
 MTP = Drop(
     "multi-token prediction",
     r"model\.layers\.(?P<layer>\d+)\..*",
-    "layers from num_hidden_layers on predict further tokens; MaxText's model has none",
+    "layers from num_hidden_layers on predict more tokens; MaxText's model has none",
     layers=("layers", "after_mtp"),
     marker="model.layers.{layer}.eh_proj.weight",
 )
@@ -75,7 +87,7 @@ LINE = "first_k_dense_replace"
 
 
 def scanned(attention: tuple[Rule, ...], experts: tuple[Rule, ...]) -> tuple[Block, ...]:
-    """The leading dense layers and the mixture-of-experts layers after them, each in one scan."""
+    """Returns the blocks of the leading dense layers and of the mixture-of-experts layers, each in one scan."""
     return (
         Block("dense_layers", (*attention, *MLP), 0, "dense", because=LINE),
         Block("moe_layers", (*attention, *experts), "dense", "layers", because=LINE),
@@ -83,7 +95,7 @@ def scanned(attention: tuple[Rule, ...], experts: tuple[Rule, ...]) -> tuple[Blo
 
 
 def unscanned(attention: tuple[Rule, ...], experts: tuple[Rule, ...]) -> tuple[Block, ...]:
-    """The same, each kind counted from its own first layer."""
+    """Returns the same blocks unscanned; each kind is counted from its own first layer."""
     return (
         Block("dense_layers_{place}", (*attention, *MLP), 0, "dense", because=LINE),
         Block("moe_layers_{place}", (*attention, *experts), "dense", "layers", because=LINE),

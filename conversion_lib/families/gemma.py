@@ -10,19 +10,30 @@ from conversion_lib.sources.joined import Dims
 
 
 def plus_one(dims: Dims) -> tuple[Op, ...]:
-    """A norm that multiplies by 1 + weight."""
+    """Returns the ops of a norm that multiplies by 1 + weight in transformers, and by its scale in MaxText."""
     return (Shift(1),)
 
 
 def norm(hf: str, maxtext: str, size: str, *, from_zero: bool) -> Rule:
-    """A norm's scale; `from_zero`: the checkpoint has it less one, and MaxText adds the one in float32."""
+    """Returns the rule of a norm.
+
+    Args:
+        hf: The norm's name, without `.weight`.
+        maxtext: The norm's path in MaxText, without `/scale`.
+        size: The name of the dim.
+        from_zero: Whether the checkpoint has scale - 1. MaxText adds the 1 in float32.
+    """
     if from_zero:
         return Rule(f"{hf}.weight", f"{maxtext}/scale", (size,), plus_one, always_float32=True)
     return Rule(f"{hf}.weight", f"{maxtext}/scale", (size,))
 
 
 def embedding(factor_dtype: str) -> OpsOf:
-    """The table in MaxText's number of rows, times sqrt(hidden)."""
+    """Returns the ops of the embedding: MaxText's number of rows, times sqrt(hidden).
+
+    Args:
+        factor_dtype: The dtype that the factor is rounded to: `bfloat16` or `float32`.
+    """
 
     def ops(dims: Dims) -> tuple[Op, ...]:
         vocab, rows = dims["vocab"], dims["maxtext_vocab"]
@@ -33,7 +44,12 @@ def embedding(factor_dtype: str) -> OpsOf:
 
 
 def norms(suffix: str = "", *, from_zero: bool) -> tuple[Rule, ...]:
-    """The four of a layer; `suffix` follows their names in MaxText."""
+    """Returns the rules of a layer's four norms.
+
+    Args:
+        suffix: The end of their names in MaxText.
+        from_zero: As for `norm`.
+    """
     names = {
         "input_layernorm": "pre_self_attention_norm",
         "post_attention_layernorm": "post_self_attention_norm",
@@ -44,9 +60,15 @@ def norms(suffix: str = "", *, from_zero: bool) -> tuple[Rule, ...]:
 
 
 def mlp(name: str, size: str = "mlp", when: str | None = None) -> tuple[Rule, ...]:
-    """The dense MLP, under `name` in MaxText."""
+    """Returns the rules of the dense MLP.
+
+    Args:
+        name: Its path in MaxText.
+        size: The name of the dim of its intermediate size.
+        when: The condition of the rules, as in Rule.
+    """
     return (
-        Rule("mlp.gate_proj.weight", f"{name}/wi_0/kernel", (size, "hidden"), linear, when),
-        Rule("mlp.up_proj.weight", f"{name}/wi_1/kernel", (size, "hidden"), linear, when),
-        Rule("mlp.down_proj.weight", f"{name}/wo/kernel", ("hidden", size), linear, when),
+        Rule("mlp.gate_proj.weight", f"{name}/wi_0/kernel", (size, "hidden"), linear, when=when),
+        Rule("mlp.up_proj.weight", f"{name}/wi_1/kernel", (size, "hidden"), linear, when=when),
+        Rule("mlp.down_proj.weight", f"{name}/wo/kernel", ("hidden", size), linear, when=when),
     )

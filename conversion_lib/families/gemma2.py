@@ -1,4 +1,4 @@
-"""Gemma 2: MaxText's layer is a pair of ours, local attention first, and stores the query divided by sqrt(head_dim)."""
+"""Gemma 2: MaxText's layer is a pair of layers, local attention first; its query is divided by sqrt(head_dim)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from conversion_lib.sources.joined import Dims
 
 CYCLE = ("sliding_attention", "full_attention")
 MAXTEXT_VOCABULARY = {256000: 256128}
-"""Of the published models; a vocabulary of another size stays as it is."""
+"""Rows in MaxText by rows in the published models. A vocabulary of another size is not changed."""
 
 
 def dims(config: ModelConfig) -> Dims:
@@ -32,7 +32,7 @@ def dims(config: ModelConfig) -> Dims:
 
 
 def layer(kind: str) -> tuple[Rule, ...]:
-    """One of the two of a pair: `local` or `global`."""
+    """Returns the rules of one layer of a pair: `local` or `global`."""
     to = f"self_attention_{kind}"
     return (
         *norms(f"_{kind}", from_zero=True),
@@ -45,7 +45,8 @@ def layer(kind: str) -> tuple[Rule, ...]:
 
 
 def pairs(name: str) -> tuple[Block, ...]:
-    return tuple(Block(name, layer(kind), place, "cycles_end", 2) for place, kind in enumerate(("local", "global")))
+    """Returns the blocks of the local and of the global layers of all pairs, under `name` in MaxText."""
+    return tuple(Block(name, layer(kind), index, "cycles_end", 2) for index, kind in enumerate(("local", "global")))
 
 
 FAMILY = Family(

@@ -1,4 +1,4 @@
-"""Gemma 3, its text model: five layers of local attention for one of global, norms on query and key."""
+"""Gemma 3's text model: five layers with local attention for each with global attention, norms on query and key."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from conversion_lib.sources.joined import Dims
 
 CYCLE = (*["sliding_attention"] * 5, "full_attention")
 MAXTEXT_VOCABULARY = {262208: 262144}
-"""Of the published models, whose last rows stand for no token; a vocabulary of another size stays as it is."""
+"""Rows in MaxText by rows in the published models, whose last rows have no token. Other sizes are not changed."""
 
-# The published config.json leave out what equals the defaults of transformers' class.
+# The published config.json files omit values that equal the defaults of transformers' class.
 DEFAULTS = {
     "vocab_size": 262208,
     "hidden_size": 2304,
@@ -57,7 +57,7 @@ LAYER = (
 VISION = Drop(
     "vision tower",
     r"(model\.)?(vision_tower|multi_modal_projector)\..*",
-    "the text model alone is converted",
+    "only the text model is converted",
 )
 
 FAMILY = Family(

@@ -1,4 +1,7 @@
-"""Gemma 4 26b and 31b: five layers of local attention for one of global, whose heads are wider; 26b has experts."""
+"""Gemma 4 26b and 31b: five layers with local attention for each with global attention.
+
+The heads of global attention are wider. 26b has experts.
+"""
 
 from __future__ import annotations
 
@@ -25,12 +28,12 @@ LAST = len(CYCLE) - 1
 
 
 def has_per_layer_inputs(config: ModelConfig) -> bool:
-    """True of E2B and E4B, which are another model in MaxText."""
+    """Returns whether the model is E2B or E4B, which are another model in MaxText."""
     return bool(config.get("hidden_size_per_layer_input", 0))
 
 
 def attention_dims(config: ModelConfig) -> dict[str, int]:
-    """The sizes of both kinds of attention; those of the global kind begin with `global_`."""
+    """Returns the sizes of both kinds of attention; those of the global kind begin with `global_`."""
     sizes = grouped_query_dims(config, tied_by_default=True)
     wide, kv_heads = _global_sizes(config, sizes)
     return sizes | {
@@ -45,9 +48,9 @@ def attention_dims(config: ModelConfig) -> dict[str, int]:
 
 
 def _global_sizes(config: ModelConfig, sizes: Dims) -> tuple[int, int]:
-    """head_dim and key-value heads of global attention.
+    """Returns the head_dim and the number of key-value heads of global attention.
 
-    Published files have keys beginning with `global` for them, transformers 5 writes them layer by layer.
+    Published files have separate keys for them, transformers 5 writes them for each layer.
     """
     by_layer = config.get("per_layer_config")
     if isinstance(by_layer, dict) and by_layer:
@@ -71,12 +74,20 @@ def dims(config: ModelConfig) -> Dims:
 
 
 def attention(q: str, kv: str, kv_heads: str, head_dim: str, value: str | None = None) -> tuple[Rule, ...]:
-    """Attention with sizes of those names; `value` is the condition of there being a value projection."""
+    """Returns the rules of attention.
+
+    Args:
+        q: The dim of the query's rows.
+        kv: The dim of the rows of key and value.
+        kv_heads: The dim of the number of key-value heads.
+        head_dim: The dim of the size of a head.
+        value: The condition of the value projection, as in Rule; None: always.
+    """
     to = "self_attention"
     return (
         Rule("self_attn.q_proj.weight", f"{to}/query/kernel", (q, "hidden"), to_heads("heads", head_dim)),
         Rule("self_attn.k_proj.weight", f"{to}/key/kernel", (kv, "hidden"), to_heads(kv_heads, head_dim)),
-        Rule("self_attn.v_proj.weight", f"{to}/value/kernel", (kv, "hidden"), to_heads(kv_heads, head_dim), value),
+        Rule("self_attn.v_proj.weight", f"{to}/value/kernel", (kv, "hidden"), to_heads(kv_heads, head_dim), when=value),
         Rule("self_attn.o_proj.weight", f"{to}/out/kernel", ("hidden", q), from_heads("heads", head_dim)),
         Rule("self_attn.q_norm.weight", f"{to}/query_norm/scale", (head_dim,)),
         Rule("self_attn.k_norm.weight", f"{to}/key_norm/scale", (head_dim,)),
@@ -112,7 +123,7 @@ TOP = (
 TOWERS = Drop(
     "vision and audio towers",
     r"(model\.)?(vision_tower|embed_vision|audio_tower|embed_audio)\..*",
-    "the text model alone is converted",
+    "only the text model is converted",
 )
 
 PREFIXES = ("model.language_model.", "language_model.model.", "model.")

@@ -1,4 +1,4 @@
-"""Gemma 4 E2B and E4B: an input of its own for each layer, keys and values that later layers share; unscanned only."""
+"""Gemma 4 E2B and E4B: a separate input for each layer; later layers share keys and values; unscanned only."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from conversion_lib.models.hf_config import ModelConfig
 from conversion_lib.sources.joined import Dims
 
 CYCLES = (5, 6)
-"""Of E2B and E4B; each ends with a layer of global attention."""
+"""Lengths of a cycle in E2B and E4B. A cycle ends with a layer with global attention."""
 
 
 def dims(config: ModelConfig) -> Dims:
@@ -20,8 +20,8 @@ def dims(config: ModelConfig) -> Dims:
     layers, first_shared = sizes["layers"], sizes["layers"] - config.count("num_kv_shared_layers", default=0, least=0)
     if layers % cycle or first_shared % cycle or first_shared < 0:
         raise BadInput(
-            f"{config.path}: num_hidden_layers = {layers} of which num_kv_shared_layers = {layers - first_shared} "
-            f"should both be multiples of {cycle}, the length of a cycle of layer_types"
+            f"{config.path}: num_hidden_layers = {layers} and num_kv_shared_layers = {layers - first_shared} should "
+            f"both be multiples of {cycle}, the length of a cycle of layer_types, and the second should not be larger"
         )
     per_layer = config.count("hidden_size_per_layer_input")
     return sizes | {
@@ -42,14 +42,14 @@ def _cycle(config: ModelConfig) -> int:
     if cycle not in CYCLES:
         raise BadInput(
             f"{config.path}: layer_types should have full_attention in every {CYCLES[0]}th or {CYCLES[1]}th layer, "
-            "as MaxText's models have"
+            "as in MaxText's models"
         )
     require_layer_types(config, (*["sliding_attention"] * (cycle - 1), "full_attention"))
     return cycle
 
 
 def without_keys(q: str, head_dim: str) -> tuple[Rule, ...]:
-    """Attention that takes the keys and values of an earlier layer."""
+    """Returns the rules of attention that uses the keys and values of an earlier layer; as `gemma4.attention`."""
     to = "self_attention"
     return (
         Rule("self_attn.q_proj.weight", f"{to}/query/kernel", (q, "hidden"), to_heads("heads", head_dim)),

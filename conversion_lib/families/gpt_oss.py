@@ -1,4 +1,4 @@
-"""gpt-oss: biases everywhere, sinks, gate and up interleaved in one tensor; sliding and full attention take turns."""
+"""The gpt-oss family: biases, sinks, interleaved gate and up in one tensor, alternating sliding and full attention."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def dims(config: ModelConfig) -> Dims:
 
 
 def every_other(axis: int, index: int) -> OpsOf:
-    """The even (`index` 0) or odd places of `axis`: gate or up."""
+    """Returns the ops that take every second index of `axis`, from `index` 0 (gate) or 1 (up)."""
 
     def ops(dims: Dims) -> tuple[Op, ...]:
         return Split(axis, (dims["mlp"], 2)), Pick(axis + 1, index, 2)

@@ -1,7 +1,7 @@
-"""Llama 3.1, 3.2 and 3.3: the query is stored divided by sqrt(head_dim), query and key are interleaved for RoPE.
+"""Llama 3.1, 3.2 and 3.3: MaxText divides the query by sqrt(head_dim), and interleaves query and key for RoPE.
 
-MaxText has no model of the small Llama 3.2, whose head is tied: a run of one passes `logits_via_embedding=true` and
-`normalize_embedding_logits=false` besides the sizes.
+MaxText has no model for the small Llama 3.2, whose head is tied. A run of it needs `logits_via_embedding=true` and
+`normalize_embedding_logits=false` in addition to the sizes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Mixtral: the query is stored divided by sqrt(head_dim); every layer has experts."""
+"""Mixtral: MaxText stores the query divided by sqrt(head_dim); every layer has experts."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ LAYER = (
     Rule("self_attn.q_proj.weight", "self_attention/query/kernel", ("q", "hidden"), scaled_query),
     KEY,
     *VALUE_AND_OUT,
-    Rule(f"{FROM}.gate.weight", f"{TO}/gate/kernel", ("experts", "hidden"), linear, f"!{FUSED}"),
-    Rule(f"{FROM}.experts.{{expert}}.w1.weight", f"{TO}/wi_0", ("moe", "hidden"), linear, f"!{FUSED}"),
-    Rule(f"{FROM}.experts.{{expert}}.w3.weight", f"{TO}/wi_1", ("moe", "hidden"), linear, f"!{FUSED}"),
-    Rule(f"{FROM}.experts.{{expert}}.w2.weight", f"{TO}/wo", ("hidden", "moe"), linear, f"!{FUSED}"),
-    # transformers' class has another name for it besides
-    Rule("mlp.gate.weight", f"{TO}/gate/kernel", ("experts", "hidden"), linear, FUSED),
+    Rule(f"{FROM}.gate.weight", f"{TO}/gate/kernel", ("experts", "hidden"), linear, when=f"!{FUSED}"),
+    Rule(f"{FROM}.experts.{{expert}}.w1.weight", f"{TO}/wi_0", ("moe", "hidden"), linear, when=f"!{FUSED}"),
+    Rule(f"{FROM}.experts.{{expert}}.w3.weight", f"{TO}/wi_1", ("moe", "hidden"), linear, when=f"!{FUSED}"),
+    Rule(f"{FROM}.experts.{{expert}}.w2.weight", f"{TO}/wo", ("hidden", "moe"), linear, when=f"!{FUSED}"),
+    # its second name, in transformers' class
+    Rule("mlp.gate.weight", f"{TO}/gate/kernel", ("experts", "hidden"), linear, when=FUSED),
     *fused_experts(TO, FUSED),
 )
 

@@ -1,4 +1,4 @@
-"""Olmo 3: norms after attention and MLP alone, and over all heads of query and key at once."""
+"""Olmo 3: norms only after attention and MLP, and norms over all heads of query and key together."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Qwen 3.5, its mixture-of-experts models: Qwen 3 Next, but what goes into a delta net is in tensors of their own."""
+"""Qwen 3.5's mixture-of-experts models: Qwen 3 Next with separate tensors for the projections into a delta net."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def dims(config: ModelConfig) -> Dims:
 
 
 def qkvz_rows(dims: Dims) -> Sequence[tuple[int, int, int]]:
-    """For each key head its query, its key, its values, which the first tensor has, and their gates of the second."""
+    """Returns, for each key head, the rows of query, key and values in the first part, and of gates in the second."""
     heads, key = dims["key_heads"], dims["key_dim"]
     value, keys = dims["values"] // heads, heads * key
     rows = []
@@ -33,7 +33,7 @@ def qkvz_rows(dims: Dims) -> Sequence[tuple[int, int, int]]:
 
 
 def ba_rows(dims: Dims) -> Sequence[tuple[int, int, int]]:
-    """For each key head its rows of the one and of the other."""
+    """Returns, for each key head, its rows in the first part and in the second."""
     each = dims["value_heads"] // dims["key_heads"]
     return [(part, head * each, (head + 1) * each) for head in range(dims["key_heads"]) for part in (0, 1)]
 
@@ -59,13 +59,13 @@ INTO = (
 LINEAR_LAYER = (*SHARED, *INTO, *DELTA_NET)
 FULL_LAYER = (*SHARED, *FULL)
 
-VISION = Drop("vision tower", r"(model\.)?visual\..*", "the text model alone is converted")
+VISION = Drop("vision tower", r"(model\.)?visual\..*", "only the text model is converted")
 
 
 def cycles(name: str, stop: str) -> tuple[Block, ...]:
-    """The places of a cycle; `{}` in `name` is the place."""
+    """Returns a block for each position in a cycle, which replaces `{}` in `name`; `stop` as in Block."""
     layers = [*[LINEAR_LAYER] * LAST, FULL_LAYER]
-    return tuple(Block(name.replace("{}", str(p)), rules, p, stop, len(CYCLE)) for p, rules in enumerate(layers))
+    return tuple(Block(name.replace("{}", str(i)), rules, i, stop, len(CYCLE)) for i, rules in enumerate(layers))
 
 
 FAMILY = Family(
@@ -79,6 +79,6 @@ FAMILY = Family(
     drops=(*DROPS, MTP, VISION),
     prefixes=("model.language_model.", "model."),
     joins=JOINS,
-    # one tensor for all experts as published in bfloat16, one for each where quantized or written by transformers
+    # published in bfloat16: one tensor for all experts; quantized or written by transformers: one for each
     detected=fused_experts_flag(published_fused=True),
 )

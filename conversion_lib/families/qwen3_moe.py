@@ -1,4 +1,4 @@
-"""Qwen 3 MoE: Qwen 3's attention, and experts in every layer."""
+"""Qwen 3 MoE: Qwen 3's attention with experts in every layer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Qwen 3 Next: three layers of gated delta nets for one of full attention, routed and shared experts in all."""
+"""Qwen 3 Next: three layers with a gated delta net for each with full attention; routed and shared experts in all."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def dims(config: ModelConfig) -> Dims:
     moe, shared = config.count("moe_intermediate_size"), config.count("shared_expert_intermediate_size")
     if shared != moe:
         raise BadInput(
-            f"{config.path}: shared_expert_intermediate_size = {shared}, but MaxText's model gives the shared expert "
+            f"{config.path}: shared_expert_intermediate_size = {shared}, but in MaxText's model the shared expert has "
             f"the width of the others, moe_intermediate_size = {moe}"
         )
     keys = config.count("linear_num_key_heads") * config.count("linear_key_head_dim")
@@ -55,11 +55,11 @@ def dims(config: ModelConfig) -> Dims:
 
 
 def convolution(dims: Dims) -> tuple[Op, ...]:
-    """(channels, 1, taps) -> (taps, 1, channels)."""
+    """Returns the ops (channels, 1, taps) -> (taps, 1, channels)."""
     return (Permute((2, 1, 0)),)
 
 
-# What Qwen 3.5 has too; only the projections into a delta net differ.
+# also used by Qwen 3.5, where only the projections into a delta net differ
 SHARED = (
     Rule("input_layernorm.weight", "input_layernorm/scale", ("hidden",)),
     Rule("post_attention_layernorm.weight", "post_attention_layernorm/scale", ("hidden",)),
@@ -99,7 +99,7 @@ LOCAL_LAYER = (*SHARED, *INTO, *DELTA_NET)
 GLOBAL_LAYER = (*SHARED, *FULL)
 LAST = len(CYCLE) - 1
 
-MTP = Drop("multi-token prediction", r"mtp\..*", "predicts further tokens; MaxText's model has none")
+MTP = Drop("multi-token prediction", r"mtp\..*", "predicts more tokens; MaxText's model has none")
 
 FAMILY = Family(
     name="qwen3_next",
@@ -113,7 +113,7 @@ FAMILY = Family(
         Block("layers_remainder/local_layers", LOCAL_LAYER, "cycles_end", "layers"),
     ),
     unscanned=(
-        *(Block("layers_{layer}", LOCAL_LAYER, place, "layers", len(CYCLE)) for place in range(LAST)),
+        *(Block("layers_{layer}", LOCAL_LAYER, index, "layers", len(CYCLE)) for index in range(LAST)),
         Block("layers_{layer}", GLOBAL_LAYER, LAST, "layers", len(CYCLE)),
     ),
     drops=(*DROPS, MTP),

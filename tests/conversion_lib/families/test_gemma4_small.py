@@ -55,7 +55,7 @@ DESCRIPTION = Description(
         Refusal(
             "gemma4-e2b",
             {"num_kv_shared_layers": 7},
-            "num_hidden_layers = 35 of which num_kv_shared_layers = 7 should both be multiples of 5",
+            "num_hidden_layers = 35 and num_kv_shared_layers = 7 should both be multiples of 5",
             scan_layers=False,
         ),
     ),
