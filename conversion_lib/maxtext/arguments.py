@@ -1,7 +1,7 @@
-"""MaxText's command line: `[base.yml] name=value ... --flag=value ...`, for the commands that stand in for its own.
+"""MaxText's command line, `[base.yml] name=value ... --flag=value ...`, for the commands that replace MaxText's own.
 
-Every setting that MaxText has is taken; what has no meaning here is named in a warning, what would be answered wrongly
-is refused, and so is what MaxText does not know, with the nearest name.
+Every setting of MaxText is accepted. Settings without effect are named in a warning. Settings with which MaxText would
+write something else are refused, and so are unknown names, with the nearest known name.
 """
 
 from __future__ import annotations
@@ -35,30 +35,30 @@ COMMON = (
     "hf_model_path",
     "overwrite",
 )
-"""What both commands take; `overwrite` is Ferry's own, the rest is MaxText's."""
+"""Settings of both commands. `overwrite` is Ferry's, the others are MaxText's."""
 
 DEFAULT_OUTPUT = "maxtext_output"
-"""Where MaxText writes without a base_output_directory."""
+"""MaxText's output directory if base_output_directory is not given."""
 
 NO_MODEL = "default"
 """The model_name of MaxText's base.yml."""
 
 DEFAULTS_FILE = "base.yml"
-"""MaxText's own configuration, which has the defaults; it is named also where MaxText is not installed."""
+"""MaxText's file of default settings. A command line may name it even if MaxText is not installed."""
 
 OVERRIDE = "M_"
-"""Before the name of a setting, in capitals, in the environment: its value where the command line has none."""
+"""Prefix of environment variables for settings: M_NAME applies if the command line does not have the setting."""
 
 REFUSED = {
-    "hf_lora_adapter_path": "ferry converts no LoRA adapters",
-    "lora.lora_restore_path": "ferry converts no LoRA adapters",
-    "load_full_state_path": "give load_parameters_path: the optimizer's state in it is left out",
+    "hf_lora_adapter_path": "ferry does not convert LoRA adapters",
+    "lora.lora_restore_path": "ferry does not convert LoRA adapters",
+    "load_full_state_path": "give load_parameters_path; the optimizer's state is left out",
 }
-"""Settings with which MaxText would write something else: taken only where they are empty."""
+"""Settings with which MaxText would write something else. They must be empty; otherwise the text says why."""
 
 WHY_IGNORED = {
-    "lazy_load_tensors": "everything is streamed",
-    "weight_dtype": "save_dtype is what the weights are written in",
+    "lazy_load_tensors": "ferry always streams",
+    "weight_dtype": "save_dtype sets the dtype of the weights",
     "override_model_architecture": "dimensions come from the source's own config.json",
     "override_model_config": "dimensions come from the source's own config.json",
 }
@@ -66,28 +66,37 @@ WHY_IGNORED = {
 
 @dataclass(frozen=True)
 class Command:
-    """What one command takes. flags: MaxText's that begin with `--`. settings: those that have a meaning."""
+    """The settings of one command.
+
+    Attributes:
+        flags: MaxText's flags, which start with `--`.
+        settings: The settings that have an effect, in addition to COMMON.
+        switches: Flags that may be given without a value.
+    """
 
     flags: tuple[str, ...]
     settings: tuple[str, ...]
     switches: tuple[str, ...] = ("overwrite",)
-    """Flags that stand without a value."""
 
     @property
     def meant(self) -> frozenset[str]:
+        """The names of settings that have an effect."""
         return frozenset((*COMMON, *self.settings))
 
     @property
     def names(self) -> list[str]:
-        """Every name that is taken, those with a meaning first."""
+        """All names that are accepted, those with an effect first."""
         return list(dict.fromkeys((*COMMON, *self.settings, *self.flags, *setting_names())))
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """The values by name, as text.
+    """The parsed settings.
 
-    stated: names that the command line or the environment gives, not a file. ignored: those without a meaning here.
+    Attributes:
+        values: Values by name, as text.
+        stated: Names from the command line or the environment, not from a file.
+        ignored: Names from the command line that have no effect.
     """
 
     values: Mapping[str, str]
@@ -95,26 +104,38 @@ class Arguments:
     ignored: tuple[str, ...]
 
     def text(self, name: str, default: str = "") -> str:
-        """The value; empty, `None` and `null` are what MaxText takes for none."""
+        """Returns the value, or `default` for a value that MaxText takes as none: empty, `None` or `null`."""
         value = self.values.get(name, "")
         return default if value in ("", "None", "null") else value
 
     def flag(self, name: str, default: bool) -> bool:
-        """A truth in any of MaxText's spellings. Raises BadInput for anything else."""
+        """Returns a truth value.
+
+        Raises:
+            BadInput: The value is none of MaxText's spellings, which are in TRUE and FALSE.
+        """
         value = self.text(name).lower()
         if value and value not in (*TRUE, *FALSE):
             raise BadInput(f"{name}={self.values[name]}: write true or false")
         return value in TRUE if value else default
 
     def count(self, name: str, default: int) -> int:
-        """A number of at least 1. Raises BadInput for anything else."""
+        """Returns a number of at least 1.
+
+        Raises:
+            BadInput: The value is anything else.
+        """
         value = self.text(name, str(default))
         if not value.isdecimal() or int(value) < 1:
             raise BadInput(f"{name}={value}: write a number of at least 1")
         return int(value)
 
     def choice(self, name: str, allowed: Sequence[str], default: str) -> str:
-        """One of `allowed`. Raises BadInput for anything else."""
+        """Returns one of `allowed`.
+
+        Raises:
+            BadInput: The value is anything else.
+        """
         value = self.text(name, default)
         if value not in allowed:
             raise BadInput(f"{name}={value}: ferry takes {' and '.join(allowed)}")
@@ -122,11 +143,18 @@ class Arguments:
 
 
 def parse(words: Iterable[str], command: Command, environment: Mapping[str, str] = os.environ) -> Arguments:
-    """Reads the words after the program's name.
+    """Parses the words after the program's name.
 
-    As in MaxText, a file that comes first gives values that neither the words nor M_NAME in the environment do, and
-    flags are taken with their dashes and without. Raises BadInput for a name that MaxText does not know, a missing
-    value, and what is REFUSED.
+    As in MaxText, a file as the first word gives values for settings that neither the other words nor the environment
+    have, and flags are accepted with and without dashes.
+
+    Args:
+        words: The words.
+        command: The settings that the command has.
+        environment: The variables, for M_NAME.
+
+    Raises:
+        BadInput: A name is not known to MaxText, a value is missing, a setting is given twice, or a setting is refused.
     """
     left = list(words)
     names = command.names
@@ -136,7 +164,9 @@ def parse(words: Iterable[str], command: Command, environment: Mapping[str, str]
     given = _given(left, command, names)
     overridden = _overridden(command, environment)
     for name in overridden.keys() & given.keys():
-        raise BadInput(f"{name} is given, and {OVERRIDE}{name.upper()} in the environment: MaxText takes one of them")
+        raise BadInput(
+            f"{name} is given, and {OVERRIDE}{name.upper()} in the environment: MaxText accepts only one of them"
+        )
     arguments = Arguments(
         values | overridden | given,
         frozenset({*overridden, *given}),
@@ -150,7 +180,7 @@ def parse(words: Iterable[str], command: Command, environment: Mapping[str, str]
 
 
 def _given(words: list[str], command: Command, names: list[str]) -> dict[str, str]:
-    """The values of the command line. Raises BadInput for a name that is not in `names`, and a missing value."""
+    """Returns the values of the command line. Raises BadInput for a name that is not in `names` or a missing value."""
     given: dict[str, str] = {}
     left = list(words)
     while left:
@@ -169,7 +199,7 @@ def _given(words: list[str], command: Command, names: list[str]) -> dict[str, st
 
 
 def _overridden(command: Command, environment: Mapping[str, str]) -> dict[str, str]:
-    """What M_NAME in the environment says of the settings that have a meaning."""
+    """Returns the values of M_NAME in the environment, for settings that have an effect."""
     names = {*command.meant, *REFUSED} & set(setting_names())
     return {
         name: environment[f"{OVERRIDE}{name.upper()}"] for name in names if f"{OVERRIDE}{name.upper()}" in environment
@@ -178,7 +208,7 @@ def _overridden(command: Command, environment: Mapping[str, str]) -> dict[str, s
 
 def _refuse_other_models(arguments: Arguments) -> None:
     if arguments.flag("use_multimodal", False):
-        raise BadInput("use_multimodal=true: ferry converts the text model alone; write use_multimodal=false")
+        raise BadInput("use_multimodal=true: ferry converts only the text model; write use_multimodal=false")
     if arguments.text("param_scan_axis", "1") != "1":
         raise BadInput(
             f"param_scan_axis={arguments.text('param_scan_axis')}: ferry stacks layers on axis 1, MaxText's default"
@@ -186,14 +216,23 @@ def _refuse_other_models(arguments: Arguments) -> None:
 
 
 def begin(words: Sequence[str], command: Command, reporter: Reporter) -> tuple[Arguments, Model]:
-    """The arguments, and the model that they name, with a warning for what has no meaning and the token in place.
+    """Parses the arguments, warns about settings without effect, and sets the token for the Hub's client.
 
-    Raises what `parse` does, and BadInput where no model is named that has a conversion here.
+    Args:
+        words: The words after the program's name.
+        command: The settings that the command has.
+        reporter: Shows the warnings.
+
+    Returns:
+        The arguments, and the model that model_name means.
+
+    Raises:
+        BadInput: As for `parse`, model_name is missing, or Ferry has no conversion for the model.
     """
     arguments = parse(words, command)
     name = arguments.text("model_name")
     if name in ("", NO_MODEL):
-        raise BadInput("model_name is missing: write model_name=NAME, a name of `ferry models`")
+        raise BadInput("model_name is missing: write model_name=NAME with a name from `ferry models`")
     model = model_of(name)
     _tell_ignored(arguments, command, reporter)
     _use_token(arguments, reporter)
@@ -201,44 +240,64 @@ def begin(words: Sequence[str], command: Command, reporter: Reporter) -> tuple[A
 
 
 def _tell_ignored(arguments: Arguments, command: Command, reporter: Reporter) -> None:
-    """One warning for the arguments that have no meaning here, with the reason where there is one to know."""
+    """Shows one warning for all arguments that have no effect, with the reasons that are known."""
     if not arguments.ignored:
         return
     reasons = {name: why for name, why in WHY_IGNORED.items() if name not in command.meant}
     named = [f"{name} ({reasons[name]})" if name in reasons else name for name in arguments.ignored]
-    reporter.say(f"warning: without meaning here, and ignored: {', '.join(named)}")
+    reporter.say(f"warning: ignored, since they have no effect here: {', '.join(named)}")
 
 
 def _use_token(arguments: Arguments, reporter: Reporter) -> None:
-    """Puts the Hub's token where its client looks: of hf_access_token, or of HF_AUTH_TOKEN, as MaxText's guide says."""
+    """Sets HF_TOKEN from hf_access_token, or from HF_AUTH_TOKEN, which MaxText's guide uses."""
     if token := arguments.text("hf_access_token"):
-        reporter.say("warning: hf_access_token on a command line is seen by others on this machine; set HF_TOKEN")
+        reporter.say(
+            "warning: other users of this machine can see hf_access_token on a command line; set HF_TOKEN instead"
+        )
         os.environ["HF_TOKEN"] = token
     elif os.environ.get("HF_AUTH_TOKEN"):
         os.environ.setdefault("HF_TOKEN", os.environ["HF_AUTH_TOKEN"])
 
 
 def output(arguments: Arguments, *schemes: str) -> Path | str:
-    """Where to write: a directory, or what begins with one of `schemes`, as text. Raises BadInput for others."""
+    """Returns base_output_directory.
+
+    Args:
+        arguments: The arguments.
+        *schemes: URL schemes that are accepted, such as `gs://`.
+
+    Returns:
+        A directory, or a URL as text.
+
+    Raises:
+        BadInput: The URL has another scheme.
+    """
     given = arguments.text("base_output_directory", DEFAULT_OUTPUT)
     if given.startswith(schemes):
         return given
     if "://" in given:
-        places = " or ".join(["a directory", *(f"{scheme}..." for scheme in schemes)])
-        raise BadInput(f"base_output_directory={given}: give {places}")
+        accepted = " or ".join(["a directory", *(f"{scheme}..." for scheme in schemes)])
+        raise BadInput(f"base_output_directory={given}: give {accepted}")
     return Path(given).expanduser()
 
 
 def run_as_command(run: Callable[[Sequence[str], Reporter], Outcome], command: Command, usage: str) -> None:
-    """The life of the process: runs `run` on its words, and exits with the code that every command of Ferry has."""
+    """Runs a command as the whole process, and exits with the exit code of Ferry's commands.
+
+    Args:
+        run: The command, called with the words after the program's name.
+        command: Its settings, for the help text.
+        usage: The first lines of the help text.
+
+    Raises:
+        SystemExit: Always.
+    """
     reuse_freed_memory()
     collect_rarely()
     words = sys.argv[1:]
     if not words or {"-h", "--help"} & set(words):
         meant = ", ".join(sorted(command.meant))
-        print(
-            f"{usage}\n\nWith a meaning here: {meant}.\nMaxText's other settings are named in a warning, and ignored."
-        )
+        print(f"{usage}\n\nSettings with an effect: {meant}.\nMaxText's other settings are ignored, with a warning.")
         raise SystemExit(0 if words else 2)
     leave(run_command(lambda reporter: run(words, reporter)))
 
@@ -249,10 +308,10 @@ def _nearest(name: str, names: list[str]) -> str:
 
 
 def _settings_in(path: Path, names: list[str]) -> dict[str, str]:
-    """The settings of a MaxText configuration file and of those that it is based on; inner ones as `outer.inner`.
+    """Returns the settings of a MaxText configuration file and of its base files; nested ones as `outer.inner`.
 
-    None where there is no such file and it is MaxText's own. Raises BadInput where another is missing, is no YAML, or
-    has a setting that is not in `names`.
+    If the file is MaxText's own and does not exist, there are none. Raises BadInput if another file is missing, is not
+    YAML, or has a setting that is not in `names`.
     """
     try:
         content = yaml.safe_load(path.read_text())
@@ -266,7 +325,7 @@ def _settings_in(path: Path, names: list[str]) -> dict[str, str]:
         raise BadInput(f"{path} has no settings: expected lines such as scan_layers: true")
     settings: dict[str, str] = {}
     if based_on := content.pop("base_config", None):
-        # MaxText's own files name others from the directory of all of them
+        # MaxText's own files name others relative to the directory of all of them
         candidates = [parent / str(based_on) for parent in path.absolute().parents]
         settings = _settings_in(next((one for one in candidates if one.is_file()), candidates[0]), names)
     known = {*names, *(part for name in names for part in name.split("."))}
@@ -278,7 +337,7 @@ def _settings_in(path: Path, names: list[str]) -> dict[str, str]:
 
 
 def _flat(name: str, value: Any) -> dict[str, str]:
-    """A setting as the command line would give it, those within it by `name.inner`."""
+    """Returns a setting as on the command line; nested ones as `name.inner`."""
     if isinstance(value, dict):
         return {key: text for inner, one in value.items() for key, text in _flat(f"{name}.{inner}", one).items()}
     return {name: "" if value is None else str(value)}

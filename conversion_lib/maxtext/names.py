@@ -1,6 +1,6 @@
-"""MaxText 0.2.5's names: of its settings, and of its models with the sizes they stand for.
+"""MaxText 0.2.5's names of settings, and of models with their sizes.
 
-Some models go by several names, and some have no conversion here.
+Some models have several names, and Ferry has no conversion for some.
 """
 
 from __future__ import annotations
@@ -21,36 +21,40 @@ TARGET_SETTINGS = {
     "zarr3": "checkpoint_storage_use_zarr3",
     "shards": "simulated_cpu_devices_count",
 }
-"""Where a field of Target goes by another name among MaxText's settings; its converter alone has `save_dtype`."""
+"""MaxText's names of settings for fields of Target. Only MaxText's converter has `save_dtype`."""
 
 SPELLINGS = {
     "num_experts": ("num_experts", "num_local_experts", "n_routed_experts"),
     "num_local_experts": ("num_local_experts", "num_experts"),
 }
-"""Keys that config files have for the same size."""
+"""Other keys in config files for the same size."""
 
 
 @functools.cache
 def _facts() -> dict[str, Any]:
-    """Lists of names, and by name of the catalogue the sizes as the keys of config.json."""
+    """Returns the lists of names, and each catalogue model's sizes by the keys of config.json."""
     facts: dict[str, Any] = json.loads((Path(__file__).parent / "settings_0_2_5.json").read_text())
     return facts
 
 
 def setting_names() -> list[str]:
-    """Every setting that MaxText's command line takes as `name=value`."""
+    """Returns every setting that MaxText's command line accepts as `name=value`."""
     return list(_facts()["settings"])
 
 
 def is_model_name(name: str) -> bool:
-    """Whether MaxText or the catalogue has a model of that name."""
+    """Returns whether MaxText or the catalogue has a model with this name."""
     return name in _facts()["model_names"] or name in {model.name for model in catalog.MODELS}
 
 
 def model_of(name: str) -> Model:
-    """The model that MaxText calls `name`: the catalogue's name for its sizes, and the repository of its weights.
+    """Returns the model that MaxText calls `name`.
 
-    Raises BadInput for a name that MaxText has and the catalogue has not, and for one that neither has.
+    Returns:
+        The catalogue's name and family for its sizes, and the repository of its weights.
+
+    Raises:
+        BadInput: The catalogue does not have the model.
     """
     if name in {model.name for model in catalog.MODELS}:
         return catalog.model_named(name)
@@ -59,16 +63,16 @@ def model_of(name: str) -> Model:
         return Model(same, catalog.model_named(same).family, repo)
     if is_model_name(name):
         raise BadInput(
-            f"model {name}: MaxText knows this name, but ferry has no conversion for it; `ferry models` lists those "
-            "it has"
+            f"model {name}: MaxText knows this name, but ferry has no conversion for it; `ferry models` lists its "
+            "models"
         )
     return catalog.model_named(name)
 
 
 def size_differences(model: Model, config: ModelConfig) -> list[str]:
-    """The sizes in which a source's config.json differs from the named model, as in `vocab_size (101, not 151936)`.
+    """Returns the sizes in which a config.json differs from a model, such as `vocab_size (101, not 151936)`.
 
-    Keys that the file leaves to transformers' defaults are passed over.
+    Keys that are not in the file are skipped.
     """
     found = []
     for key, expected in _facts()["sizes"].get(model.name, {}).items():

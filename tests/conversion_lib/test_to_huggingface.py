@@ -79,7 +79,7 @@ def test_the_guides_example(source: Path, checkpoint: Path, tmp_path: Path) -> N
     assert done.returncode == 0, done.stderr
     assert ferry_here("compare", source, tmp_path / "out").returncode == 0
     assert (tmp_path / "out" / "tokenizer.json").read_text() == '{"version": "1.0"}'
-    assert "without meaning here, and ignored: hardware, skip_jax_distributed_system" in done.stderr
+    assert "ignored, since they have no effect here: hardware, skip_jax_distributed_system" in done.stderr
 
 
 def test_without_a_dtype_it_is_maxtexts(checkpoint: Path, tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_to_the_hub(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (("load_parameters_path=/no/where",), "/no/where has no Orbax checkpoint"),
         (("load_parameters_path=",), "load_parameters_path is missing"),
         (("base_output_directory=s3://me/x",), "s3://me/x: give a directory or gs://... or hf://..."),
-        (("lora.lora_restore_path=x",), "lora.lora_restore_path=x: ferry converts no LoRA adapters"),
+        (("lora.lora_restore_path=x",), "lora.lora_restore_path=x: ferry does not convert LoRA adapters"),
         (("--hf_model_path=tests",), "hf_model_path=tests has no config.json"),
         (("load_full_state_path=x",), "load_full_state_path=x: give load_parameters_path"),
         (("--save_dtype=bfloat16",), "--save_dtype is not known"),

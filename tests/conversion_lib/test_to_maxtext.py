@@ -88,7 +88,7 @@ def test_the_guides_example(hub: LocalHub, tmp_path: Path, pathways: int) -> Non
     assert (record.model_name, record.origin.repo) == ("qwen3-0.6b", "Qwen/Qwen3-0.6B")
     assert "config.json is what counts, and is not MaxText's qwen3-0.6b in hidden_size (24, not 1024)" in done.stderr
     assert "ignored: use_multimodal" not in done.stderr, "it is looked at"
-    assert "without meaning here, and ignored: hardware, skip_jax_distributed_system" in done.stderr
+    assert "ignored, since they have no effect here: hardware, skip_jax_distributed_system" in done.stderr
 
 
 def test_what_maxtexts_on_the_fly_conversion_passes(source: Path, tmp_path: Path) -> None:
@@ -139,8 +139,8 @@ def test_flags_in_all_their_spellings(source: Path, tmp_path: Path, capsys: pyte
     assert (target.save_dtype, target.shards) == ("float32", 4)
     said = capsys.readouterr().err
     assert "revision=v2 is without meaning" in said
-    assert said.count("without meaning here, and ignored") == 1
-    assert "lazy_load_tensors (everything is streamed), weight_dtype (save_dtype is what the weights" in said
+    assert said.count("ignored, since they have no effect here") == 1
+    assert "lazy_load_tensors (ferry always streams), weight_dtype (save_dtype sets the dtype" in said
     assert said.count(", attention\n") == 1
 
 
@@ -213,8 +213,8 @@ def test_shards_are_what_the_chunks_fit(tmp_path: Path) -> None:
         (("--simulated_cpu_devices_count=0",), "simulated_cpu_devices_count=0: write a number of at least 1"),
         (("--eager_load_method=torch",), "eager_load_method=torch: ferry takes safetensors and transformers"),
         (("param_scan_axis=0",), "param_scan_axis=0: ferry stacks layers on axis 1"),
-        (("use_multimodal=true",), "use_multimodal=true: ferry converts the text model alone"),
-        (("hf_lora_adapter_path=a/b",), "hf_lora_adapter_path=a/b: ferry converts no LoRA adapters"),
+        (("use_multimodal=true",), "use_multimodal=true: ferry converts only the text model"),
+        (("hf_lora_adapter_path=a/b",), "hf_lora_adapter_path=a/b: ferry does not convert LoRA adapters"),
         (("model_name=qwen3-vl-2b",), "model qwen3-vl-2b: MaxText knows this name, but ferry has no conversion"),
         (("model_name=qwen3-0.7b",), "no model is named qwen3-0.7b; the nearest are"),
         (("model_name=",), "model_name is missing"),
@@ -238,9 +238,9 @@ def test_bad_input(
         ("scan_layers: [", "other.yml is not YAML: while parsing"),
         ("- scan_layers", "other.yml has no settings: expected lines such as scan_layers: true"),
         ("scan_layer: true", "other.yml: scan_layer is not known; the nearest is scan_layers"),
-        ("hf_lora_adapter_path: a/b", "hf_lora_adapter_path=a/b: ferry converts no LoRA adapters"),
-        ("lora:\n  lora_restore_path: a/b", "lora.lora_restore_path=a/b: ferry converts no LoRA adapters"),
-        ("use_multimodal: true", "use_multimodal=true: ferry converts the text model alone"),
+        ("hf_lora_adapter_path: a/b", "hf_lora_adapter_path=a/b: ferry does not convert LoRA adapters"),
+        ("lora:\n  lora_restore_path: a/b", "lora.lora_restore_path=a/b: ferry does not convert LoRA adapters"),
+        ("use_multimodal: true", "use_multimodal=true: ferry converts only the text model"),
         ("model_name: default", "model_name is missing"),
         ("base_config: nowhere.yml", "nowhere.yml: no such configuration file"),
     ],
