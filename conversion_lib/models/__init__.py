@@ -1,1 +1,1 @@
-"""What is known of models: config.json, the catalogue, what was verified."""
+"""Facts about models: config.json, the catalogue, and what was verified."""

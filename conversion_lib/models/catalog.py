@@ -1,6 +1,6 @@
-"""The models that Ferry knows by name: MaxText's name, the family, the repository on the Hub.
+"""The models that Ferry knows by name: MaxText's name, the family, and the repository on the Hub.
 
-`--model NAME` picks the family for a checkpoint whose config does not say which it is.
+`--model NAME` chooses the family for a checkpoint if its config does not.
 """
 
 from __future__ import annotations
@@ -14,9 +14,13 @@ from conversion_lib.errors import BadInput
 
 @dataclass(frozen=True)
 class Model:
-    """name: MaxText's `model_name`, where it has one. repo: where its weights are published on the Hub.
+    """A model.
 
-    also: where the same weights are published in another form.
+    Attributes:
+        name: MaxText's `model_name`, or Ferry's own if MaxText has none.
+        family: The name of the family.
+        repo: The repository of its weights on the Hub.
+        also: Repositories with the same weights in another form.
     """
 
     name: str
@@ -87,13 +91,17 @@ SIBLINGS: dict[str, tuple[str, str]] = {
     "deepseek3-671b-2dfsdp": ("deepseek3-671b", "deepseek-ai/DeepSeek-V3"),
     "deepseek3-671b-batchsplit": ("deepseek3-671b", "deepseek-ai/DeepSeek-V3"),
 }
-"""Other names that MaxText has for models of the same sizes: the name above, and the repository on the Hub."""
+"""MaxText's other names for models with the same sizes: the name above, and the repository on the Hub."""
 
 _BY_NAME = {model.name: model for model in MODELS}
 
 
 def model_named(name: str) -> Model:
-    """The model of that name. Raises BadInput where there is none, with the nearest names."""
+    """Returns the model with this name.
+
+    Raises:
+        BadInput: There is none; the message has the nearest names.
+    """
     if name in _BY_NAME:
         return _BY_NAME[name]
     near = difflib.get_close_matches(name, _BY_NAME, n=3, cutoff=0)
@@ -101,7 +109,16 @@ def model_named(name: str) -> Model:
 
 
 def published_name(repo: str | None, fallback: str) -> str:
-    """The name that a checkpoint is published under: the catalogue's for its repository, else one made of it."""
+    """Returns the name under which a checkpoint is published.
+
+    Args:
+        repo: The repository that its weights came from; None if it is not known.
+        fallback: Text to make the name from without a repository, such as the path.
+
+    Returns:
+        The catalogue's name of the repository, or a name made from the repository: lower case letters, digits and
+        `._-`.
+    """
     for model in MODELS:
         if repo and repo.lower() in (known.lower() for known in (model.repo, *model.also)):
             return model.name

@@ -1,4 +1,4 @@
-"""config.json of a Hugging Face checkpoint, in either of transformers' spellings."""
+"""Reads config.json of a Hugging Face checkpoint, in either of transformers' spellings."""
 
 from __future__ import annotations
 
@@ -13,10 +13,14 @@ QUANTIZATION_KEY = "quantization_config"
 
 
 class ModelConfig:
-    """A config.json; keys of a nested `text_config` come before those around it.
+    """A config.json. Keys of a nested `text_config` take precedence over the outer ones.
 
-    Older and newer transformers differ in names (`torch_dtype` and `dtype`, `rope_theta` and `rope_parameters`);
-    the properties here read both.
+    Older and newer transformers use different names (`torch_dtype` and `dtype`, `rope_theta` and `rope_parameters`).
+    The properties read both.
+
+    Attributes:
+        raw: The JSON object.
+        path: The file's name in messages.
     """
 
     def __init__(self, raw: dict[str, Any], path: Path | str) -> None:
@@ -26,6 +30,7 @@ class ModelConfig:
 
     @property
     def architectures(self) -> tuple[str, ...]:
+        """The names of classes in `architectures`; BadInput if it is not a list of names."""
         value = self.raw.get("architectures") or []
         if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
             raise BadInput(f"{self.path}: architectures should be a list of names, not {value!r}")
@@ -33,21 +38,30 @@ class ModelConfig:
 
     @property
     def model_type(self) -> str:
+        """`model_type`; empty if it is missing."""
         return str(self.raw.get("model_type", ""))
 
     @property
     def quantization(self) -> dict[str, Any] | None:
+        """`quantization_config`; None if the checkpoint is not quantized."""
         value = self.raw.get(QUANTIZATION_KEY)
         return value if isinstance(value, dict) else None
 
     def get(self, key: str, default: Any = None) -> Any:
+        """Returns the value of a key, or `default` if it is missing or null."""
         value = self._flat.get(key)
         return default if value is None else value
 
     def count(self, *keys: str, default: int | None = None, least: int = 1) -> int:
-        """The integer under the first of `keys` that is there.
+        """Returns an integer.
 
-        Raises BadInput where there is none and no default, or where it is no integer of at least `least`.
+        Args:
+            *keys: Names of the same value. The first one that exists is used.
+            default: The value if there is no such key; None: a key is required.
+            least: The smallest value allowed.
+
+        Raises:
+            BadInput: There is no such key and no default, or the value is not an integer of at least `least`.
         """
         for key in keys:
             value = self._flat.get(key)
@@ -61,13 +75,19 @@ class ModelConfig:
         return default
 
     def flag(self, key: str, default: bool = False) -> bool:
+        """Returns the truth of a key's value, or `default` if it is missing or null."""
         return bool(self.get(key, default))
 
 
 def load_config(directory: Path, name: str | None = None) -> ModelConfig:
-    """Reads `directory`/config.json; `name` is what messages call the directory, where that is a copy.
+    """Reads config.json.
 
-    Raises BadInput where it is missing, not JSON, or not an object.
+    Args:
+        directory: The directory of the file.
+        name: The directory's name in messages, if the directory is a copy; None: its path.
+
+    Raises:
+        BadInput: The file is missing, is not JSON, or is not an object.
     """
     name = name or str(directory)
     try:
@@ -78,11 +98,19 @@ def load_config(directory: Path, name: str | None = None) -> ModelConfig:
 
 
 def config_of(content: bytes, path: str) -> ModelConfig:
-    """The config.json at `path`, by its content. Raises BadInput where it is not JSON, or not an object."""
+    """Parses the content of a config.json.
+
+    Args:
+        content: The content.
+        path: The file's name in messages.
+
+    Raises:
+        BadInput: It is not JSON, or not an object.
+    """
     try:
         raw = json.loads(content)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise BadInput(f"{path} is not JSON: {error}") from None
     if not isinstance(raw, dict):
-        raise BadInput(f"{path} should hold a JSON object, not {type(raw).__name__}")
+        raise BadInput(f"{path} should be a JSON object, not {type(raw).__name__}")
     return ModelConfig(raw, path)

@@ -1,4 +1,4 @@
-"""transformers as a library: whether it is there, what it calls a model, and how it keeps quiet."""
+"""Facts about the transformers library: whether it is installed, its names of models, and how to silence it."""
 
 from __future__ import annotations
 
@@ -11,27 +11,38 @@ from conversion_lib.errors import BadInput
 INSTALL = "pip install 'ferry-checkpoints[check]'"
 
 MODEL_TYPES = {"kimi_k2": "deepseek_v3"}
-"""config.json's `model_type` where transformers knows the architecture by another one."""
+"""transformers' `model_type` of an architecture by config.json's, where they differ."""
 
 
 def require_libraries(what_needs: str, *names: str) -> None:
-    """Raises BadInput where one of the `check` extra is missing. `what_needs`: such as `reference logits need`."""
+    """Requires that libraries of the `check` extra are installed.
+
+    Args:
+        what_needs: The start of the message, such as `reference logits need`.
+        *names: The libraries; none: torch and transformers.
+
+    Raises:
+        BadInput: One of them is missing.
+    """
     missing = [name for name in names or ("torch", "transformers") if find_spec(name) is None]
     if missing:
         raise BadInput(f"{what_needs} {' and '.join(missing)}, which is not installed: {INSTALL}")
 
 
 def require_check_libraries() -> None:
-    """Raises BadInput where `conversion_lib.logits.check` cannot be imported.
+    """Requires the libraries that `conversion_lib.logits.check` imports. Call this before the import.
 
-    To be called before that import. What only some checks take (torch, plots) is asked for when it is needed.
+    Libraries that only some checks need, such as torch, are required later.
+
+    Raises:
+        BadInput: One of them is missing.
     """
     require_libraries("`ferry check` needs", "jax", "jinja2", "markupsafe")
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No progress bars and no advice from transformers: progress is Ferry's own, on standard error."""
+    """Hides transformers' progress bars and warnings in the context: Ferry shows its own progress on standard error."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

@@ -1,4 +1,4 @@
-"""What was seen of each family with the real MaxText: `verified.json`, which `make parity-all` writes."""
+"""The results of each family with the real MaxText: `verified.json`, which `make parity-all` writes."""
 
 from __future__ import annotations
 
@@ -13,23 +13,28 @@ PATH = Path(__file__).parent / "verified.json"
 LAYOUTS = ("scanned", "unscanned")
 
 LEGEND = (
-    "Seen on small models of each family, converted to bfloat16 and to float32. Same bits: every leaf is that of "
-    "MaxText's own conversion. KL: MaxText loads our checkpoint by both of its loaders, and its logits in float32 "
-    "diverge from transformers' by less, for every token; for Gemma up to 1e-3 where bfloat16 rounds the root of the "
-    "width, since MaxText rounds the tied table. Back: an export gives the source's tensors back, bit for bit; a query "
-    "that MaxText stores divided by a root loses a bit in bfloat16 where that is no power of two, as it was here, and "
-    "so does Gemma's table at the published widths, which have such roots (docs/guides/export.md).",
-    "MaxText's main branch is not on the package index, so nothing ran there: of it only the structure is known, which "
-    "`--maxtext main` follows for the router's bias of DeepSeek and Kimi.",
+    "Results for small models of each family, converted to bfloat16 and to float32. Same bits: every leaf is the same "
+    "as in MaxText's own conversion. KL: MaxText loads Ferry's checkpoint with both of its loaders, and for every "
+    "token the divergence of its float32 logits from transformers' is less than this. It is up to 1e-3 for Gemma if "
+    "bfloat16 rounds the root of the width, because MaxText rounds the tied table. Back: an export gives back the "
+    "source's tensors, bit for bit. A query that MaxText stores divided by a root loses a bit in bfloat16 unless the "
+    "root is a power of two; in these models it is not. Gemma's table at the published widths loses a bit for the "
+    "same reason (docs/guides/export.md).",
+    "MaxText's main branch is not on the package index, so nothing ran there. Only its structure is known, and "
+    "`--maxtext main` follows it for the router's bias of DeepSeek and Kimi.",
 )
 
 
 class Layout(BaseModel):
-    """A family's checkpoints, scanned or not, of all its models in the tests.
+    """The results of a family in one layout, over all its models in the tests.
 
-    compared: conversions that were compared with MaxText's own; 0 where MaxText cannot convert.
-    ran: checkpoints that MaxText loaded and ran. kl_below: the bounds that their divergences kept to.
-    returned: exports that were compared with the source. not_returned: what ends the names of tensors that differed.
+    Attributes:
+        compared: The number of conversions that were compared with MaxText's own; 0 if MaxText cannot convert it.
+        same_bits: Whether every leaf of those had the same bits.
+        ran: The number of checkpoints that MaxText loaded and ran.
+        kl_below: The bounds in nats that all divergences of the logits were below.
+        returned: The number of exports that were compared with the source.
+        not_returned: The ends of the names of tensors that differed.
     """
 
     compared: int
@@ -53,7 +58,14 @@ class Layout(BaseModel):
 
 
 class Verified(BaseModel):
-    """`verified.json`. commit: of the code that ran, with `-dirty` where it was changed. versions: by package."""
+    """The content of `verified.json`.
+
+    Attributes:
+        commit: The commit of the code, with `-dirty` if it was changed; None if it is not known.
+        date: The day, in ISO 8601.
+        versions: The versions of packages by name.
+        families: The results by family, then by layout of LAYOUTS.
+    """
 
     commit: str | None
     date: str
@@ -61,27 +73,28 @@ class Verified(BaseModel):
     families: dict[str, dict[str, Layout]]
 
     def same_as(self, other: Verified) -> bool:
-        """Whether the same was seen, whenever that was."""
+        """Returns whether the versions and results are the same, whatever the date and commit."""
         return (self.versions, self.families) == (other.versions, other.families)
 
     @property
     def origin(self) -> str:
+        """A sentence that says when and with which versions the results were made."""
         packages = ", ".join(f"{name} {version}" for name, version in self.versions.items())
         return f"From `make parity-all` on {self.date}, commit {self.commit or 'unknown'}: {packages}."
 
     def of(self, family: str, layout: str) -> str:
-        """What was seen, in a few words."""
+        """Returns the results of a family in one layout, in a few words."""
         found = self.families.get(family, {}).get(layout)
         return "no such layout" if found is None else str(found)
 
 
 def load() -> Verified:
-    """What is committed."""
+    """Reads the committed `verified.json`."""
     return Verified.model_validate_json(PATH.read_bytes())
 
 
 def markdown(seen: Verified) -> Iterator[str]:
-    """A table by family, line by line, and what it means."""
+    """Yields the lines of a table by family and of its legend, in Markdown."""
     yield "| family | models | scanned | unscanned |"
     yield "| --- | --- | --- | --- |"
     for family in dict.fromkeys(model.family for model in MODELS):
