@@ -1,8 +1,8 @@
-"""Merging OCDBT stores by reference, and sweeping what kills left in them.
+"""Merges OCDBT stores by reference, and removes data files that are no longer used.
 
 A store is a directory with `manifest.ocdbt`, which names the root of a B+tree for each version, and data files `d/*`
-that hold values and tree nodes. Every commit writes new nodes; old ones, and data of writes that were never
-committed, stay behind until they are swept.
+with values and tree nodes. Every commit writes new nodes. Old nodes, and data of writes that were never committed, stay
+until they are removed.
 """
 
 from __future__ import annotations
@@ -17,19 +17,23 @@ from conversion_lib.storage.interface import Location
 
 MANIFEST = "manifest.ocdbt"
 CONFIG = {"max_inline_value_bytes": 1024}
-"""As MaxText's checkpoints have it: smaller values lie in the tree itself."""
+"""As in MaxText's checkpoints: smaller values are stored in the tree itself."""
 
 
 def store(directory: Location, context: Any) -> Any:
-    """The OCDBT store in `directory`, made where there is none."""
+    """Opens the OCDBT store in `directory`, and creates it if there is none; `context` is a TensorStore context."""
     spec = {"driver": "ocdbt", "base": directory.spec, "config": CONFIG}
     return ts.KvStore.open(spec, context=context).result()
 
 
 def merge(items: Location, parts: Sequence[str], context: Any) -> None:
-    """Makes the store at `items` refer to everything that the stores `parts`, directories in it, hold; no data move.
+    """Makes the store at `items` refer to all values of other stores. No data are copied.
 
-    context: the one that the parts were written with; TensorStore copies by reference only within one.
+    Args:
+        items: The directory of the merged store.
+        parts: The names of the other stores' directories in `items`.
+        context: The TensorStore context with which the parts were opened for writing. TensorStore copies by reference
+            only within one context.
     """
     whole = store(items, context)
     with ts.Transaction(atomic=True) as transaction:
@@ -38,9 +42,14 @@ def merge(items: Location, parts: Sequence[str], context: Any) -> None:
 
 
 def sweep(items: Location, parts: Sequence[str], context: Any) -> None:
-    """Removes data files that the newest version of no store refers to.
+    """Removes data files that no store's newest version refers to.
 
-    The parts' own trees are kept whole, so that a run that is killed after this can still be resumed.
+    The trees of the parts stay complete, so that a run that is killed afterwards can still be resumed.
+
+    Args:
+        items: As for `merge`.
+        parts: As for `merge`.
+        context: A TensorStore context.
     """
     directories = ["", *(f"{part}/" for part in parts)]
     kept = {f"{directory}{file}" for directory in directories for file in _referenced(items / directory, context)}
@@ -49,9 +58,9 @@ def sweep(items: Location, parts: Sequence[str], context: Any) -> None:
 
 
 def _referenced(directory: Location, context: Any) -> set[str]:
-    """The data files that the newest version of the store in `directory` and its tree of versions are made of.
+    """Returns the data files of the newest version of a store, and of its tree of versions.
 
-    A commit reads the tree of versions, which begins with the seventeenth, though none of the versions it lists.
+    A commit reads the tree of versions, which exists from the seventeenth version on, but not the versions in it.
     """
     base = ts.KvStore.open(directory.spec, context=context).result()
     manifest = ts.ocdbt.dump(base, context=context).result()
@@ -68,6 +77,6 @@ def _referenced(directory: Location, context: Any) -> set[str]:
 
 
 def _file_of(location: str) -> str:
-    """The file in `<kind>:<base>:<path>:<offset>:<length>`, as TensorStore writes a location."""
+    """Returns the file of a location, which TensorStore writes as `<kind>:<base>:<path>:<offset>:<length>`."""
     _, base, path, _, _ = location.split(":")
     return unquote(base) + unquote(path)

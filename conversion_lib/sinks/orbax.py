@@ -2,11 +2,11 @@
 
 Layout of `items/` (Orbax's PyTreeCheckpointHandler, as MaxText 0.2.5 leaves it)::
 
-    OCDBT:    ocdbt.process_<n>/{manifest.ocdbt, d/*} hold the data; manifest.ocdbt and d/* beside them refer to it
-    else:     <dotted.leaf.name>/{zarr.json or .zarray, chunks}
+    OCDBT:      ocdbt.process_<n>/{manifest.ocdbt, d/*} have the data; manifest.ocdbt and d/* in items/ refer to them
+    otherwise:  <dotted.leaf.name>/{zarr.json or .zarray, chunks}
     _METADATA names the leaves and says which of the two it is.
 
-Nothing of jax or orbax is imported.
+Neither jax nor orbax is imported.
 """
 
 from __future__ import annotations
@@ -25,22 +25,29 @@ from conversion_lib.plan.plan import ArrayPlan, Plan
 from conversion_lib.record import COMMIT_NAME, Target
 from conversion_lib.sinks import ocdbt
 from conversion_lib.sources.orbax import METADATA, STEP_METADATA
-from conversion_lib.storage import gcs as cloud_place
+from conversion_lib.storage import gcs
 from conversion_lib.storage.interface import Location
 
 STEP_LEAF = "step"
 ZSTD_LEVEL = {True: 3, False: 1}
-"""By whether the arrays are zarr3: the levels that MaxText's arrays have."""
+"""The zstd levels of MaxText's arrays: for zarr3 (True) and for zarr2 (False)."""
 
 FOLDER = "ocdbt.process_"
 CLOUD_STREAMS = 8
 
 
 class OrbaxSink:
-    """The step directory `build`, which becomes or is DST/0 of one checkpoint.
+    """Writes the step directory of a MaxText checkpoint, DST/0.
 
-    part: whose folders of the OCDBT store are written to. `finish` is for all parts at once, and needs no `open`.
-    In a bucket a part has several folders, since one takes one commit a second and sends one data file at a time.
+    Each part writes to its own folders of the OCDBT store. In a bucket, a part has several folders, because a folder
+    allows one commit a second and sends one data file at a time. `finish` completes all parts, and needs no `open`.
+
+    Args:
+        build: Where the step directory is built.
+        plan: The whole plan.
+        target: The layout to write.
+        part: The index of the part to write.
+        threads: The number of threads that encode chunks.
     """
 
     def __init__(self, build: Location, plan: Plan, target: Target, *, part: int = 0, threads: int = 2) -> None:
@@ -53,7 +60,7 @@ class OrbaxSink:
             {
                 "cache_pool": {"total_bytes_limit": 0},
                 "data_copy_concurrency": {"limit": threads},
-                **cloud_place.TENSORSTORE_REQUESTS,
+                **gcs.TENSORSTORE_REQUESTS,
             }
         )
         self._arrays: list[list[Any]] = []
@@ -83,13 +90,18 @@ class OrbaxSink:
     def write(self, array: int, box: Box, data: Array) -> TensorStoreWrite:
         folder = self._arrays[self._writes % len(self._folders)]
         self._writes += 1
-        # The engine uses the buffer again once the write is durable. TensorStore may refer to it until then only:
-        # chunks are encoded into bytes of their own, and with a cache of no size none is kept after that.
+        # The engine reuses the buffer when the write is durable. TensorStore refers to it only until then: chunks are
+        # encoded into separate bytes, and since the cache has size 0, none is kept afterwards.
         future = folder[array][slices(box)].write(data, can_reference_source_data_indefinitely=True)
         return TensorStoreWrite(future, self._plan.arrays[array].path)
 
     def finish(self) -> None:
-        """Sweeps, merges, and writes the metadata, the commit marks last. Raises BadInput where a chunk is missing."""
+        """Removes leftovers, merges the parts, and writes the metadata and at last the commit markers.
+
+        Raises:
+            BadInput: A chunk is missing that was written before.
+            OutsideFailure: Writing failed.
+        """
         self._sweep_locks()
         if self._target.ocdbt:
             self._merge()
@@ -103,22 +115,22 @@ class OrbaxSink:
         self._build.settle()
 
     def _sweep_locks(self) -> None:
-        """Removes the lock files that a TensorStore leaves which was killed; it has none in a bucket."""
+        """Removes lock files of killed processes; in a bucket, TensorStore has no lock files."""
         if self._items.local is not None:
             self._items.remove(path for path in self._items.below() if path.endswith(".__lock"))
 
     def _merge(self) -> None:
         below = self._items.below()
-        # an earlier try may have been killed while merging
+        # an earlier try may have been killed during the merge
         self._items.remove(path for path in below if path == ocdbt.MANIFEST or path.startswith("d/"))
         folders = sorted({path.partition("/")[0] for path in below if path.startswith(FOLDER)})
-        with _outside("merging what was written"):
+        with _outside("merging the written arrays"):
             ocdbt.merge(self._items, folders, self._context)
             ocdbt.sweep(self._items, folders, self._context)
 
     def _require_every_chunk(self) -> None:
-        """One listing of the store: what a journal says is written is held against what is there."""
-        with _outside("listing what was written"):
+        """Lists the store once, and raises BadInput if a chunk of the plan is missing, whatever the journal says."""
+        with _outside("listing the written chunks"):
             spec = self._items.spec
             directory = ts.KvStore.open(spec, context=self._context).result()
             store = ocdbt.store(self._items, self._context) if self._target.ocdbt else directory
@@ -127,8 +139,8 @@ class OrbaxSink:
             for chunk in array.chunks_in(whole(array.shape)):
                 if f"{_leaf_name(array)}/{_chunk_key(chunk, self._target)}" not in keys:
                     raise BadInput(
-                        f"{self._items}: array {array.path} lacks its chunk {chunk}, which was noted as written: "
-                        "something else removed it; run `ferry clean` on the destination and convert again"
+                        f"{self._items}: array {array.path} has no chunk {chunk}, although it was written: another "
+                        "process removed it; run `ferry clean` on the destination and convert again"
                     )
 
     def _tree_metadata(self) -> dict[str, Any]:
@@ -175,7 +187,7 @@ class TensorStoreWrite:
 
 
 class _outside:  # noqa: N801 - reads as a word in a with statement
-    """Turns TensorStore's errors into OutsideFailure: they are the disk's, or the network's."""
+    """Turns TensorStore's errors into OutsideFailure, because their cause is the disk or the network."""
 
     def __init__(self, doing: str) -> None:
         self._doing = doing
@@ -186,7 +198,7 @@ class _outside:  # noqa: N801 - reads as a word in a with statement
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, (ValueError, OSError, RuntimeError)):
             reason = tensorstore_reason(error)
-            hint = "; free some space and run the same command again" if "No space left" in reason else ""
+            hint = "; free some space, and run the same command again" if "No space left" in reason else ""
             raise OutsideFailure(f"{self._doing} failed: {reason}{hint}") from error
 
 
@@ -198,7 +210,7 @@ def _result(future: Any) -> Any:
 def _array_spec(
     kvstore: dict[str, Any], shape: list[int], chunk: list[int], dtype: str, target: Target
 ) -> dict[str, Any]:
-    """TensorStore's spec of one array, with MaxText's codecs."""
+    """Returns TensorStore's spec of an array, with MaxText's codecs."""
     zstd, level = target.compression == "zstd", ZSTD_LEVEL[target.zarr3]
     if target.zarr3:
         codecs: list[dict[str, Any]] = [{"name": "bytes", "configuration": {"endian": "little"}}]
@@ -231,19 +243,19 @@ def _array_spec(
 
 
 def _leaf_name(array: ArrayPlan) -> str:
-    """An array's name in the store."""
+    """Returns an array's name in the store."""
     return array.path.replace("/", ".")
 
 
 def _chunk_key(chunk: tuple[int, ...], target: Target) -> str:
-    """The key of a chunk below its array's name: zarr3's default encoding, or zarr 2's with dots."""
+    """Returns the key of a chunk under its array's name: zarr3's default encoding, or zarr2's with dots."""
     if target.zarr3:
         return "/".join(["c", *map(str, chunk)])
     return ".".join(map(str, chunk)) or "0"
 
 
 def _step_spec(kvstore: dict[str, Any], target: Target) -> dict[str, Any]:
-    """The training step, 0: a scalar beside the parameters."""
+    """Returns the spec of the training step, a scalar next to the parameters."""
     return _array_spec(kvstore, [], [], "int64", target)
 
 

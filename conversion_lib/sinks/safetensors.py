@@ -1,7 +1,7 @@
 """Writes a Hugging Face checkpoint: safetensors shards with an index, slice by slice.
 
-A shard's header is known from the plan, so files get their full size first and slices are written at their offsets,
-in any order. (Format: https://huggingface.co/docs/safetensors.)
+A shard's header follows from the plan. So files get their full size first, and slices are written at their offsets in
+any order. Format: https://huggingface.co/docs/safetensors.
 """
 
 from __future__ import annotations
@@ -30,7 +30,14 @@ from conversion_lib.storage.files import disk_error, sync_directory, write_atomi
 
 @dataclass(frozen=True)
 class Shard:
-    """One file of the checkpoint: its header's bytes, and where each array of the plan begins in it."""
+    """One file of the checkpoint.
+
+    Attributes:
+        name: The file's name.
+        header: The bytes of the length field and the header.
+        offsets: For the index of an array in the plan, the offset of its first byte in the file.
+        nbytes: The size of the file.
+    """
 
     name: str
     header: bytes
@@ -39,12 +46,18 @@ class Shard:
 
 
 class SafetensorsSink:
-    """Writes the arrays of `plan` into `directory`; `shard_of` gives the file name for an array's path."""
+    """Writes the arrays of a plan as safetensors files.
+
+    Args:
+        directory: The directory of the files; `open` creates it.
+        plan: The plan. A piece may be any box of an array.
+        shard_of: The file name by an array's path.
+    """
 
     def __init__(self, directory: Path, plan: Plan, shard_of: dict[str, str]) -> None:
         self._directory, self._plan, self._shard_of = directory, plan, shard_of
         self._shards = _lay_out(plan, shard_of)
-        self._place = {number: shard for shard in self._shards for number in shard.offsets}
+        self._shard = {number: shard for shard in self._shards for number in shard.offsets}
         self._files: dict[str, int] = {}
 
     def open(self) -> None:
@@ -59,7 +72,7 @@ class SafetensorsSink:
                 raise disk_error(error, "opening the destination's files failed") from error
 
     def write(self, array: int, box: Box, data: Array) -> SliceWrite:
-        shard, plan = self._place[array], self._plan.arrays[array]
+        shard, plan = self._shard[array], self._plan.arrays[array]
         what = f"{self._directory / shard.name}: tensor {plan.path}"
         runs = list(_runs(plan.shape, box, shard.offsets[array], data.itemsize))
         return SliceWrite(self._files[shard.name], runs, data, what)
@@ -78,7 +91,14 @@ class SafetensorsSink:
 
 
 class SliceWrite:
-    """A box of one tensor: `runs` are the offsets in the file of its equal parts that lie in one run there."""
+    """A write of a box of one tensor.
+
+    Args:
+        fd: The open file.
+        runs: The offsets in the file of the contiguous runs of the box, which are all equally long.
+        data: The elements.
+        what: The file and the tensor, for messages.
+    """
 
     def __init__(self, fd: int, runs: list[int], data: Array, what: str) -> None:
         self._fd, self._runs, self._data, self._what = fd, runs, data, what
@@ -110,10 +130,10 @@ class SliceWrite:
 
 
 def _runs(shape: Shape, box: Box, start: int, width: int) -> Iterator[int]:
-    """The offsets of the runs that a box of a tensor lies in, all as long; the tensor's first byte is at `start`."""
+    """Yields the offsets of a box's contiguous runs, all equally long; the tensor's first byte is at `start`."""
     wanted = box_shape(box)
     axis = run_axis(shape, wanted)
-    strides = [math.prod(shape[place + 1 :]) * width for place in range(len(shape))]
+    strides = [math.prod(shape[dim + 1 :]) * width for dim in range(len(shape))]
     first = start + sum(low * stride for (low, _), stride in zip(box, strides, strict=True))
     for index in itertools.product(*(range(extent) for extent in wanted[:axis])):
         yield first + sum(step * stride for step, stride in zip(index, strides, strict=False))
@@ -126,7 +146,7 @@ def _write_run(fd: int, view: memoryview, offset: int) -> None:
 
 
 def _lay_out(plan: Plan, shard_of: dict[str, str]) -> list[Shard]:
-    """The shards, arrays in the plan's order within each."""
+    """Returns the shards by name. Within a shard, the arrays are in the plan's order."""
     members: dict[str, list[int]] = {}
     for number, array in enumerate(plan.arrays):
         members.setdefault(shard_of[array.path], []).append(number)
@@ -146,6 +166,6 @@ def _shard(name: str, numbers: list[int], plan: Plan) -> Shard:
             "data_offsets": [offsets[number], end],
         }
     text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the data begin at a multiple of 8, as the format's own writer has it
+    text += b" " * (-len(text) % 8)  # the data start at a multiple of 8, as with the format's own writer
     header = struct.pack("<Q", len(text)) + text
     return Shard(name, header, {number: len(header) + at for number, at in offsets.items()}, len(header) + end)
