@@ -290,7 +290,7 @@ def run_as_command(run: Callable[[Sequence[str], Reporter], Outcome], command: C
         usage: The first lines of the help text.
 
     Raises:
-        SystemExit: Always.
+        SystemExit: The command succeeded, or only the help was shown. After a failure the process ends at once.
     """
     reuse_freed_memory()
     collect_rarely()

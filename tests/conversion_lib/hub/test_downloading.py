@@ -296,7 +296,7 @@ def test_a_token_that_cannot_be_sent_is_not_shown(hub: LocalHub, out: Path, monk
     [
         ("acme/none", "main", "acme/none: no such repository"),
         ("acme/tiny", "v9", "acme/tiny at v9: no such revision"),
-        ("a/b/c", "main", "no name of a repository"),
+        ("a/b/c", "main", "not the name of a repository"),
     ],
 )
 def test_unknown_names(hub: LocalHub, out: Path, repo_name: str, revision: str, message: str) -> None:
@@ -346,7 +346,7 @@ def test_offline(out: Path) -> None:
     code = f"import pathlib; from conversion_lib.hub import download; download('acme/tiny', pathlib.Path({str(out)!r}))"
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     process = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-    assert process.stderr.splitlines()[-1].startswith("conversion_lib.errors.BadInput: acme/tiny at main is to be")
+    assert process.stderr.splitlines()[-1].startswith("conversion_lib.errors.BadInput: acme/tiny at main cannot be")
     assert "HF_HUB_OFFLINE is set" in process.stderr
 
 

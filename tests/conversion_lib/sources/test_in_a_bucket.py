@@ -180,7 +180,7 @@ def test_what_is_no_checkpoint_is_said(fake: FakeCloudStorage, staged: str, tmp_
         fake.put("bucket", f"run/checkpoints/{step}/items/_METADATA", b"{}")
     for url, message in (
         ("gs://bucket/nothing", "gs://bucket/nothing has no Orbax checkpoint: no _METADATA in it"),
-        ("gs://bucket/run/checkpoints", "of steps 0, 100: name one, such as gs://bucket/run/checkpoints/100"),
+        ("gs://bucket/run/checkpoints", "steps 0, 100: name one, such as gs://bucket/run/checkpoints/100"),
         ("gs://elsewhere/x", "no bucket elsewhere"),
     ):
         refused = ferry_here("export", url, tmp_path / "back")
