@@ -1,6 +1,6 @@
-"""Ferry in Airflow: one operator a stage, scheduling, pools, pages. Where a stage runs is in `execution/`."""
+"""Ferry in Airflow: one operator for each stage, scheduling, pools and pages. `execution/` says where stages run."""
 
 from pathlib import Path
 
 DAGS_FOLDER = Path(__file__).parent / "dags"
-"""The DAG files, as the wheel carries them: the path of a DAG bundle. In a checkout, a link to `dags/`."""
+"""The directory of the DAG files in the installed package, for a DAG bundle. In a checkout, a link to `dags/`."""

@@ -1,4 +1,4 @@
-"""The stage `approval`: a person looks at the verdict before anything is published. It is skipped unless asked for."""
+"""The stage `approval`: a person sees the verdict and approves before publishing. Skipped unless the run wants it."""
 
 from __future__ import annotations
 
@@ -15,24 +15,25 @@ if TYPE_CHECKING:
 
 
 class OptionalApprovalOperator(ApprovalOperator):
-    """Waits for a person to approve or to reject, in Airflow's Required Actions; a rejection fails the task for good.
+    """Waits until a person approves or rejects, under Airflow's Required Actions. A rejection is not retried.
 
-    The scheduler of Airflow 3.3.2 takes an answer that comes before it has heard of the question for a task that died:
-    the retries of the task ask again. What follows needs a trigger rule under which a skipped task is none that failed.
+    If an answer arrives before the scheduler of Airflow 3.3.2 knows of the question, it takes the task for dead, and a
+    retry asks again. The tasks that follow need a trigger rule that accepts a skipped task. Parameters not listed here
+    are as in Airflow's ApprovalOperator; `fail_on_reject` is always True.
 
-    :param wanted: whether to ask at all (templated); default True; where not, the task is skipped
+    :param wanted: whether to ask (templated); default True. If False, the task is skipped
     :param subject: the question (templated)
-    :param body: what the person is to know, in Markdown (templated)
+    :param body: what the person needs to know, in Markdown (templated)
     """
 
     template_fields: Sequence[str] = ("wanted", *ApprovalOperator.template_fields)
 
     def __init__(self, *, wanted: bool = True, **kwargs: Any) -> None:
-        rejected = RetryRule(HITLRejectException, RetryAction.FAIL, reason="a person has said no")
+        rejected = RetryRule(HITLRejectException, RetryAction.FAIL, reason="rejected by a person")
         super().__init__(fail_on_reject=True, **{"retry_policy": ExceptionRetryPolicy([rejected]), **kwargs})
         self.wanted = wanted
 
     def execute(self, context: Context) -> Any:
         if not self.wanted:
-            raise AirflowSkipException("no approval was asked for")
+            raise AirflowSkipException("this run needs no approval")
         return super().execute(context)

@@ -1,4 +1,4 @@
-"""The one base of all stages: runs a command somewhere, tells Airflow how it ended, leaves a manifest."""
+"""The base of all stages: runs a command, tells Airflow how it ended, and leaves a manifest."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ if TYPE_CHECKING:
     from airflow.sdk.types import TaskInstanceKey
 
 StageManifest = dict[str, Any]
-"""What a stage leaves for the next through XCom: a few strings and numbers.
+"""What a stage passes to the next one through XCom: a few strings and numbers.
 
-In every manifest: `stage`, `path` (or `url`), `seconds`, `bytes_in`, `bytes_out`, `peak_bytes` (resident
-memory at its highest; None where no command ran), and what is handed on from stage to stage:
-`repo`, `commit`, `work_dir`, `quantized`, `target`.
+Every manifest has `stage`, `path` (or `url`), `seconds`, `bytes_in`, `bytes_out` and `peak_bytes` (peak resident
+memory; None if no command ran), and what each stage hands on to the next: `repo`, `commit`, `work_dir`, `quantized`,
+`target`.
 """
 
 FAILURE_KEY = "failure"
-"""The XCom key under which a stage that failed leaves what it has: an error, and of a check its figures."""
+"""The XCom key of a failed stage's manifest: the error and, for a check, its figures."""
 
 FAILURE_FIELDS = (
     *("stage", "error", "exit_code", "seconds", "bytes_in", "bytes_out", "peak_bytes"),
@@ -45,29 +45,29 @@ HANDED_ON = ("repo", "commit", "work_dir", "quantized", "target")
 
 
 class OutputLink(BaseOperatorLink):
-    """The button on a task that leads to what it made: a checkpoint, a report.
+    """The button on a task that opens its output: a checkpoint or a report.
 
-    Of what lies in a directory it leads to the run's tab, which says where that is: a browser opens no file of another
-    machine, and Airflow shows no button for one.
+    If the output is in a directory, the button opens the run's tab, which shows the path. A browser cannot open a file
+    on another machine, and Airflow shows no button for such a link.
     """
 
     name = "Output"
 
     def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:
-        """The task's process calls it when the task has ended, well or not."""
+        """Returns the link; empty if there is none. The task's process calls this when the task succeeds or fails."""
         target = getattr(operator, "link_target", None) or ""
         return tab_of(ti_key.dag_id, ti_key.run_id) if target.startswith("/") else browsable(target)
 
 
 class StageOperator(BaseOperator):
-    """What all stages share. A stage says in `command` what is to be run, and in `manifest` what came of it.
+    """The base of all stages. `command` says what to run, and `manifest` what to keep of the result.
 
     Retries follow `ferry_airflow.retries` unless a `retry_policy` is given.
 
-    :param execution: where and how the command runs; default None: as the configuration says (`execution/`), which is
-        a subprocess on this worker where there is none
-    :param hf_conn_id: Airflow connection whose password is the Hub token; the command gets it in its
-        environment, as HF_TOKEN; default None: HF_TOKEN of the worker's environment, where set
+    :param execution: where and how the command runs; default None: as the file says that FERRY_EXECUTION names, or,
+        without one, in a subprocess on this worker
+    :param hf_conn_id: Airflow connection whose password is the Hub token. The command gets the token in its
+        environment, as HF_TOKEN. Default None: HF_TOKEN of the worker's environment, if set
     """
 
     stage: ClassVar[str]
@@ -83,22 +83,36 @@ class StageOperator(BaseOperator):
 
     @abstractmethod
     def command(self) -> StageCommand | StageManifest:
-        """The command to run; where nothing need be run, the stage's manifest. Raises BadInput."""
+        """Returns the command to run, or the stage's manifest if there is nothing to run.
+
+        Raises:
+            BadInput: A parameter or the manifest before is wrong.
+            AirflowSkipException: The task and all that follow are to be skipped.
+        """
 
     @abstractmethod
     def manifest(self, result: CommandResult) -> StageManifest:
-        """What the stage's manifest says of the command's result, beyond `stage`."""
+        """Returns what the stage's manifest keeps of the command's result. `execute` adds `stage`."""
 
     def execute(self, context: Context) -> StageManifest:
-        """Runs the stage; wrong input, a failed check and all other failures are errors of different types."""
+        """Runs the stage and returns its manifest, which goes to XCom and to the working directory.
+
+        Raises:
+            BadInput: The input or the configuration is wrong. Not retried.
+            CheckFailed: The check failed. Not retried.
+            Terminated: SIGTERM ended the command. Retried.
+            OutsideFailure: Any other failure, such as an outage or a crash. Retried.
+            AirflowSkipException: There is nothing to do.
+            TaskDeferred: The execution mode does not wait; `resume` continues.
+        """
         return self._stage(context, lambda mode, command: mode.run(command, self._secrets(), task(context), self.log))
 
     def resume(self, context: Context, event: Mapping[str, Any]) -> StageManifest:
-        """Continues when the trigger of an execution mode that had deferred has fired."""
+        """Continues after the trigger of a deferred task fired with `event`; returns and raises as `execute` does."""
         return self._stage(context, lambda mode, command: mode.resume(command, self._secrets(), event, self.log))
 
     def on_kill(self) -> None:
-        """Ends the running command: locally SIGTERM, then SIGKILL for what does not listen; a pod is deleted."""
+        """Ends the running command: a subprocess gets SIGTERM, then SIGKILL if it does not end; a pod is deleted."""
         if self._running:
             self._running.kill()
 
@@ -128,11 +142,11 @@ class StageOperator(BaseOperator):
         return manifest
 
     def after(self, context: Context, manifest: StageManifest) -> None:
-        """What a stage tells Airflow when it has done well, beyond its manifest."""
+        """Tells Airflow more than the manifest after a stage has succeeded. By default nothing."""
         return
 
     def _secrets(self) -> dict[str, str]:
-        """Environment variables for the command, which go nowhere else."""
+        """Environment variables for the command only."""
         token = hub_token(self.hf_conn_id)
         return {"HF_TOKEN": token} if token else {}
 
@@ -143,9 +157,16 @@ class StageOperator(BaseOperator):
 
 
 def hub_token(conn_id: str | None) -> str:
-    """The password of an Airflow connection, or, without one, HF_TOKEN of the environment; empty where there is none.
+    """Returns the Hub token, which Airflow masks in logs from then on.
 
-    From here on Airflow masks it in logs. Raises BadInput where there is no such connection.
+    Args:
+        conn_id: The Airflow connection whose password is the token. None or empty: HF_TOKEN of the environment.
+
+    Returns:
+        The token; empty if there is none.
+
+    Raises:
+        BadInput: The connection does not exist.
     """
     if not conn_id:
         token = os.environ.get("HF_TOKEN", "")
@@ -155,46 +176,62 @@ def hub_token(conn_id: str | None) -> str:
         try:
             token = BaseHook.get_connection(conn_id).password or ""
         except AirflowNotFoundException as error:
-            raise BadInput(f"no Airflow connection {conn_id}: make it, with the Hub token as its password") from error
+            raise BadInput(f"no Airflow connection {conn_id}: create it, with the Hub token as its password") from error
     if token:
         mask_secret(token)
     return token
 
 
 def task(context: Context) -> TaskIdentity:
-    """Which task it is that runs."""
+    """Returns which task is running."""
     ti = context["ti"]
     map_index = -1 if ti.map_index is None else ti.map_index
     return TaskIdentity(ti.dag_id, context["run_id"], ti.task_id, map_index)
 
 
 def skip_published(source: Mapping[str, Any]) -> None:
-    """Skips the task, and with it all that follow, where `resolve` found the checkpoint published already."""
+    """Skips the task and all that follow if `resolve` found the checkpoint already published.
+
+    Args:
+        source: The manifest of `resolve`.
+
+    Raises:
+        AirflowSkipException: The checkpoint is published and checked.
+    """
     if source.get("published"):
         raise AirflowSkipException(f"already published and checked, nothing to do: {source['published']}")
 
 
 def path_in(source: str | Mapping[str, Any]) -> str:
-    """The path that a stage is given: as it is, or in the manifest of the stage before."""
+    """Returns the path that a stage was given, directly or in the manifest of the stage before."""
     return source if isinstance(source, str) else str(source["path"])
 
 
 def directory_for(destination: str | None, source: str | Mapping[str, Any], name: str) -> Path:
-    """Where a stage writes: at `destination`, else under `name` in the working directory of the run's source."""
+    """Returns the directory that a stage writes to.
+
+    Args:
+        destination: The directory, if the operator names one.
+        source: The manifest of the stage before, which names the run's working directory; or a path.
+        name: The directory's name in the working directory, used if `destination` is None or empty.
+
+    Raises:
+        BadInput: There is neither a destination nor a working directory.
+    """
     if destination:
         return Path(destination)
     if isinstance(source, str) or "work_dir" not in source:
-        raise BadInput("a source that is a path needs a destination: only a manifest knows its working directory")
+        raise BadInput("a source that is a path needs a destination: only a manifest names a working directory")
     return Path(source["work_dir"]) / name
 
 
 def handed_on(source: str | Mapping[str, Any]) -> StageManifest:
-    """What a stage hands on of the manifest before it: which source this is, and where it is worked on."""
+    """Returns what a stage hands on from the manifest before: the source and its working directory."""
     if isinstance(source, str):
         return {}
     return {key: source[key] for key in HANDED_ON if key in source}
 
 
 def picked(result: Mapping[str, Any], *keys: str) -> StageManifest:
-    """What is kept of a command's result: its measures, and these keys where it has them."""
+    """Returns what a manifest keeps of a command's result: the measures and `keys`, as far as the result has them."""
     return {key: result[key] for key in ("seconds", "bytes_in", "bytes_out", "peak_bytes", *keys) if key in result}

@@ -1,6 +1,6 @@
-"""What is called when a run ends (in the DAG processor) or is late (in the triggerer).
+"""Callbacks for the end of a run (in the DAG processor) and for a late run (in the triggerer).
 
-It is a line in that process's log, and a function of one's own that configuration names.
+Each writes a line to that process's log, and calls the function that an environment variable names.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
 SUCCESS_VARIABLE, FAILURE_VARIABLE, LATE_VARIABLE = "FERRY_ON_SUCCESS", "FERRY_ON_FAILURE", "FERRY_ON_DEADLINE"
-"""Each names a function as `package.module:function`; it is called with Airflow's context."""
+"""Each names a function, `package.module:function`, that is called with Airflow's context."""
 
 log = logging.getLogger(__name__)
 
 
 def on_success(context: Context) -> None:
-    """When a run has ended well: published, or found published."""
+    """Called when a run has succeeded: it published the checkpoint, or found it already published."""
     log.info("Run %s succeeded", _run_id(context))
     _call(SUCCESS_VARIABLE, context)
 
 
 def on_failure(context: Context) -> None:
-    """When a run has failed: after every retry, or at once for wrong input and a failed check."""
-    log.error("Run %s failed: %s", _run_id(context), context.get("reason") or "see it")
+    """Called when a run has failed: after all retries, or at once for wrong input and a failed check."""
+    log.error("Run %s failed: %s", _run_id(context), context.get("reason") or "see its tasks")
     _call(FAILURE_VARIABLE, context)
 
 
 async def on_deadline(**kwargs: Any) -> None:
-    """When a run has not ended in the time it was given; it goes on. Called in the triggerer."""
+    """Called in the triggerer when a run has not ended in time. The run continues."""
     context = kwargs.get("context") or {}
     log.warning("Run %s is late", _run_id(context))
     _call(LATE_VARIABLE, context)
@@ -45,7 +45,7 @@ def _run_id(context: Any) -> str:
 
 
 def _call(variable: str, context: Any) -> None:
-    """Calls what the variable names. One that cannot be called is logged: a run's end is not undone by it."""
+    """Calls the function that the variable names. An error is only logged: it must not change the run."""
     name = os.environ.get(variable)
     if not name:
         return
@@ -53,4 +53,4 @@ def _call(variable: str, context: Any) -> None:
         module, _, function = name.partition(":")
         getattr(import_module(module), function)(context)
     except Exception:
-        log.exception("%s=%s could not be called", variable, name)
+        log.exception("Calling %s=%s failed", variable, name)

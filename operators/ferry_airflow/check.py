@@ -1,4 +1,4 @@
-"""The stage `check`: the logits of the converted weights against the original's."""
+"""The stage `check`: compares the logits of the converted weights with the original's."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ FIGURES = ("verdict", "max_kl", "mean_kl", "max_abs_diff", "top1", "top10", "dig
 
 
 class CheckOperator(StageOperator):
-    """Compares logits; the task fails, and is not retried, where they differ by more than `max_kl`.
+    """Compares logits. If they differ by more than `max_kl`, the task fails and is not retried.
 
     :param checkpoint: the manifest of `finalize`, or the path of a MaxText checkpoint (templated)
     :param reference: the manifest of `dequantize`, or the path of the Hugging Face checkpoint to compare
         with (templated)
     :param max_kl: largest Kullback-Leibler divergence allowed for any token, in nats, float32 logits on both
-        sides (templated); default None: 1e-5, or more where the conversion rounds, as `ferry check` has it
-    :param report_dir: directory for the report (templated); default: `report` in the checkpoint's directory
+        sides (templated); default None: the default of `ferry check`, 1e-5 or more if the conversion rounds
+    :param report_dir: directory for the report (templated); default None: `report` in the checkpoint's directory
     :param execution: as in StageOperator
     :param hf_conn_id: as in StageOperator
-    :returns: manifest with `verdict`, `max_kl`, `mean_kl` (nats), `max_abs_diff` (of logits), `top1`, `top10`
-        (share of tokens that agree), `digest` (of the checkpoint that the verdict is bound to),
-        `report_dir` and `report` (the page in it), `already` (an earlier check of the same things passed)
+    :returns: manifest with `verdict`, `max_kl` and `mean_kl` (nats), `max_abs_diff` (of logits), `top1` and `top10`
+        (share of tokens that agree, 0 to 1), `digest` (of the checkpoint that the verdict is for), `report_dir`,
+        `report` (the page in it) and `already` (an earlier check of the same files passed)
     """
 
     stage: ClassVar[str] = "check"
@@ -49,7 +49,7 @@ class CheckOperator(StageOperator):
 
     def command(self) -> StageCommand:
         path = path_in(self.checkpoint)
-        self.link_target = self._report_dir()  # also of a check that fails
+        self.link_target = self._report_dir()  # set before the check, for one that fails
         options = ["--reference", path_in(self.reference), "--report", self.link_target]
         if self.max_kl is not None:
             options += ["--max-kl", str(self.max_kl)]

@@ -1,4 +1,4 @@
-"""What a run in Airflow chooses besides its target, for operators, steps, form and catalogue: values and meanings."""
+"""Choices of a run besides its target: values and meanings, for operators, steps, form and catalogue."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ DequantizeMode = Literal["staged", "fused"]
 STAGED: DequantizeMode = "staged"
 FUSED: DequantizeMode = "fused"
 DEQUANTIZE_MODES: dict[DequantizeMode, str] = {
-    STAGED: "staged: a bf16 checkpoint first, each stage its own retry",
-    FUSED: "fused: while converting, one pass less over the data, no bf16 copy on disk",
+    STAGED: "staged: write a bf16 checkpoint first; each step has its own retry",
+    FUSED: "fused: dequantize while converting; reads the data one time less, no bf16 copy on disk",
 }
 
 KEEP, KEEP_ON_FAILURE, REMOVE = "keep", "keep_on_failure", "remove"
 POLICIES = {
-    KEEP: "keep: everything stays",
-    KEEP_ON_FAILURE: "keep_on_failure: of a run that did well only the download stays, for other targets",
-    REMOVE: "remove: nothing stays, whether the run did well or not",
+    KEEP: "keep: keep everything",
+    KEEP_ON_FAILURE: "keep_on_failure: keep everything after a failure, only the download after success",
+    REMOVE: "remove: keep nothing",
 }
 """Values of `keep_files`, and what each means."""

@@ -1,4 +1,4 @@
-"""The stage `clean_up`: what a run leaves on the disk where it worked."""
+"""The stage `clean_up`: removes a run's files from the disk where it worked."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from ferry_airflow.target import TargetOperator
 
 
 class CleanUpOperator(TargetOperator):
-    """Removes a run's files by a policy. Files that another run works with stay.
+    """Removes a run's files as `keep_files` says. Files that another run uses stay.
 
-    It is to be a teardown, so that it runs in the end whatever happened, and leaves the run's state alone.
+    Make it a teardown: then it runs whatever happened, and does not change the run's state.
 
     `scan_layers`, `save_dtype`, `ocdbt`, `zarr3` and `maxtext` are as in TargetOperator.
 
-    :param source: the manifest of `resolve`; None where that failed (templated)
-    :param published: the manifest of `publish`; None where the run did not get there (templated)
-    :param keep_files: `keep`, `keep_on_failure` (default: of a run that did well only the download stays, for other
-        targets of the model; of one that failed everything stays, for a retry) or `remove` (templated)
+    :param source: the manifest of `resolve`; None if `resolve` failed (templated)
+    :param published: the manifest of `publish`; None if the run did not publish (templated)
+    :param keep_files: `keep`: everything stays. `keep_on_failure` (default): after success only the download stays,
+        for other targets of the model; after a failure everything stays, for a retry. `remove`: nothing stays
+        (templated)
     :param execution: as in StageOperator
     :param hf_conn_id: as in StageOperator
-    :returns: manifest with `removed` (directories) and `bytes_freed`
+    :returns: manifest with `removed` (paths of directories) and `bytes_freed`
     """
 
     stage: ClassVar[str] = "clean_up"
@@ -48,7 +49,7 @@ class CleanUpOperator(TargetOperator):
         if self.keep_files not in POLICIES:
             raise BadInput(f"keep_files is {self.keep_files!r}: expected one of {', '.join(POLICIES)}")
         if self.source is None or self.source.get("published"):
-            self.log.info("The run wrote nothing")
+            self.log.info("The run wrote nothing: nothing to remove")
             return {"removed": [], "bytes_freed": 0}
         self.link_target = str(self.source["work_dir"])
         ended = "--succeeded" if self.published else "--failed"

@@ -1,4 +1,4 @@
-"""The stage `convert`: a Hugging Face checkpoint, or a part of one, to a MaxText one."""
+"""The stage `convert`: converts a Hugging Face checkpoint, or one part of it, to MaxText."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from ferry_airflow.target import TargetOperator
 
 
 class ConvertOperator(TargetOperator):
-    """Converts. A conversion that was killed goes on from its journal at the next try.
+    """Converts a checkpoint. If the task is killed, the next try resumes from the journal.
 
     `scan_layers`, `save_dtype`, `ocdbt`, `zarr3` and `maxtext` are as in TargetOperator.
 
     :param source: the manifest of `dequantize`, or the path of a Hugging Face checkpoint (templated)
-    :param model_name: name of the model in Ferry's catalogue (templated); default None: told by the config
-    :param part: `I/N`, the share I of N, counted from 0, which FinalizeOperator merges with the others (templated);
-        default None and `0/1`: all of it, committed
-    :param destination: directory to write (templated); default: one named after the target in the manifest's
+    :param model_name: name of the model in Ferry's catalogue (templated); default None: found from the config
+    :param part: `I/N`: part I of N, counted from 0; FinalizeOperator merges the parts (templated). Default None, or
+        `0/1`: the whole checkpoint, committed
+    :param destination: directory to write (templated); default None: one named after the target in the manifest's
         working directory
     :param execution: as in StageOperator
     :param hf_conn_id: as in StageOperator
     :returns: manifest with `path` (the MaxText checkpoint), `target`, `fingerprint`, `part`, `pieces`,
-        `pieces_skipped` (finished by an earlier try) and `already` (it was there and whole)
+        `pieces_skipped` (written by an earlier try) and `already` (the checkpoint was already complete)
     """
 
     stage: ClassVar[str] = "convert"
@@ -56,6 +56,6 @@ class ConvertOperator(TargetOperator):
     def manifest(self, result: CommandResult) -> StageManifest:
         if skipped := result.get("pieces_skipped"):
             pieces = skipped + result["pieces"]
-            self.log.info("Resumed: %d of %d pieces had been written by an earlier try", skipped, pieces)
+            self.log.info("Resumed: %d of %d pieces were written by an earlier try", skipped, pieces)
         kept = picked(result, "path", "fingerprint", "part", "pieces", "pieces_skipped", "already")
         return {**kept, **handed_on(self.source), "target": self.target.slug}

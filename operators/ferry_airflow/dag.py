@@ -1,4 +1,4 @@
-"""The DAG of a run of stages: how late it may be, and that `airflow dags test` can run it all the same."""
+"""The DAG class of Ferry's DAGs: a deadline for each run, and `airflow dags test` in spite of it."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ HOURS_VARIABLE = "FERRY_DEADLINE_HOURS"
 
 
 class StagesDag(DAG):
-    """Airflow's DAG, but for its `test`.
+    """Airflow's DAG with another `test`.
 
-    `test` of Airflow 3.3.2 fails at the end of a DAG that has a deadline (it takes the definition for the id of a row),
-    and cannot call what is called at the end of a run where a param has no default. A test run does without them.
+    In Airflow 3.3.2, `test` fails at the end of a DAG that has a deadline: it takes the definition for the id of a row.
+    It also cannot call the callbacks of a run if a param has no default. So a test run has neither.
     """
 
     def test(self, *args: Any, **kwargs: Any) -> DagRun:
+        """Runs the DAG as Airflow's `test` does, without deadline and callbacks."""
         self.deadline = self.on_success_callback = self.on_failure_callback = None
         self.has_on_success_callback = self.has_on_failure_callback = False
         run: DagRun = super().test(*args, **kwargs)
@@ -34,7 +35,11 @@ class StagesDag(DAG):
 
 
 def deadline() -> DeadlineAlert | None:
-    """What tells of a run that takes long; the run goes on."""
+    """Returns the alert for a late run, which continues; None if FERRY_DEADLINE_HOURS is 0.
+
+    Raises:
+        BadInput: FERRY_DEADLINE_HOURS is not a number from 0 to a million.
+    """
     hours = number(HOURS_VARIABLE, 24, "hours")
     if not hours:
         return None

@@ -1,4 +1,4 @@
-"""The stage `dequantize`: a quantized checkpoint to a bf16 one, Hugging Face to Hugging Face."""
+"""The stage `dequantize`: writes a quantized Hugging Face checkpoint as a bf16 Hugging Face checkpoint."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from ferry_airflow.layout import DEQUANTIZED
 
 
 class DequantizeOperator(StageOperator):
-    """Writes the source in bf16, or passes it on where that is not needed.
+    """Writes the source in bf16, or passes it on unchanged if no bf16 copy is needed.
 
     :param source: the manifest of `download`, or the path of a quantized Hugging Face checkpoint (templated)
-    :param mode: `staged` (default): write a bf16 checkpoint, so that converting has a retry of its own;
-        `fused`: pass the source on, and converting dequantizes as it reads: one pass less over the data
-        (templated). The bits are the same.
-    :param destination: directory to write (templated); default: `bf16` in the manifest's working directory
+    :param mode: `staged` (default): write a bf16 checkpoint, so that `convert` has its own retry. `fused`: pass the
+        source on, and `convert` dequantizes while it reads, which reads the data one time less. The bits are the same
+        (templated)
+    :param destination: directory to write (templated); default None: `bf16` in the manifest's working directory
     :param execution: as in StageOperator
     :param hf_conn_id: as in StageOperator
-    :returns: manifest with `path` (what converting is to read), `skipped` (the source was passed on) and,
-        where it was not, `fingerprint` and `already` (it was there and whole)
+    :returns: manifest with `path` (what `convert` reads), `skipped` (the source was passed on) and, if it was not,
+        `fingerprint` and `already` (the bf16 checkpoint was already complete)
     """
 
     stage: ClassVar[str] = "dequantize"
@@ -56,7 +56,7 @@ class DequantizeOperator(StageOperator):
 
     def _reason_to_skip(self) -> str | None:
         if self.mode == FUSED:
-            return "converting dequantizes as it reads"
+            return "convert dequantizes while it reads"
         if not isinstance(self.source, str) and self.source.get("quantized") is False:
             return "it is not quantized"
         return None

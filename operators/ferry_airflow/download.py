@@ -1,4 +1,4 @@
-"""The stage `download`: the source's files, from the Hub to the disk where the stages work."""
+"""The stage `download`: downloads the source's files from the Hub to the disk where the stages work."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from ferry_airflow.execution.base import CommandResult, StageCommand
 
 
 class DownloadOperator(StageOperator):
-    """Downloads a repository at a commit. What is there already and whole is not fetched again.
+    """Downloads a repository at a commit. Files that are already complete are not downloaded again.
 
-    :param source: the manifest of `resolve` (templated). Where its commit is None the source is a directory, and its
-        path is passed on; where it says `published` the task is skipped, and with it all that follow.
+    :param source: the manifest of `resolve` (templated). If its `commit` is None, the source is a directory, and its
+        path is passed on. If it has a `published` URL, the task and all that follow are skipped
     :param hf_conn_id: as in StageOperator
     :param execution: as in StageOperator
-    :returns: manifest with `path` (the Hugging Face checkpoint), `files`, `bytes` and `bytes_downloaded`
+    :returns: manifest with `path` (the Hugging Face checkpoint), `files` (how many), `bytes` and `bytes_downloaded`
     """
 
     stage: ClassVar[str] = "download"

@@ -1,4 +1,4 @@
-"""The stage `export`: a MaxText checkpoint to a Hugging Face one."""
+"""The stage `export`: converts a MaxText checkpoint to Hugging Face."""
 
 from __future__ import annotations
 
@@ -13,16 +13,20 @@ from ferry_airflow.layout import work_root
 
 
 class ExportOperator(StageOperator):
-    """Writes a checkpoint that transformers loads: straight to a directory, else to one that `upload` takes on.
+    """Writes a checkpoint that transformers loads.
 
-    :param checkpoint: path of a MaxText checkpoint, or gs:// (templated)
+    A directory as the destination is written directly. For another destination, the working directory is written, and
+    `upload` uploads it.
+
+    :param checkpoint: absolute path or `gs://` URL of a MaxText checkpoint (templated)
     :param destination: absolute directory, `gs://bucket/prefix` or `hf://org/name` (templated)
     :param hf_config: directory with config.json and the tokenizer's files (templated); default None: the `hf`
         directory of a checkpoint that Ferry wrote
-    :param dtype: `bfloat16` (default), `float32` or `float16` (templated)
+    :param dtype: dtype of the weights: `bfloat16` (default), `float32` or `float16` (templated)
     :param execution: as in StageOperator
     :param hf_conn_id: as in StageOperator
-    :returns: manifest with `path` (the Hugging Face checkpoint), `fingerprint`, `already` and `destination`
+    :returns: manifest with `path` (the Hugging Face checkpoint), `fingerprint`, `already` (it was already complete)
+        and `destination`
     """
 
     stage: ClassVar[str] = "export"
@@ -52,7 +56,7 @@ class ExportOperator(StageOperator):
         return {**picked(result, "path", "fingerprint", "already"), "destination": self.destination}
 
     def _directory(self) -> str:
-        """Where to write: the destination, or a working directory that a retry finds again."""
+        """The directory to write: the destination, or a working directory that a retry finds again."""
         if self.destination.startswith("/"):
             return self.destination
         name = Path(self.checkpoint.rstrip("/")).name

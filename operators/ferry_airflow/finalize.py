@@ -1,4 +1,4 @@
-"""The stage `finalize`: merges the parts of a conversion, and commits."""
+"""The stage `finalize`: merges the parts of a conversion and commits the checkpoint."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from ferry_airflow.execution.base import CommandResult, StageCommand
 
 
 class FinalizeOperator(StageOperator):
-    """Makes one checkpoint of what the parts of a conversion wrote. It moves no data.
+    """Merges the parts of a conversion into one checkpoint and commits it. It moves no data.
 
-    Of a conversion in one go it finds the checkpoint committed, and says so.
+    A conversion in one part is already committed; then the task only says so.
 
     :param parts: the manifests of `convert`, one for each part (templated): the output of the mapped task
     :param execution: as in StageOperator
     :param hf_conn_id: as in StageOperator
     :returns: manifest with `path` (the MaxText checkpoint), `target`, `fingerprint`, `parts` (how many), `chunks` and
-        `already` (it was committed)
+        `already` (it was already committed)
     """
 
     stage: ClassVar[str] = "finalize"
@@ -39,9 +39,9 @@ class FinalizeOperator(StageOperator):
         return {**kept, "parts": len(manifests), **handed_on(manifests[0])}
 
     def _manifests(self) -> list[Mapping[str, Any]]:
-        """What the parts left. Raises BadInput where they did not write to one directory: each part names its own."""
+        """The manifests of the parts. Raises BadInput if they name different directories."""
         manifests = list(self.parts)
         paths = sorted({str(manifest["path"]) for manifest in manifests})
         if len(paths) != 1:
-            raise BadInput(f"the parts of one conversion write to one directory, and these wrote to {paths}")
+            raise BadInput(f"all parts of a conversion must write to one directory; these wrote to {paths}")
         return manifests

@@ -1,4 +1,4 @@
-"""What the trigger form of `onboard_checkpoint` is made of: the target's params, and names of Ferry's catalogue."""
+"""Parts of the trigger form of `onboard_checkpoint`: the target's params, and suggestions from Ferry's catalogue."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ from conversion_lib.record import CHOSEN_FIELDS, Target
 
 MODEL_NAMES = [model.name for model in MODELS]
 REPOSITORIES = list({model.family: model.repo for model in MODELS}.values())
-"""One of each family: what is typed wrong is refused with the whole schema."""
+"""One for each family. The list is short, since Airflow shows the whole schema when it refuses a value."""
 
 
 def target_params(section: str) -> dict[str, Param]:
-    """The params that make a Target, by name, in a section of the form: as its definition has them."""
+    """Returns the params that make up a Target, by name. Titles, descriptions and values come from Target.
+
+    Args:
+        section: The heading under which the form shows them.
+    """
     return {name: _param(name, section) for name in CHOSEN_FIELDS}
 
 

@@ -1,4 +1,4 @@
-"""Where a worker keeps what a run works on: everything under one directory, keyed by the source's commit.
+"""Where a worker keeps a run's files: in one directory, by the source's commit.
 
 Layout of `FERRY_WORK_DIR` (an environment variable of the workers; default `~/ferry-work`)::
 
@@ -6,11 +6,11 @@ Layout of `FERRY_WORK_DIR` (an environment variable of the workers; default `~/f
     <repo, with -- for />/<commit>/bf16        dequantized
     <repo, with -- for />/<commit>/<target>    converted, such as scanned-bf16-ocdbt-zarr3-maxtext0.2.5
     local/<name>-<hash>/...                    the same for a source that is a directory
-    <...>/.runs/<run id>                       which runs work there, each with its target
-    runs/<run id>/<task id>.json               the manifest that each stage left
-    exports/<name>-<hash>                      an export that is uploaded; it stays, for another destination
+    <...>/.runs/<run id>                       one file for each run that works there, with the name of its target
+    runs/<run id>/<task id>.json               the manifest of each stage
+    exports/<name>-<hash>                      an export to upload; it stays, for another destination
 
-Keyed by commit and target, so that a retry, a second run and another target find what is already there.
+The paths depend on commit and target only, so a retry, a second run and another target find what is already there.
 """
 
 from __future__ import annotations
@@ -24,24 +24,27 @@ from typing import Any
 WORK_DIR_VARIABLE = "FERRY_WORK_DIR"
 
 DOWNLOADED, DEQUANTIZED, RUNS = "hf", "bf16", ".runs"
-"""The names in a working directory, beside those of targets."""
+"""The names in a working directory besides those of targets."""
 
 
 def work_root() -> Path:
-    """The directory named by `FERRY_WORK_DIR`, absolute."""
+    """Returns the absolute path that `FERRY_WORK_DIR` names; `~/ferry-work` by default."""
     return Path(os.environ.get(WORK_DIR_VARIABLE) or "~/ferry-work").expanduser().absolute()
 
 
 def hub_work_dir(repo: str, commit: str) -> Path:
-    """The working directory of a Hub repository at a commit."""
+    """Returns the working directory of a Hub repository at a commit."""
     return work_root() / repo.replace("/", "--") / commit
 
 
 def local_work_dir(source: Path) -> Path:
-    """The working directory of a source that is a directory.
+    """Returns the working directory of a source that is a directory.
 
-    A directory has no commit, so its files' names, sizes and times stand in for one: changed files are
-    another source, and do not meet what was made of the old ones.
+    A directory has no commit. Instead, the name depends on the names, sizes and modification times of its files: after
+    a change, the directory is another source, and old output is not mixed with new.
+
+    Raises:
+        OSError: The directory cannot be read.
     """
     entries = sorted(
         (path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in source.iterdir() if path.is_file()
@@ -51,12 +54,12 @@ def local_work_dir(source: Path) -> Path:
 
 
 def file_name(run_id: str) -> str:
-    """The name that a run goes by in the file system."""
+    """Returns the name of a run in the file system: its id, with `_` for `/`."""
     return run_id.replace("/", "_")
 
 
 def save_manifest(run_id: str, task_name: str, manifest: dict[str, Any]) -> Path:
-    """Writes what a stage left to `runs/<run id>/<task name>.json`, whole or not at all; returns its path."""
+    """Writes a stage's manifest to `runs/<run id>/<task name>.json`, atomically, and returns the path."""
     path = work_root() / "runs" / file_name(run_id) / f"{task_name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".tmp")

@@ -1,4 +1,4 @@
-"""Addresses that a browser opens: of a checkpoint, a repository, and the plugin's pages in Airflow's UI."""
+"""Links for a browser: to a checkpoint, to a repository, and to the plugin's pages in Airflow's UI."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ TAB_ROUTE = "ferry"
 
 
 def ui_path(path: str) -> str:
-    """A path of Airflow's as a browser asks for it: under the path that Airflow is served at, where it has one."""
+    """Prefixes a path of Airflow's UI with the path of `[api] base_url`, if that has one."""
     return urlsplit(conf.get("api", "base_url", fallback="")).path.rstrip("/") + path
 
 
 def tab_of(dag_id: str, run_id: str) -> str:
-    """Ferry's tab of a run."""
+    """Returns the path of Ferry's tab of a run, for a browser."""
     return ui_path(f"/dags/{quote(dag_id)}/runs/{quote(run_id, safe='')}/plugin/{TAB_ROUTE}")
 
 
 def browsable(location: str) -> str:
-    """A link for a path, a gs:// address or a repository on the Hub."""
+    """Returns a link to an absolute path, a gs:// URL or an hf:// repository; anything else unchanged."""
     if location.startswith("gs://"):
         return "https://console.cloud.google.com/storage/browser/" + location.removeprefix("gs://")
     if location.startswith("hf://"):

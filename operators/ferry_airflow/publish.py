@@ -1,4 +1,4 @@
-"""The stage `publish`: the checked checkpoint to where its users look for it."""
+"""The stage `publish`: copies the checked checkpoint to its destination."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ if TYPE_CHECKING:
 
 
 class PublishOperator(StageOperator):
-    """Publishes under `<destination>/<model>/<commit>/<target>/`, what readers look for last.
+    """Publishes to `<destination>/<model>/<commit>/<target>/`. The marker that readers look for is written last.
 
-    A checkpoint without a passed check of its own is refused. Where the task has an AssetAlias among its outlets, the
-    model's Asset is updated through it: its URI is `<destination>/<model>`, so that DAGs can be scheduled on a model,
-    and its event's extra has `url`, `commit`, `target`, `verdict`, `max_kl` and `digest`.
+    A checkpoint without a passed check is refused. If the task has an AssetAlias among its outlets, it updates the
+    model's Asset through the alias. The Asset's URI is `<destination>/<model>`, so a DAG can be scheduled on a model.
+    The event's extra has `url`, `commit`, `target`, `verdict`, `max_kl` and `digest`.
 
     :param checkpoint: the manifest of `check`, or the path of a MaxText checkpoint (templated)
     :param destination: `gs://bucket/prefix` or the absolute path of a directory (templated)
-    :param report_dir: directory of the check's report (templated); default: the one in the manifest of `check`
+    :param report_dir: directory of the check's report (templated); default None: the one in the manifest of `check`
     :param execution: as in StageOperator
     :param hf_conn_id: as in StageOperator
-    :returns: manifest with `url` (of the published checkpoint), `destination`, `files`, `bytes`, `bytes_copied` (0
-        where it was there and whole), `checked`, `digest`, and of the check `verdict` and `max_kl`
+    :returns: manifest with `url` (of the published checkpoint), `destination`, `files` (how many), `bytes`,
+        `bytes_copied` (0 if it was already complete), `checked`, `digest`, and the check's `verdict` and `max_kl`
     """
 
     stage: ClassVar[str] = "publish"
@@ -75,5 +75,5 @@ class PublishOperator(StageOperator):
                 context["outlet_events"][alias].add(Asset(uri), extra=extra)
 
     def _checked(self) -> Mapping[str, Any]:
-        """The manifest of the check; empty where the checkpoint is a path."""
+        """The manifest of the check; empty if the checkpoint is a path."""
         return {} if isinstance(self.checkpoint, str) else self.checkpoint

@@ -1,4 +1,4 @@
-"""The stage `resolve`: which commit is meant, pinned for the whole run, and what the run is going to take."""
+"""The stage `resolve`: pins the commit for the whole run, and plans what the run needs."""
 
 from __future__ import annotations
 
@@ -12,26 +12,27 @@ from ferry_airflow.target import TargetOperator
 
 
 class ResolveOperator(TargetOperator):
-    """Asks the Hub for the commit of a revision; all later stages use that commit and nothing else.
+    """Asks the Hub for the commit of a revision. All later stages use that commit only.
 
-    It plans the conversion from the headers alone, shows the plan in the log, and refuses what the disk where it runs
-    cannot hold or where the destination cannot be written. It looks at the destination too: where the checkpoint is
-    published, the rest of the run is skipped.
+    It plans the conversion from headers alone and logs the plan. It fails if the plan does not fit on the disk where it
+    runs, or if it cannot write to the destination. If the checkpoint is already published there, the rest of the run is
+    skipped.
 
     `scan_layers`, `save_dtype`, `ocdbt`, `zarr3` and `maxtext` are as in TargetOperator.
 
     :param repo: Hub repository (`org/name`), or the absolute path of a directory on the worker (templated)
     :param destination: where the run publishes, `gs://bucket/prefix` or an absolute directory (templated)
-    :param revision: branch, tag or commit (templated); default `main`; a directory has none
-    :param model_name: name of the model in Ferry's catalogue (templated); default None: told by the config
-    :param dequantize: `staged` (default) or `fused`, as in DequantizeOperator (templated): whether the disk is to
-        hold a bf16 copy
+    :param revision: branch, tag or commit (templated); default `main`; ignored for a directory
+    :param model_name: name of the model in Ferry's catalogue (templated); default None: found from the config
+    :param dequantize: `staged` (default) or `fused`, as in DequantizeOperator (templated); with `staged` the plan
+        counts a bf16 copy on disk
     :param hf_conn_id: as in StageOperator
     :param execution: as in StageOperator
-    :returns: manifest with `repo`, `commit` (None for a directory), `files`, `path` (where the source is or
-        will be), `work_dir` (where the run keeps what it makes of it), `quantized`, `model` (its published name),
-        `published` (the address where the checkpoint is already, else None) and `plan`: `family`, `bytes_in`,
-        `bytes_out`, `download_bytes`, `disk_bytes` (needed), `free_bytes`, `peak_bytes` and `seconds` (expected)
+    :returns: manifest with `repo`, `commit` (None for a directory), `files` (how many), `path` (where the source is
+        or will be), `work_dir` (where the run keeps its files), `quantized`, `model` (its published name),
+        `published` (URL of the checkpoint if already published, else None) and `plan`: `family`, `bytes_in`,
+        `bytes_out`, `download_bytes`, `disk_bytes` (needed), `free_bytes` (on that disk), `peak_bytes` (of memory)
+        and `seconds` (expected)
     """
 
     stage: ClassVar[str] = "resolve"

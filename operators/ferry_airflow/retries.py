@@ -1,4 +1,4 @@
-"""When a stage is tried again, and how long it waits: by the type of what went wrong."""
+"""Whether a stage is retried, and after how long: this depends on the type of the error."""
 
 from __future__ import annotations
 
@@ -15,19 +15,29 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
 DELAY_VARIABLE = "FERRY_RETRY_SECONDS"
-"""In the environment of workers and DAG processor: the wait before the first retry, in seconds; default 30."""
+"""In the environment of workers and DAG processor: seconds to wait before the first retry; default 30."""
 
 LONGEST = timedelta(minutes=10)
 
 
 def first_delay() -> timedelta:
-    """The wait before the first retry."""
+    """Returns the wait before the first retry.
+
+    Raises:
+        BadInput: FERRY_RETRY_SECONDS is not a number from 0 to a million.
+    """
     return timedelta(seconds=number(DELAY_VARIABLE, 30, "seconds"))
 
 
 def stage_defaults() -> dict[str, Any]:
-    """`default_args` of a DAG of stages: three retries. Their delays are for a task whose process ended without a word;
-    for all else the operators have StageRetryPolicy."""
+    """Returns `default_args` for a DAG of stages: three retries.
+
+    The delays given here apply if a task's process ends without an exception, such as a killed one. Otherwise the
+    operators' StageRetryPolicy decides.
+
+    Raises:
+        BadInput: FERRY_RETRY_SECONDS is not a number from 0 to a million.
+    """
     return {
         "owner": "ferry",
         "retries": 3,
@@ -38,17 +48,17 @@ def stage_defaults() -> dict[str, Any]:
 
 
 class StageRetryPolicy(ExceptionRetryPolicy):
-    """Wrong input and a failed check fail at once; all else is tried again, later each time.
+    """Fails at once for wrong input and a failed check. Retries after any other error, with growing waits.
 
-    The wait doubles from try to try, to ten minutes at most, and a random half of it is left out: runs that one outage
-    ended do not all come back at the same moment.
+    The wait doubles with each try, up to ten minutes. It is shortened at random by up to a half, so that the runs that
+    one outage ended do not all retry at the same moment.
     """
 
     def __init__(self) -> None:
         super().__init__(
             rules=[
-                RetryRule(BadInput, RetryAction.FAIL, reason="wrong input: another try would end the same way"),
-                RetryRule(CheckFailed, RetryAction.FAIL, reason="the check failed: another try would end the same way"),
+                RetryRule(BadInput, RetryAction.FAIL, reason="wrong input: a retry would fail in the same way"),
+                RetryRule(CheckFailed, RetryAction.FAIL, reason="the check failed: a retry would fail in the same way"),
             ],
             default=RetryAction.RETRY,
         )
@@ -61,4 +71,4 @@ class StageRetryPolicy(ExceptionRetryPolicy):
             return decision
         whole = min(first_delay() * 2 ** (try_number - 1), LONGEST)
         delay = whole * random.uniform(0.5, 1)  # noqa: S311 - spreads retries, keeps no secret
-        return RetryDecision.retry(delay, reason=f"tried again in {delay.total_seconds():.0f} s")
+        return RetryDecision.retry(delay, reason=f"retry in {delay.total_seconds():.0f} s")

@@ -1,4 +1,4 @@
-"""Numbers that configuration gives by the environment."""
+"""Numeric settings from environment variables."""
 
 from __future__ import annotations
 
@@ -10,9 +10,15 @@ LARGEST = 1e6
 
 
 def number(variable: str, default: float, unit: str) -> float:
-    """The value of an environment variable in `unit`; `default` where it is not set or empty.
+    """Reads a number from an environment variable.
 
-    Raises BadInput, naming it, for what is no number from 0 to a million.
+    Args:
+        variable: The variable's name.
+        default: The value if the variable is not set or is empty.
+        unit: The unit, such as `seconds`, for the error message.
+
+    Raises:
+        BadInput: The value is not a number from 0 to a million.
     """
     text = os.environ.get(variable) or str(default)
     try:

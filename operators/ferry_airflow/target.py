@@ -1,4 +1,4 @@
-"""The base of stages that are told what to write: the parameters that make a Target, defined and documented once."""
+"""The base of stages that have a target: the parameters that make up a Target, defined and documented once."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ DEFAULT = Target()
 
 
 class TargetOperator(StageOperator):
-    """A stage with a target. What each parameter may be, and its default, is said in `conversion_lib.record.Target`.
+    """A stage with a target. `conversion_lib.record.Target` defines the allowed values and the defaults.
 
-    :param scan_layers: write the layers stacked, as MaxText scans them (templated); default True
-    :param save_dtype: `bfloat16` (default) or `float32` (templated)
+    :param scan_layers: stack the layers, as MaxText scans them, or store each one separately (templated); default True
+    :param save_dtype: dtype of the arrays: `bfloat16` (default) or `float32` (templated)
     :param ocdbt: write Orbax's OCDBT format (templated); default True
-    :param zarr3: write zarr3 instead of zarr2 (templated); default True; neither of the two: for Pathways
-    :param maxtext: the MaxText that is to load it, `0.2.5` (default) or `main` (templated)
+    :param zarr3: write zarr3 instead of zarr2 (templated); default True. For Pathways, `ocdbt` and `zarr3` are False
+    :param maxtext: MaxText release that will load the checkpoint: `0.2.5` (default) or `main` (templated)
     """
 
     template_fields: Sequence[str] = CHOSEN_FIELDS
@@ -42,9 +42,17 @@ class TargetOperator(StageOperator):
 
     @property
     def target(self) -> Target:
-        """What the parameters say, rendered. Raises BadInput for a value that there is not."""
+        """The target that the rendered parameters describe.
+
+        Raises:
+            BadInput: A parameter has a value that Target does not allow.
+        """
         return Target.parse({name: getattr(self, name) for name in CHOSEN_FIELDS})
 
     def target_arguments(self) -> list[str]:
-        """The target as a command line takes it."""
+        """Returns the target as options of a command line.
+
+        Raises:
+            BadInput: A parameter has a value that Target does not allow.
+        """
         return self.target.arguments(CHOSEN_FIELDS)

@@ -1,4 +1,4 @@
-"""The stage `upload`: an exported checkpoint to where it is meant to be."""
+"""The stage `upload`: uploads an exported checkpoint to its destination."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from ferry_airflow.execution.base import CommandResult, StageCommand
 
 
 class UploadOperator(StageOperator):
-    """Brings an export to the Hub in one commit, or to Cloud Storage; one that lies in its directory is left there.
+    """Uploads an export to the Hub in one commit, or to Cloud Storage. For a directory, there is nothing to upload.
 
     :param source: the manifest of `export` (templated)
-    :param private: whether a repository that is made on the Hub is private (templated); default True
-    :param message: of the commit on the Hub (templated)
-    :param hf_conn_id: as in StageOperator; the token has to be one that may write
+    :param private: whether a new repository on the Hub is private (templated); default True
+    :param message: commit message on the Hub (templated); default `Export from MaxText`
+    :param hf_conn_id: as in StageOperator; the token must allow writing
     :param execution: as in StageOperator
-    :returns: manifest with `url`, `files`, and of the Hub `commit`
+    :returns: manifest with `url`, `files` (how many) and, for the Hub, `commit`
     """
 
     stage: ClassVar[str] = "upload"
@@ -40,7 +40,7 @@ class UploadOperator(StageOperator):
         destination = str(self.source["destination"])
         self.link_target = destination
         if destination.startswith("/"):
-            self.log.info("The export lies in %s: nothing to upload", destination)
+            self.log.info("The export is in %s: nothing to upload", destination)
             return {"url": destination}
         options = ["--private" if self.private else "--public", "--message", self.message]
         return StageCommand(("upload", str(self.source["path"]), destination, *options), StageCommand.STEPS)

@@ -41,4 +41,4 @@ def test_function_of_ones_own_gets_the_context(variable, told, monkeypatch):
 def test_one_that_cannot_be_called_is_logged(name, told, monkeypatch, caplog):
     monkeypatch.setenv("FERRY_ON_FAILURE", name)
     on_failure(CONTEXT)
-    assert f"FERRY_ON_FAILURE={name} could not be called" in caplog.text
+    assert f"Calling FERRY_ON_FAILURE={name} failed" in caplog.text
