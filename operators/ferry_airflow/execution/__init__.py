@@ -2,14 +2,14 @@
 
 `FERRY_EXECUTION`, a variable in the workers' environment, names a YAML file::
 
-    default: kubernetes        # the mode of every stage that is not named below; `local` without a file
+    default: kubernetes        # the mode of every stage that `stages` does not name; `local` without a file
     stages:
       resolve: local
-    options:                   # added to a stage's command line, wherever it runs
+    options:                   # added to a stage's command line, in every mode
       convert: [--memory-budget, 8GiB]
-    kubernetes: {...}          # the settings of the mode of that name: see its module
+    kubernetes: {...}          # the settings of that mode: see its module
 
-A mode is a module of this package with a function `execution_mode(stage, options)`; a third one is one more module.
+A mode is a module of this package with a function `execution_mode(stage, options)`. To add a mode, add a module.
 """
 
 from __future__ import annotations
@@ -30,7 +30,13 @@ VARIABLE = "FERRY_EXECUTION"
 
 
 class ExecutionSettings(BaseModel):
-    """The file that `FERRY_EXECUTION` names. Keys beside these are modes, with the settings of each."""
+    """The file that `FERRY_EXECUTION` names. Any other key is the name of a mode, with its settings.
+
+    Attributes:
+        default: The mode of every stage that `stages` does not name.
+        stages: Modes by stage.
+        options: Arguments to add to a command line, by stage.
+    """
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
@@ -41,14 +47,23 @@ class ExecutionSettings(BaseModel):
 
 @dataclass(frozen=True)
 class Configured:
-    """How a stage runs, and what is added to its command line."""
+    """How a stage runs.
+
+    Attributes:
+        mode: Runs the stage's command.
+        options: Arguments that are added to the command line.
+    """
 
     mode: ExecutionMode
     options: tuple[str, ...] = ()
 
 
 def configured(stage: str) -> Configured:
-    """What the configuration says of a stage. Raises BadInput, naming the file, where it is wrong."""
+    """Reads how a stage runs from the file that `FERRY_EXECUTION` names.
+
+    Raises:
+        BadInput: The file cannot be read or is wrong. The message names it.
+    """
     path = os.environ.get(VARIABLE)
     settings = _read(Path(path)) if path else ExecutionSettings()
     name = settings.stages.get(stage, settings.default)
@@ -74,7 +89,7 @@ def _read(path: Path) -> ExecutionSettings:
 
 
 def one_line(error: Any) -> str:
-    """What is wrong, in one line; of a validation error the first thing, and where it is."""
+    """Returns an error in one line; for a validation error the first problem and its place."""
     if isinstance(error, ValidationError):
         return problem_of(error)
     return " ".join(str(error).split())

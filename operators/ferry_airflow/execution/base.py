@@ -1,4 +1,4 @@
-"""What an execution mode is: a way to run a stage's command."""
+"""The base of execution modes: ways to run a stage's command."""
 
 from __future__ import annotations
 
@@ -12,15 +12,19 @@ from conversion_lib.errors import BadInput, CheckFailed, FerryError, OutsideFail
 CommandResult = dict[str, Any]
 
 ERROR_PREFIX = "ferry: "
-"""How a command begins the line that says why it ends."""
+"""The beginning of the line in which a command says why it failed."""
 
 
 @dataclass(frozen=True)
 class StageCommand:
     """What a stage runs: `python -m <module> <arguments> --json`.
 
-    It says on standard error what it does, ends with one of the exit codes in conversion_lib.errors, and leaves one
-    JSON object on standard output.
+    The command logs to standard error, prints one JSON object to standard output, and ends with an exit code of
+    conversion_lib.errors.
+
+    Attributes:
+        arguments: Of the command line; the first is the name of the command.
+        module: FERRY or STEPS.
     """
 
     arguments: tuple[str, ...]
@@ -40,7 +44,7 @@ class StageCommand:
 
 @dataclass(frozen=True)
 class TaskIdentity:
-    """Which task it is that runs; `map_index` is -1 where it is not mapped."""
+    """Which task is running; `map_index` is -1 if the task is not mapped."""
 
     dag_id: str
     run_id: str
@@ -49,18 +53,18 @@ class TaskIdentity:
 
 
 class TaskLog(Protocol):
-    """The part of a task's log that an execution mode writes to."""
+    """The methods of a task's log that an execution mode uses."""
 
     def info(self, event: str, *args: Any) -> Any: ...
     def error(self, event: str, *args: Any) -> Any: ...
 
 
 class StageFailed(FerryError):
-    """A command ended with another exit code than 0. Its text is the command's error line.
+    """A command failed. The text is the command's error line, or says how it ended.
 
-    :param message: the command's last log line
-    :param exit_code: as in conversion_lib.errors; negative where a signal ended it
-    :param result: what the command printed as its result all the same, as a failed check does
+    Attributes:
+        exit_code: As in conversion_lib.errors; negative if a signal ended the command.
+        result: The result that the command printed in spite of the failure, as a failed check does; else empty.
     """
 
     def __init__(self, message: str, exit_code: int, result: CommandResult) -> None:
@@ -70,42 +74,54 @@ class StageFailed(FerryError):
 
     @property
     def meaning(self) -> type[FerryError]:
-        """The kind of error that the exit code stands for: what decides on another try."""
+        """The class of error that the exit code stands for. It decides whether the task is retried."""
         kinds: tuple[type[FerryError], ...] = (BadInput, CheckFailed, Terminated)
         return next((kind for kind in kinds if kind.exit_code == self.exit_code), OutsideFailure)
 
 
 class ExecutionMode(ABC):
-    """A way to run commands. It serves one command at a time."""
+    """A way to run commands, one at a time."""
 
     @abstractmethod
     def run(self, command: StageCommand, secrets: Mapping[str, str], task: TaskIdentity, log: TaskLog) -> CommandResult:
-        """Runs a command to its end and returns its result; raises StageFailed where it fails.
+        """Runs a command to its end and returns its result.
 
-        A mode that need not be waited for raises Airflow's TaskDeferred with the method name `resume`; the event of
-        its trigger then comes to `resume`.
+        Args:
+            command: What to run. It is logged.
+            secrets: Environment variables for the command. They never appear in a log or a command line.
+            task: The task that runs the command. If the command outlives the task's process, a retry finds it by this.
+            log: The task's log.
 
-        :param command: what to run; it is logged
-        :param secrets: environment variables for it; never logged, and in no command line
-        :param task: whose command it is: a command that outlives the task's process is found again by this
-        :param log: the task's log
+        Raises:
+            StageFailed: The command failed.
+            BadInput: The command cannot be started, and a retry does not help.
+            OutsideFailure: The command cannot be started or is lost, and a retry may help.
+            TaskDeferred: The mode does not wait. Its method is `resume`, which gets the event of its trigger.
         """
 
     def resume(
         self, command: StageCommand, secrets: Mapping[str, str], event: Mapping[str, Any], log: TaskLog
     ) -> CommandResult:
-        """Goes on when the trigger has fired; returns, raises and defers as `run` does."""
+        """Continues after the trigger fired with `event`. Returns and raises as `run` does."""
         raise NotImplementedError(f"{type(self).__name__} does not defer")
 
     @abstractmethod
     def kill(self) -> None:
-        """Ends the command that is running, if one is; may be called from a signal handler."""
+        """Ends the running command, if there is one. May be called from a signal handler."""
 
 
 def failure(command: StageCommand, exit_code: int, ending: str, last_line: str, result: CommandResult) -> StageFailed:
-    """What a command's end means: its own error line where it left one, else how it ended."""
+    """Returns the error for a failed command: its own error line if there is one, else how it ended.
+
+    Args:
+        command: The command that failed.
+        exit_code: Its exit code; negative if a signal ended it.
+        ending: How it ended, such as `ended with exit code 9`.
+        last_line: The last line of its log; may be empty.
+        result: What it printed as its result; may be empty.
+    """
     if last_line.startswith(ERROR_PREFIX):
         return StageFailed(last_line, exit_code, result)
     message = f"{command.name} {ending}; its last line: {last_line or 'none'}"
-    # Python ends with 1 when it crashes; only with an error line does 1 mean a failed check.
+    # Python exits with 1 when it crashes. Only with an error line does 1 mean a failed check.
     return StageFailed(message, OutsideFailure.exit_code if exit_code == 1 else exit_code, result)

@@ -1,7 +1,7 @@
 """What a pod's container runs: `python -m ferry_airflow.execution.in_pod MODULE ARGUMENTS...`.
 
-It runs the command, whose log lines are the container's, and leaves its result as the container's termination message:
-Kubernetes keeps that with the pod's status, so that neither a sidecar nor a volume is needed to hand it on.
+It runs the command, whose log lines become the container's. It writes the result to the container's termination
+message. Kubernetes keeps the message in the pod's status, so the result needs no sidecar and no volume.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from typing import Any
 
 MESSAGE_PATH = "/dev/termination-log"
 MESSAGE_BYTES = 4096
-"""What Kubernetes keeps of a termination message."""
+"""Kubernetes truncates a longer termination message."""
 
 
 def main(module: str, *arguments: str) -> int:
-    """Runs the command and returns its exit code; a signal that ends it counts as shells count it, 128 and more."""
+    """Runs the command and returns its exit code; if a signal ended it, 128 plus the signal's number, as in a shell."""
     process = subprocess.Popen([sys.executable, "-m", module, *arguments, "--json"], stdout=subprocess.PIPE)
-    # as the first process of its container it hears SIGTERM only where it says so
+    # the first process of a container gets SIGTERM only if it has a handler for it
     signal.signal(signal.SIGTERM, lambda number, _: process.send_signal(number))
     output, _ = process.communicate()
     Path(os.environ.get("FERRY_TERMINATION_LOG") or MESSAGE_PATH).write_text(message(output))
@@ -30,7 +30,14 @@ def main(module: str, *arguments: str) -> int:
 
 
 def message(output: bytes) -> str:
-    """A command's result as JSON of at most 4096 bytes: without its lists, and then without what is longest."""
+    """Returns a command's result as JSON of at most 4096 bytes, without lists and, if needed, the longest values.
+
+    Args:
+        output: The command's standard output.
+
+    Returns:
+        The JSON; empty if the output is not JSON.
+    """
     try:
         result = json.loads(output)
     except ValueError:

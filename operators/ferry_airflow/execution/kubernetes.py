@@ -1,8 +1,9 @@
-"""The execution mode `kubernetes`: each command in a pod of its own, which outlives the task's process.
+"""The execution mode `kubernetes`: each command has its own pod, which outlives the task's process.
 
-The task makes the pod, or finds the one that an earlier try of it left at work, and defers: while the pod runs no
-worker is taken. Airflow's trigger watches it and brings its log lines; when it fires, the task copies the lines that
-are left, takes the result from the container's termination message, and deletes the pod. Needs the extra `kubernetes`.
+The task creates the pod, or finds the pod that an earlier try left running, and defers: it holds no worker while the
+pod runs. Airflow's trigger watches the pod and copies its log lines. When the trigger fires, the task copies the
+remaining lines, takes the result from the container's termination message, and deletes the pod. Needs the extra
+`kubernetes`.
 """
 
 from __future__ import annotations
@@ -36,10 +37,10 @@ if TYPE_CHECKING:
     from kubernetes.client import CoreV1Api, V1Pod  # type: ignore[import-untyped]
 
 RESUME = "resume"
-"""The operator's method that the trigger's event comes to."""
+"""The operator's method that gets the trigger's event."""
 
 WRONG = {400, 401, 403, 404, 422}
-"""Answers of the API to a request that it would not take another time either."""
+"""HTTP statuses with which the API refuses a request that it would refuse again."""
 
 
 class KubernetesPod(ExecutionMode):
@@ -50,7 +51,7 @@ class KubernetesPod(ExecutionMode):
         self._pod: tuple[str, str] | None = None
 
     def run(self, command: StageCommand, secrets: Mapping[str, str], task: TaskIdentity, log: TaskLog) -> CommandResult:
-        with _explained("making a pod"):
+        with _explained("creating a pod"):
             found = self._find(task, log)
             pod = found or self._create(command, secrets, task)
             self._pod = (pod.metadata.name, pod.metadata.namespace)
@@ -66,17 +67,17 @@ class KubernetesPod(ExecutionMode):
         with _explained(f"pod {name}"):
             pod = self._read(name, namespace)
             if pod is None:
-                raise OutsideFailure(f"pod {name} is gone before its command had ended: evicted, or its node lost")
+                raise OutsideFailure(f"pod {name} is gone before its command ended: evicted, or its node was lost")
             lines = self._lines(pod)
             _copy(lines, event.get("last_log_time"), log)
             if pod.status.phase in ("Pending", "Running"):
                 self._delete(name, namespace)
-                raise OutsideFailure(f"pod {name} was given up: {_one_line(event.get('message'))}")
+                raise OutsideFailure(f"deleted pod {name} before it ended: {_one_line(event.get('message'))}")
             self._delete(name, namespace)
         return _result(command, pod, lines[-1][1] if lines else "")
 
     def kill(self) -> None:
-        """Deletes the pod: Kubernetes ends it with SIGTERM, and with SIGKILL after its grace period."""
+        """Deletes the pod. Kubernetes ends it with SIGTERM, and with SIGKILL after its grace period."""
         if self._pod is not None:
             self._delete(*self._pod)
 
@@ -89,7 +90,7 @@ class KubernetesPod(ExecutionMode):
         return self._hook.core_v1_client
 
     def _find(self, task: TaskIdentity, log: TaskLog) -> V1Pod | None:
-        """The pod that an earlier try of this task left at work, or done; one that failed is removed."""
+        """The pod of an earlier try of this task, running or succeeded. A failed pod is deleted."""
         found = None
         for pod in self._api.list_namespaced_pod(self._settings.namespace, label_selector=selector(task)).items:
             if pod.metadata.deletion_timestamp is None and pod.status.phase != "Failed":
@@ -104,9 +105,9 @@ class KubernetesPod(ExecutionMode):
         return self._api.create_namespaced_pod(self._settings.namespace, body)
 
     def _hand_over(self, pod: V1Pod, secrets: Mapping[str, str]) -> None:
-        """Makes the Secret that the pod's container waits for, unless an earlier try has.
+        """Creates the Secret that the pod's container waits for, unless an earlier try has created it.
 
-        A pod that would wait for ever is deleted.
+        If the API refuses the Secret, the pod is deleted: it would wait forever.
         """
         if not secrets:
             return
@@ -145,11 +146,11 @@ class KubernetesPod(ExecutionMode):
     def _lines(self, pod: V1Pod) -> list[tuple[str, str]]:
         """The container's log, a few lines a minute, as times (UTC, ISO 8601) and texts.
 
-        Empty where the container never began, or is gone with its node.
+        Empty if the container never started, or is lost with its node.
         """
         name, namespace = pod.metadata.name, pod.metadata.namespace
         try:
-            # as it came: what the client makes of a text is the repr of its bytes
+            # the raw answer: of a text, the client returns the repr of its bytes
             answer = self._api.read_namespaced_pod_log(
                 name, namespace, container=CONTAINER, timestamps=True, _preload_content=False
             )
@@ -169,13 +170,21 @@ class KubernetesPod(ExecutionMode):
 
 
 def execution_mode(stage: str, options: Mapping[str, Any]) -> KubernetesPod:
-    """The mode of a stage. Raises pydantic's ValidationError for options that are not PodSettings."""
+    """Returns the mode of a stage.
+
+    Args:
+        stage: Its own settings replace the common ones.
+        options: The section `kubernetes` of the file that FERRY_EXECUTION names.
+
+    Raises:
+        ValidationError: The options do not fit PodSettings.
+    """
     return KubernetesPod(PodSettings.model_validate(options).of_stage(stage))
 
 
 @contextmanager
 def _explained(what: str) -> Iterator[None]:
-    """The API's errors as one line; those that another try would not mend are BadInput."""
+    """Turns the API's errors into one line: BadInput if a retry does not help, else OutsideFailure."""
     try:
         yield
     except ApiException as error:
@@ -197,7 +206,7 @@ def _one_line(text: object) -> str:
 
 
 def _copy(lines: list[tuple[str, str]], seen: datetime | None, log: TaskLog) -> None:
-    """Copies the lines that the trigger has not: it stops before the second in which it looked last."""
+    """Copies the lines that the trigger has not copied: those since the second in which it looked last."""
     begin = seen.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S") if seen else ""
     for time, text in lines:
         if time >= begin:
@@ -206,7 +215,10 @@ def _copy(lines: list[tuple[str, str]], seen: datetime | None, log: TaskLog) -> 
 
 
 def _result(command: StageCommand, pod: V1Pod, last_line: str) -> CommandResult:
-    """What a pod that has ended says in its status; raises StageFailed where its command failed."""
+    """The result in the status of a pod that has ended.
+
+    Raises StageFailed if its command failed, and OutsideFailure if it never ran or left no result.
+    """
     ended = next((s.state.terminated for s in pod.status.container_statuses or [] if s.name == CONTAINER), None)
     if ended is None:
         why = f"{pod.status.reason or pod.status.phase}: {pod.status.message or 'no reason given'}"
@@ -221,5 +233,5 @@ def _result(command: StageCommand, pod: V1Pod, last_line: str) -> CommandResult:
         exit_code = OutsideFailure.exit_code if why in ("Evicted", "OOMKilled") else ended.exit_code
         raise failure(command, exit_code, ending, last_line, result or {})
     if not isinstance(result, dict):
-        raise OutsideFailure(f"{command.name} ended well in pod {pod.metadata.name} but left no result")
+        raise OutsideFailure(f"{command.name} succeeded in pod {pod.metadata.name} but left no result")
     return result

@@ -1,8 +1,8 @@
-"""The execution mode `local`: this worker, with the command as a subprocess of the task.
+"""The execution mode `local`: the command runs on this worker, as a subprocess of the task.
 
-Its log lines (standard error) go into the task's log as they come; its one JSON object (standard output)
-is the result. The subprocess leads a process group of its own, which ends with it, with the task, or when
-the task is killed.
+Its log lines (standard error) go to the task's log as they come. The JSON object that it prints (standard output) is
+the result. The subprocess has its own process group, which ends with the subprocess, with the task, or when the task
+is killed.
 """
 
 from __future__ import annotations
@@ -29,14 +29,15 @@ from ferry_airflow.execution.base import (
 )
 
 GRACE_SECONDS = 4.0
-"""From SIGTERM to SIGKILL: less than the 5 s after which Airflow's supervisor kills the task itself."""
+"""From SIGTERM to SIGKILL. Less than the 5 s after which Airflow's supervisor kills the task itself."""
 
 
 class LocalSubprocess(ExecutionMode):
     """The execution mode `local`.
 
-    :param program: what to put before a command's arguments; default: this interpreter and the command's module
-    :param grace_seconds: time between SIGTERM and SIGKILL in seconds; default 4
+    Args:
+        program: What to put before a command's arguments. None: this interpreter and the command's module.
+        grace_seconds: Seconds between SIGTERM and SIGKILL.
     """
 
     def __init__(self, program: Sequence[str] | None = None, grace_seconds: float = GRACE_SECONDS) -> None:
@@ -46,10 +47,10 @@ class LocalSubprocess(ExecutionMode):
         self._killed = False
 
     def run(self, command: StageCommand, secrets: Mapping[str, str], task: TaskIdentity, log: TaskLog) -> CommandResult:
-        """As ExecutionMode has it; the task's log gets the command's lines as they come."""
+        """Runs a command as ExecutionMode says. The task's log gets its lines as they come."""
         program = [*(self._program or (sys.executable, "-m", command.module)), *command.arguments, "--json"]
         log.info("Running: %s", command)
-        # A file, not a pipe: nobody need read it while the log lines are read.
+        # A file, not a pipe: a full pipe would block the command while its log is read.
         with tempfile.TemporaryFile("w+") as results:
             exit_code, last_line = self._run_process(program, _environment(secrets), results, log)
             results.seek(0)
@@ -57,13 +58,13 @@ class LocalSubprocess(ExecutionMode):
         if exit_code:
             raise failure(command, exit_code, _ending(exit_code), last_line, result or {})
         if result is None:
-            raise StageFailed(f"{command.name} ended well but printed no JSON object", OutsideFailure.exit_code, {})
+            raise StageFailed(f"{command.name} succeeded but printed no JSON object", OutsideFailure.exit_code, {})
         return result
 
     def kill(self) -> None:
-        """Ends the process group: SIGTERM now, SIGKILL after the grace. Returns at once; `run` sees the end.
+        """Ends the process group: SIGTERM now, SIGKILL after the grace time. Returns at once; `run` waits for the end.
 
-        It is called from a signal handler, so it takes no lock that the interrupted code might hold.
+        A signal handler calls this, so it takes no lock that the interrupted code might hold.
         """
         self._killed = True
         if self._child is not None:
@@ -79,7 +80,7 @@ class LocalSubprocess(ExecutionMode):
             grace_seconds=self._grace_seconds,
             env=environment,
             stdout=results,
-            dies_with_parent=True,  # a conversion left over would meet the next try at the same destination
+            dies_with_parent=True,  # a leftover conversion would disturb the next try, which writes to the same place
         ) as child:
             self._child = child
             if self._killed:  # while it was starting
@@ -101,7 +102,7 @@ def _stream(child: Child, log: TaskLog) -> str:
 
 
 def _environment(secrets: Mapping[str, str]) -> dict[str, str]:
-    """The task's environment without Airflow's own settings and connections: ferry has no use for them."""
+    """The task's environment without Airflow's own settings and connections, which ferry does not need."""
     withheld = ("AIRFLOW__", "AIRFLOW_CONN_", "AIRFLOW_VAR_")
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(withheld)}
     return {**inherited, "PYTHONUNBUFFERED": "1", **secrets}
@@ -120,7 +121,11 @@ def _ending(exit_code: int) -> str:
 
 
 def execution_mode(stage: str, options: Mapping[str, Any]) -> LocalSubprocess:
-    """The mode of a stage; it takes no options."""
+    """Returns the mode of a stage.
+
+    Raises:
+        BadInput: There are options; this mode takes none.
+    """
     if options:
-        raise BadInput(f"the execution mode local takes no options, and there are {', '.join(options)}")
+        raise BadInput(f"the execution mode local takes no options: remove {', '.join(options)}")
     return LocalSubprocess()

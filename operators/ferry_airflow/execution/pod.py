@@ -1,4 +1,4 @@
-"""The pod that a command runs in: what is configured of it, and its specification."""
+"""The pod that a command runs in: its settings and its specification."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ferry_airflow.layout import WORK_DIR_VARIABLE
 CONTAINER = "ferry"
 SCRATCH = "/scratch"
 USER = 1000
-"""The image's user; files in the volumes get its group."""
+"""The id of the image's user. Files in the volumes get its group."""
 
 Json = dict[str, Any]
 
@@ -30,7 +30,7 @@ class SecretKey(BaseModel):
 
 
 class Scratch(BaseModel):
-    """The ephemeral volume of a pod, for temporary files: it is made and removed with the pod."""
+    """The ephemeral volume of a pod, for temporary files. It is created and removed with the pod."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -41,59 +41,73 @@ class Scratch(BaseModel):
 class PodSettings(BaseModel):
     """Settings of the execution mode `kubernetes` in the file that FERRY_EXECUTION names.
 
-    `stages` replaces them stage by stage. Quantities are Kubernetes' own: `8Gi`, `500m`.
+    Quantities are in Kubernetes' notation: `8Gi`, `500m`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     image: str
     connection: str | None = None
-    """An Airflow connection of the type kubernetes; none: the cluster that Airflow itself runs in."""
+    """An Airflow connection of the type kubernetes. None: the cluster that Airflow itself runs in."""
     namespace: str = "default"
     work_claim: str
-    """A PersistentVolumeClaim that many pods may mount at once: where the stages of a run find each other's files."""
+    """A PersistentVolumeClaim that many pods can mount at once. The stages of a run share files in it."""
     work_dir: str = "/work"
-    """Where it is mounted; FERRY_WORK_DIR of the command."""
+    """Where the claim is mounted; also the command's FERRY_WORK_DIR."""
     scratch: Scratch = Scratch()
     cpu: str = "2"
     memory: str = "4Gi"
+    """Requested. Memory is also the limit."""
     node_selector: dict[str, str] = {}
     tolerations: list[Json] = []
     service_account: str | None = None
     image_pull_secrets: list[str] = []
     environment: dict[str, str] = {}
     secrets: dict[str, SecretKey] = {}
-    """Environment variables from Secrets that are there, such as HF_TOKEN."""
+    """Environment variables from existing Secrets, such as HF_TOKEN."""
     startup_seconds: int = Field(1800, gt=0)
-    """How long a pod may wait for its node and its image before the task is tried again."""
+    """How long a pod may wait for a node and the image before the task is retried."""
     poll_seconds: float = Field(10.0, gt=0)
+    """How often the pod's state is read."""
     log_seconds: int = Field(30, gt=0)
-    """How often the task's log gets the pod's new lines while it runs."""
+    """How often new log lines are fetched while the pod runs."""
     stages: dict[str, Json] = {}
+    """Settings of single stages, by stage. They replace those above."""
 
     def of_stage(self, stage: str) -> PodSettings:
-        """With the stage's own settings instead of those of all. Raises ValidationError."""
+        """Returns the settings of a stage: its own replace the common ones.
+
+        Raises:
+            ValidationError: The stage's own settings are wrong.
+        """
         own = self.model_dump(exclude_unset=True, exclude={"stages"})
         return PodSettings.model_validate({**own, **self.stages.get(stage, {})})
 
 
 def labels(task: TaskIdentity) -> dict[str, str]:
-    """By these a task's pod is found again."""
+    """Returns the labels by which a task's pod is found again."""
     from airflow.providers.cncf.kubernetes.pod_generator import make_safe_label_value
 
     found = {"dag_id": task.dag_id, "run_id": task.run_id, "task_id": task.task_id, "map_index": str(task.map_index)}
     values = {f"ferry/{key}": make_safe_label_value(value) for key, value in found.items() if key != "map_index"}
-    # a label's value begins with a letter or a digit
+    # a label's value must begin with a letter or a digit
     return {"app.kubernetes.io/name": "ferry", **values, "ferry/map_index": f"i{task.map_index}".replace("-", "")}
 
 
 def selector(task: TaskIdentity) -> str:
-    """`labels` as the API takes them."""
+    """Returns `labels` as a label selector of the API."""
     return ",".join(f"{key}={value}" for key, value in labels(task).items())
 
 
 def specification(settings: PodSettings, command: StageCommand, secrets: Iterable[str], task: TaskIdentity) -> Json:
-    """The pod for a command; `secrets` are names of variables in a Secret that has the pod's own name."""
+    """Returns the specification of a pod for a command.
+
+    Args:
+        settings: The settings of the stage, as `of_stage` returns them.
+        command: What the pod runs.
+        secrets: Names of environment variables whose values are in a Secret with the pod's name (`secret_for`).
+        task: The task that the pod's labels name.
+    """
     name = f"ferry-{command.arguments[0]}-{uuid.uuid4().hex[:10]}"
     arguments = ["-m", "ferry_airflow.execution.in_pod", command.module, *command.arguments]
     security = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
@@ -104,7 +118,7 @@ def specification(settings: PodSettings, command: StageCommand, secrets: Iterabl
         "command": ["python"],
         "args": arguments,
         "env": _environment(settings, name, secrets),
-        # what is asked for is what may be taken: a conversion holds a budget
+        # the limit is the request: a conversion keeps to its memory budget
         "resources": {"requests": resources, "limits": {"memory": settings.memory}},
         "securityContext": security,
         "terminationMessagePath": MESSAGE_PATH,
@@ -127,7 +141,7 @@ def specification(settings: PodSettings, command: StageCommand, secrets: Iterabl
             "fsGroup": USER,
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        # SIGTERM, then time enough to write down what is finished
+        # after SIGTERM, time to record what is finished
         "terminationGracePeriodSeconds": 60,
         **({"serviceAccountName": settings.service_account} if settings.service_account else {}),
     }
@@ -137,7 +151,12 @@ def specification(settings: PodSettings, command: StageCommand, secrets: Iterabl
 
 
 def secret_for(pod: Mapping[str, Any], secrets: Mapping[str, str]) -> Json:
-    """The Secret with the variables of one pod: it belongs to the pod, and Kubernetes removes it with the pod."""
+    """Returns the Secret with the variables of one pod. The pod owns it, so Kubernetes removes it with the pod.
+
+    Args:
+        pod: The pod's `name`, `namespace` and `uid`.
+        secrets: The variables' values, by name.
+    """
     owner = {"apiVersion": "v1", "kind": "Pod", "name": pod["name"], "uid": pod["uid"]}
     return {
         "apiVersion": "v1",

@@ -192,7 +192,7 @@ class TestLife:
     def test_no_node_for_it(self, cluster, execution_file, log):
         execution_file(startup_seconds=1)
         mode = configured("download").mode
-        with pytest.raises(OutsideFailure, match="was given up"):
+        with pytest.raises(OutsideFailure, match=r"deleted pod .* before it ended"):
             resumed(mode, started(mode, log), log)
         assert cluster.pods == {}
 
