@@ -140,7 +140,7 @@ def test_link_to_the_onboarding_stays_inside(page, standalone, onboarded):
     page.goto(f"{standalone.endpoint}/plugin/ferry_models")
     models = page.frame_locator("iframe[title=Models]")
     row = models.get_by_role("row").filter(has_text=TARGET).filter(has_text=OTHER_REPO)
-    row.get_by_role("link", name="its onboarding").click()
+    row.get_by_role("link", name="onboarding run").click()
     models.get_by_role("heading", name=OTHER_REPO).wait_for()
 
 

@@ -1,4 +1,4 @@
-"""Ferry's pages in Airflow's own: a tab of each DAG run, and one page of all models."""
+"""Ferry's pages in Airflow's UI: a tab of each DAG run, and one page of all models."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PREFIX = "/ferry"
 
 
 class FerryPlugin(AirflowPlugin):
-    """Found by Airflow through the entry point `airflow.plugins`."""
+    """Airflow finds it through the entry point `airflow.plugins`."""
 
     name = "ferry"
     external_views = [  # noqa: RUF012 - as Airflow declares it
@@ -33,7 +33,7 @@ class FerryPlugin(AirflowPlugin):
 
     @property
     def fastapi_apps(self) -> list[dict[str, Any]]:  # type: ignore[override]
-        """The pages. Only the API server asks for them: every other process of Airflow is spared their imports."""
+        """The pages. Only the API server reads this, so no other process of Airflow imports them."""
         from ferry_airflow.plugin.pages import make_app
 
         return [{"app": make_app(), "url_prefix": PREFIX, "name": "Ferry"}]

@@ -1,7 +1,7 @@
-"""Who may see what: the checks that Airflow's own routes make.
+"""Access rights: the checks of Airflow's own routes.
 
-These functions of Airflow are no public interface (3.3.2 has none for this); nothing else of the plugin knows them. A
-caller without a valid token gets 401 (403 where the token is no token at all), one without the right 403.
+These functions are not a public interface of Airflow (3.3.2 has none for this), so only this module uses them. A caller
+without a valid token gets 401 (403 if the token is malformed). A caller without the right gets 403.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from fastapi import Depends
 
 
 def may_read_run() -> Any:
-    """For a route with `dag_id` in its path: the caller may read what the tasks of that DAG left."""
+    """Returns a dependency for a route with `dag_id` in its path: the caller may read that DAG's XComs."""
     return Depends(requires_access_dag("GET", DagAccessEntity.XCOM))
 
 
 def may_read_dag(dag_id: str) -> Any:
-    """For a route about one DAG: the caller may read what its tasks left."""
+    """Returns a dependency for a route about one DAG: the caller may read its XComs."""
     return Depends(requires_access_dag("GET", DagAccessEntity.XCOM, param_dag_id=dag_id))

@@ -1,4 +1,4 @@
-"""What the pages show, ready for display: made of records alone, without Airflow."""
+"""What the pages show, ready for display. Made from records only, without Airflow."""
 
 from __future__ import annotations
 
@@ -18,7 +18,12 @@ CHECK = "check"
 
 @dataclass(frozen=True)
 class StageRow:
-    """One line of the table of stages. left, width: its bar, in hundredths of the run's time."""
+    """One row of the table of stages.
+
+    Attributes:
+        left: Where its bar begins, in percent of the run's time.
+        width: The length of its bar, in percent of the run's time.
+    """
 
     name: str
     state: str
@@ -35,9 +40,14 @@ class StageRow:
 
 @dataclass(frozen=True)
 class RunView:
-    """verdict: `pass`, `fail` or empty while there is none. facts, figures: names and values.
+    """A run's tab.
 
-    checks: the run is of a kind that checks logits, so that there is or will be a report.
+    Attributes:
+        verdict: `pass` or `fail`; empty if there is none yet.
+        facts: Names and values.
+        figures: Names and values of the check.
+        checks: Whether the DAG checks logits, so that there is or will be a report.
+        unfinished: Whether the run is queued or running.
     """
 
     title: str
@@ -52,9 +62,16 @@ class RunView:
 
 @dataclass
 class ModelRow:
-    """One target of one model at one destination; `run` is (DAG id, run id) of the onboarding that is known of.
+    """One target of one model at one destination.
 
-    revision: as the catalogue has it, such as `branch main`; empty where only a person onboarded it.
+    Attributes:
+        revision: As in the catalogue, such as `branch main`; empty if only a person onboarded it.
+        seen: The last commit seen on the Hub, or else the published one.
+        published: The published commit; empty if there is none.
+        max_kl: Of the published checkpoint's check, in nats.
+        bytes: Size of all published files.
+        when: Time of publication.
+        run: DAG id and run id of the last known onboarding.
     """
 
     repo: str
@@ -87,7 +104,7 @@ class ModelRow:
 
 
 def view_run(run: Run) -> RunView | None:
-    """The tab of a run; None for a run of a DAG that has no stage of Ferry."""
+    """Returns what a run's tab shows; None if the run's DAG has no stage of Ferry."""
     if not any(stage.manifest for stage in run.stages) and "repo" not in run.conf:
         return None
     check = run.manifest(CHECK) or {}
@@ -112,7 +129,7 @@ def view_run(run: Run) -> RunView | None:
 
 
 def _plan(plan: Mapping[str, Any]) -> str:
-    """What `resolve` expected of the run."""
+    """The plan that `resolve` made for the run."""
     if not plan:
         return ""
     size = {key: _bytes(plan.get(key)) for key in ("bytes_in", "bytes_out", "disk_bytes", "peak_bytes")}
@@ -122,7 +139,7 @@ def _plan(plan: Mapping[str, Any]) -> str:
 
 
 def _places(run: Run, check: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Where to look: at what is published; until then, and where that failed, at what lies where the stages run."""
+    """Where the files are: the published ones, or, if nothing is published, those where the stages run."""
     if url := published_url(run):
         return [("Published at", url)]
     left = [stage.manifest for stage in run.stages if stage.manifest]
@@ -179,22 +196,22 @@ def _note(manifest: Mapping[str, Any]) -> str:
     if manifest.get("error"):
         return str(manifest["error"]).removeprefix("ferry: ")
     if manifest.get("already"):
-        return "was there and whole"
+        return "was already complete"
     if manifest.get("skipped"):
-        return "passed on"
+        return "not needed"
     if manifest.get("pieces_skipped"):
-        return f"went on: {manifest['pieces_skipped']} of {manifest.get('pieces')} pieces were done"
+        return f"resumed: {manifest['pieces_skipped']} of {manifest.get('pieces')} pieces were already written"
     return ""
 
 
 @dataclass
 class _Table:
-    """Rows by model, target, destination and revision, filled from what happened, the oldest first."""
+    """Rows by model, target, destination and revision. Events are added in order, the oldest first."""
 
     rows: list[ModelRow] = field(default_factory=list)
 
     def alike(self, model: str, target: str, destination: str) -> list[ModelRow]:
-        """The rows that differ in nothing but the revision."""
+        """The rows that differ only in the revision."""
         wanted = (model, target, destination.rstrip("/"))
         return [row for row in self.rows if (row.model, row.target, row.destination) == wanted]
 
@@ -204,7 +221,7 @@ class _Table:
 
     def add_finding(self, finding: Finding, onboarding: str) -> None:
         named = (finding.model, finding.target, finding.destination)
-        # one that only a person onboarded so far becomes the catalogue's
+        # a row that only a person onboarded so far becomes the catalogue's
         same = [row for row in self.alike(*named) if row.revision in (finding.revision, "")]
         row = max(same, key=lambda row: row.revision) if same else self.add_row(finding.repo, *named)
         row.revision = finding.revision
@@ -235,7 +252,13 @@ def view_models(
     onboardings: Mapping[str, tuple[datetime, Mapping[str, Mapping[str, Any]]]],
     onboarding_dag: str,
 ) -> list[ModelRow]:
-    """One row for each target of each model, made of looks and of onboardings, the newest having the last word."""
+    """Returns one row for each target of each model, from looks and onboardings. The newest event wins.
+
+    Args:
+        findings: The findings of looks, with the time of each.
+        onboardings: By run id: when the last stage ended, and the manifests by stage.
+        onboarding_dag: The id of the DAG of these runs.
+    """
     table = _Table()
     events: list[tuple[datetime, Finding | str]] = list(findings)
     events += [(when, run) for run, (when, stages) in onboardings.items() if stages.get("publish", {}).get("url")]

@@ -1,4 +1,4 @@
-"""The routes of Ferry's pages. Each checks its caller; none takes a path."""
+"""The routes of Ferry's pages. Each checks its caller's rights; none takes a file's path."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
 }
 REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'self'; sandbox"
-"""The report is one file with its styles and pictures inside; it runs nothing and loads nothing."""
+"""The report is one file that contains its styles and pictures. It runs no script and loads nothing."""
 
 templates = Environment(loader=PackageLoader("ferry_airflow.plugin"), autoescape=True, undefined=StrictUndefined)
 
 
 def make_app() -> FastAPI:
-    """The application that Airflow mounts."""
+    """Returns the application that Airflow mounts."""
     app = FastAPI(title="Ferry", openapi_url=None, docs_url=None, redoc_url=None)
 
     @app.get("/models", dependencies=[may_read_dag(ONBOARDING), may_read_dag(SCHEDULED)])
     def show_models() -> Response:
-        """All models: the last commit seen, what is published of it, its verdict, size and age."""
+        """All models: the last commit seen, the published commit, its verdict, size and age."""
         rows = view_models(read_findings(SCHEDULED), read_onboardings(ONBOARDING), ONBOARDING)
         return _page("models.html", rows=rows)
 
     @app.get("/runs/{dag_id}/{run_id}", dependencies=[may_read_run()])
     def show_run(dag_id: str, run_id: str) -> Response:
-        """The tab of a run: its stages with their figures, and the report."""
+        """A run's tab: its stages with their figures, and the report."""
         run = read_run(dag_id, run_id)
         if run is None:
             raise HTTPException(404, "no such run")
@@ -51,7 +51,7 @@ def make_app() -> FastAPI:
 
     @app.get("/runs/{dag_id}/{run_id}/report", dependencies=[may_read_run()])
     def show_report(dag_id: str, run_id: str) -> Response:
-        """The report as the run published it."""
+        """The report that the run published."""
         run = read_run(dag_id, run_id)
         if run is None:
             raise HTTPException(404, "no such run")
@@ -65,7 +65,7 @@ def make_app() -> FastAPI:
 
 
 def _page(template: str, **values: Any) -> HTMLResponse:
-    """A page of this plugin: its one style sheet by nonce, frames of its own, and nothing else."""
+    """A page of this plugin. It may load its style sheet (by nonce) and its own frames, and nothing else."""
     nonce = secrets.token_urlsafe(16)
     policy = (
         f"default-src 'none'; style-src 'nonce-{nonce}'; frame-src 'self'; frame-ancestors 'self'; base-uri 'none';"

@@ -1,6 +1,6 @@
-"""What Airflow's database knows of Ferry's runs: all that the API server can see of them, as it sees no worker's disk.
+"""Ferry's runs in Airflow's database. The API server sees nothing else of them: it has no access to a worker's disk.
 
-These tables of Airflow are no public interface (3.3.2); nothing else of the plugin knows them.
+These tables are not a public interface of Airflow (3.3.2), so only this module uses them.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from ferry_airflow.plugin.runs import Run, Stage
 from ferry_airflow.scheduling.finding import ROWS, Finding
 
 RESULT, FAILURE = "return_value", "failure"
-"""XCom keys under which a stage leaves its manifest: when it succeeded, and when it failed."""
+"""XCom keys of a stage's manifest: if it succeeded, and if it failed."""
 LOOKS, ONBOARDINGS = 1000, 3000
-"""Rows of XCom that the page of all models is made of at most, the newest ones."""
+"""The page of all models is made from at most this many XComs, the newest ones."""
 
 
 def read_run(dag_id: str, run_id: str) -> Run | None:
-    """A run; None where there is none."""
+    """Reads a run; None if it does not exist."""
     with create_session(scoped=False) as session:
         run = session.scalar(select(DagRun).where(DagRun.dag_id == dag_id, DagRun.run_id == run_id))
         if run is None:
@@ -43,7 +43,7 @@ def read_run(dag_id: str, run_id: str) -> Run | None:
                 map_index=ti.map_index,
                 state=ti.state,
                 tries=ti.try_number,
-                started=ti.start_date if ti.try_number else None,  # Airflow dates what it leaves out, too
+                started=ti.start_date if ti.try_number else None,  # Airflow dates skipped tasks, too
                 ended=ti.end_date,
                 manifest=left.get((ti.task_id, ti.map_index)),
             )
@@ -53,14 +53,18 @@ def read_run(dag_id: str, run_id: str) -> Run | None:
 
 
 def read_findings(dag_id: str) -> list[tuple[datetime, Finding]]:
-    """What the runs of `scheduled_onboarding` have found, the oldest first."""
+    """Reads the findings of `scheduled_onboarding` with their times, the oldest first."""
     with create_session(scoped=False) as session:
         rows = _newest(session, dag_id, ROWS, LOOKS)
         return [(row.timestamp, found) for row in rows for found in _findings(XComModel.deserialize_value(row))]
 
 
 def read_onboardings(dag_id: str) -> dict[str, tuple[datetime, dict[str, dict[str, Any]]]]:
-    """By run id, the oldest first: when its last stage ended, and each stage's manifest."""
+    """Reads the runs of `onboard_checkpoint`.
+
+    Returns:
+        By run id, the oldest first: when the last stage ended, and the manifests by stage.
+    """
     runs: dict[str, tuple[datetime, dict[str, dict[str, Any]]]] = {}
     with create_session(scoped=False) as session:
         for row in _newest(session, dag_id, RESULT, ONBOARDINGS):
@@ -72,7 +76,7 @@ def read_onboardings(dag_id: str) -> dict[str, tuple[datetime, dict[str, dict[st
 
 
 def _order(ti: TaskInstance) -> tuple[bool, float, int, int]:
-    """By their starts; those that have not started come last, upstream ones first (they weigh more)."""
+    """By start time. Tasks that have not started come last, upstream ones first: they have more weight."""
     started = ti.start_date.timestamp() if ti.start_date and ti.try_number else None
     return started is None, started or 0.0, -(ti.priority_weight or 0), ti.map_index
 
@@ -94,7 +98,7 @@ def _manifests(session: Session, dag_id: str, run_id: str) -> dict[tuple[str, in
 
 
 def _findings(value: Any) -> Iterable[Finding]:
-    """Of rows that an older version wrote, those that still are findings."""
+    """The rows that are findings. An older version may have written others."""
     for row in value if isinstance(value, list) else []:
         try:
             yield Finding.model_validate(row)

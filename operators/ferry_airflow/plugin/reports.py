@@ -1,4 +1,4 @@
-"""The report of a published checkpoint, from where it was published, and from nowhere else."""
+"""The report of a published checkpoint, read only from where it was published."""
 
 from __future__ import annotations
 
@@ -24,33 +24,40 @@ LARGEST_BYTES = 32 << 20
 
 
 class NoReport(Exception):
-    """There is none to show; the text says why, for a person."""
+    """There is no report to show. The text says why, for a person."""
 
 
 def read_report(run: Run) -> bytes:
-    """The page that the run's check wrote, as the run published it.
+    """Reads the check's report as the run published it.
 
-    Opened is only what lies three levels under the destination that the run was started with, has a marker and a
-    manifest that belong together, and is in that manifest with its size and CRC32C: whoever can change what a task
-    left still cannot have another file shown. Raises NoReport.
+    The report must be three levels under the destination that the run was started with. The marker and the manifest
+    there must belong together, and the manifest must list the report with its size and CRC32C. So a person who can
+    change a task's XCom cannot make the page show another file.
+
+    Returns:
+        The HTML page.
+
+    Raises:
+        NoReport: Nothing is published, the location is wrong or cannot be read, or the report is missing, changed or
+            larger than 32 MiB.
     """
     url = published_url(run)
     if not url:
-        raise NoReport("nothing is published by this run yet: a report is shown from where it was published")
+        raise NoReport("this run has not published anything: the report is shown only after publishing")
     root = run.conf.get("destination") or os.environ.get(DESTINATION_VARIABLE)
     if not isinstance(root, str) or not _lies_under(url, root):
-        raise NoReport(f"{url} does not lie under the destination of this run")
+        raise NoReport(f"{url} is not under the destination of this run")
     try:
         location = open_destination(url)
         marker, manifest = location.read(MARKER_NAME), location.read(MANIFEST_NAME)
         if marker is None or manifest is None:
-            raise NoReport(f"no checkpoint at {url}, as seen from the API server: is it mounted there, or removed?")
+            raise NoReport(f"the API server finds no checkpoint at {url}: it was removed, or is not mounted there")
         entry = _entry(marker, manifest)
         content = location.read(REPORT)
     except FerryError as error:
         raise NoReport(str(error)) from error
     except ValidationError as error:
-        raise NoReport(f"{url} has no manifest of this version") from error
+        raise NoReport(f"{url} has no marker and manifest of this version") from error
     if entry is None:
         raise NoReport(f"the checkpoint at {url} was published without a report")
     if content is None or (len(content), _crc32c(content)) != entry:
@@ -59,25 +66,25 @@ def read_report(run: Run) -> bytes:
 
 
 def published_url(run: Run) -> str:
-    """Where the run published its checkpoint, or found it published already; empty where it has done neither."""
+    """Returns where the run published its checkpoint or found it already published; empty if neither."""
     published, resolved = run.manifest("publish") or {}, run.manifest("resolve") or {}
     return str(published.get("url") or resolved.get("published") or "")
 
 
 def _entry(marker: bytes, manifest: bytes) -> tuple[int, str] | None:
-    """Size and CRC32C of the report, by a manifest that the marker vouches for; None where it has none."""
+    """Size and CRC32C of the report in the manifest, which the marker vouches for; None if it lists no report."""
     if Marker.model_validate_json(marker).manifest_crc32c != _crc32c(manifest):
         raise NoReport("the manifest is not the one that was published")
     files = {file.path: file for file in Manifest.model_validate_json(manifest).files}
     if (file := files.get(REPORT)) is None:
         return None
     if file.size > LARGEST_BYTES:
-        raise NoReport(f"the report has {file.size} bytes, too many to show here")
+        raise NoReport(f"the report has {file.size} bytes; this page shows at most {LARGEST_BYTES}")
     return file.size, file.crc32c
 
 
 def _lies_under(url: str, root: str) -> bool:
-    """Whether a location is `<root>/<model>/<commit>/<target>`, links followed."""
+    """Whether a location is `<root>/<model>/<commit>/<target>`, with symbolic links resolved."""
     inside, outside = _parts(url), _parts(root)
     return inside[: len(outside)] == outside and len(inside) == len(outside) + LEVELS and ".." not in inside
 

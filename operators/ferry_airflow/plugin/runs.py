@@ -9,7 +9,15 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Stage:
-    """One task instance of a run, and the manifest it left; times are aware."""
+    """One task instance of a run, and its manifest.
+
+    Attributes:
+        map_index: -1 if the task is not mapped.
+        state: As in Airflow; None before it is scheduled.
+        started: With time zone; None before the first try.
+        ended: With time zone; None while it runs.
+        manifest: Also of a failed stage; None if there is none yet.
+    """
 
     task_id: str
     map_index: int
@@ -22,7 +30,12 @@ class Stage:
 
 @dataclass(frozen=True)
 class Run:
-    """A DAG run with its stages, in their order."""
+    """A DAG run.
+
+    Attributes:
+        conf: The params that the run was started with.
+        stages: In order of their start; those not started yet come last.
+    """
 
     dag_id: str
     run_id: str
@@ -31,6 +44,6 @@ class Run:
     stages: list[Stage]
 
     def manifest(self, stage: str) -> dict[str, Any] | None:
-        """The manifest that the stage of this kind left."""
+        """Returns the manifest of the first stage of a kind, such as `publish`; None if there is none."""
         left = (one.manifest for one in self.stages if one.manifest and one.manifest.get("stage") == stage)
         return next(left, None)

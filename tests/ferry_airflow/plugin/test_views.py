@@ -73,7 +73,7 @@ def test_report_where_the_run_found_it_published(tmp_path):
 def test_destination_from_the_environment(tmp_path, monkeypatch):
     run = replace(run_of(publish(tmp_path), ""), conf={})
     monkeypatch.delenv("FERRY_DESTINATION", raising=False)
-    with pytest.raises(NoReport, match="does not lie under"):
+    with pytest.raises(NoReport, match="is not under"):
         read_report(run)
     monkeypatch.setenv("FERRY_DESTINATION", str(tmp_path))
     assert read_report(run) == REPORT
@@ -88,7 +88,7 @@ def test_report_in_cloud_storage(tmp_path, monkeypatch):
             bucket.blob(f"models/{path.relative_to(tmp_path)}").upload_from_filename(path)
         url = f"gs://bucket/models/tiny/{COMMIT}/{SLUG}"
         assert read_report(run_of(url, "gs://bucket/models/")) == REPORT
-        with pytest.raises(NoReport, match="does not lie under"):
+        with pytest.raises(NoReport, match="is not under"):
             read_report(run_of(url, "gs://bucket/other"))
         with pytest.raises(NoReport, match="no checkpoint at"):
             read_report(run_of(url.replace("tiny", "other"), "gs://bucket/models"))
@@ -108,10 +108,10 @@ def test_nothing_outside_of_the_runs_destination_is_opened(tmp_path):
         f"gs://bucket/{inside}/tiny/{COMMIT}/{SLUG}",
     ]
     for url in wrong:
-        with pytest.raises(NoReport, match="does not lie under the destination"):
+        with pytest.raises(NoReport, match="is not under the destination"):
             read_report(run_of(url, inside))
     for root in (outside.parent, outside / "tiny", "gs://outside"):
-        with pytest.raises(NoReport, match="does not lie under the destination"):
+        with pytest.raises(NoReport, match="is not under the destination"):
             read_report(run_of(location, root))
 
 
@@ -139,7 +139,7 @@ def test_location_without_a_marker_or_manifest(tmp_path, gone):
 
 
 def test_run_that_has_published_nothing(tmp_path):
-    with pytest.raises(NoReport, match="nothing is published by this run yet"):
+    with pytest.raises(NoReport, match="has not published anything"):
         read_report(run_of("", tmp_path))
 
 
