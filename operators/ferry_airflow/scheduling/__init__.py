@@ -1,1 +1,1 @@
-"""Scheduled onboarding: the catalogue of watched models, and what a look at the Hub finds."""
+"""Scheduled onboarding: the catalogue of watched models, and the looks at the Hub."""

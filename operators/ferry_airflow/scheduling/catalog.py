@@ -1,15 +1,15 @@
-"""The catalogue of `scheduled_onboarding`: which models are watched, and what is made of them.
+"""The catalogue of `scheduled_onboarding`: which models are watched, and to which targets they are converted.
 
     schedule: "0 3 * * *"            # cron, a preset such as @daily, or null: only when triggered
     at_most: 2                       # onboardings at once
-    defaults:                        # of every model below; a model's own value takes its place
+    defaults:                        # of every model below; a model's own value replaces it
       destination: gs://bucket/models
     models:
       - repo: Qwen/Qwen3-0.6B
-        revision: {branch: main}     # or {tag: "v*"}: the newest such tag; or {commit: <40 hex digits>}
+        revision: {branch: main}     # or {tag: "v*"}: the newest matching tag; or {commit: <40 hex digits>}
         targets: [{scan_layers: true}, {scan_layers: false}]
 
-Each entry is judged by itself: a wrong one is reported with its line, and the others stand.
+Each entry is validated by itself. A wrong one is reported with its line, and the others apply.
 """
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ def _known_model(name: str) -> str:
 
 def _cron(schedule: str) -> str:
     if schedule not in PRESETS and not croniter.is_valid(schedule):
-        raise ValueError(f"neither a cron expression nor one of {', '.join(PRESETS)}")
+        raise ValueError(f"expected a cron expression or one of {', '.join(PRESETS)}")
     return schedule
 
 
 def _number(value: Any) -> Any:
-    """YAML takes `1e-5` for a string, since it has no point."""
+    """YAML reads `1e-5` as a string, since it has no point."""
     try:
         return float(value) if isinstance(value, str) else value
     except ValueError:
@@ -70,7 +70,12 @@ class _Strict(BaseModel):
 
 
 class Revision(_Strict):
-    """Which commit of a repository is wanted: a branch's head, the newest tag of a pattern, or one commit."""
+    """Which commit of a repository to onboard: a branch's head, the newest matching tag, or one commit.
+
+    Attributes:
+        tag: A pattern with `*` and `?`, such as `v*`.
+        commit: 40 hex digits.
+    """
 
     branch: Annotated[str, Field(min_length=1)] | None = None
     tag: Annotated[str, Field(min_length=1)] | None = None
@@ -105,7 +110,7 @@ else:
 
 
 class Entry(_Strict):
-    """One model of the catalogue; the fields after `targets` are the params of `onboard_checkpoint`."""
+    """One model of the catalogue. The fields after `targets` are params of `onboard_checkpoint`."""
 
     repo: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*$")]
     model_name: Annotated[str, AfterValidator(_known_model)] | None = None
@@ -119,11 +124,11 @@ class Entry(_Strict):
 
     @property
     def published_as(self) -> str:
-        """The first level of its published path."""
+        """The first level of the published path."""
         return self.model_name or published_name(self.repo, self.repo)
 
     def conf(self, commit: str, target: TargetChoice) -> dict[str, Any]:
-        """The conf of a run of `onboard_checkpoint`; where the catalogue says nothing, that DAG's defaults hold."""
+        """Returns the conf of a run of `onboard_checkpoint`. The DAG's defaults apply to what the entry leaves out."""
         chosen = self.model_dump(exclude={"revision", "targets"}, exclude_none=True)
         return {**chosen, **target.model_dump(), "revision": commit}
 
@@ -137,7 +142,13 @@ class _Settings(_Strict):
 
 @dataclass(frozen=True)
 class Catalog:
-    """schedule: cron or None. at_most: onboardings at once. problems: one line for each wrong entry."""
+    """The valid part of a catalogue, and its problems.
+
+    Attributes:
+        schedule: A cron expression or a preset. None: only when triggered.
+        at_most: Maximum number of onboardings at once.
+        problems: One line for each problem, with the line of the file.
+    """
 
     schedule: str | None
     at_most: int
@@ -146,15 +157,15 @@ class Catalog:
 
 
 def catalog_path(default: Path) -> Path:
-    """The file that FERRY_CATALOG names, else `default`."""
+    """Returns the path that FERRY_CATALOG names, or else `default`."""
     return Path(os.environ.get(CATALOG_VARIABLE) or default)
 
 
 def load_catalog(path: Path) -> Catalog:
-    """The catalogue at `path`. An entry without a destination takes FERRY_DESTINATION.
+    """Reads the catalogue at `path`. The default destination is FERRY_DESTINATION.
 
-    Raises BadInput, with the line where there is one, where the file cannot be read, is no YAML, or is wrong outside
-    of its models.
+    Raises:
+        BadInput: The file cannot be read, is not YAML, or is wrong outside its models. The message names the line.
     """
     try:
         document = parse(path.read_text(encoding="utf-8"), path.name)
@@ -169,7 +180,7 @@ def load_catalog(path: Path) -> Catalog:
     if unknown or "repo" in settings.defaults:
         name = unknown[0] if unknown else "repo"
         line = document.line(("defaults", name))
-        raise BadInput(f"{path.name}, line {line}: defaults.{name} is no default of a model")
+        raise BadInput(f"{path.name}, line {line}: defaults.{name} cannot be a default of models")
     entries: dict[int, Entry] = {}
     problems: list[str] = []
     for index, own in enumerate(settings.models):
@@ -179,20 +190,20 @@ def load_catalog(path: Path) -> Catalog:
         elif isinstance(found, Entry):
             entries[index] = found
         else:
-            problems += [problem for problem in found if problem not in problems]  # of a default: once for all models
+            problems += [problem for problem in found if problem not in problems]  # a wrong default: once for all
     return Catalog(settings.schedule, settings.at_most, tuple(entries.values()), tuple(problems))
 
 
 def _entry(path: Path, document: Document, defaults: Mapping[str, Any], index: int, own: Any) -> Entry | list[str]:
     if not isinstance(own, dict):
-        return [f"{path.name}, line {document.line(('models', index))}: expected a model, with its repo"]
+        return [f"{path.name}, line {document.line(('models', index))}: expected a model with a repo"]
     fallback = {"destination": value} if (value := os.environ.get(DESTINATION_VARIABLE)) else {}
     try:
         return Entry.model_validate({**fallback, **defaults, **own})
     except ValidationError as error:
         problems = []
         for one in error.errors():
-            # what the entry does not say itself is in the defaults, or nowhere
+            # a value that the entry does not have is in the defaults, or missing
             named = bool(one["loc"]) and one["loc"][0] in defaults and one["loc"][0] not in own
             at = ("defaults", *one["loc"]) if named else ("models", index, *one["loc"])
             problems.append(_problem(path, document, at, one))
@@ -200,7 +211,7 @@ def _entry(path: Path, document: Document, defaults: Mapping[str, Any], index: i
 
 
 def _repeated(path: Path, document: Document, entries: Mapping[int, Entry], index: int, entry: Entry) -> str | None:
-    """What is wrong with an entry that would have the same things made as one before it; None: nothing."""
+    """The problem of an entry that repeats a target of an earlier entry; None if it repeats none."""
 
     def made(one: Entry) -> set[tuple[str, ...]]:
         return {(one.repo, str(one.revision), one.published_as, one.destination, t.slug) for t in one.targets}
@@ -208,7 +219,7 @@ def _repeated(path: Path, document: Document, entries: Mapping[int, Entry], inde
     for before, other in entries.items():
         if both := made(entry) & made(other):
             first, line = document.line(("models", before)), document.line(("models", index))
-            return f"{path.name}, line {line}: {entry.repo} as {min(both)[-1]} is in line {first} already"
+            return f"{path.name}, line {line}: {entry.repo} as {min(both)[-1]} is already in line {first}"
     return None
 
 

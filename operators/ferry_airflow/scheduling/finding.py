@@ -1,4 +1,4 @@
-"""What a look at one target of one model found: light, since the page of all models reads it too."""
+"""What a look at one target of one model found. A light module: the page of all models imports it too."""
 
 from __future__ import annotations
 
@@ -15,13 +15,23 @@ State = Literal["new", "published", "running", "failed", "skipped", "wrong"]
 
 
 class Finding(BaseModel):
-    """One target of one model at one look; what goes through XCom, and what the page of all models shows.
+    """One target of one model at one look. It goes through XCom to the page of all models.
 
-    state: `new`, an onboarding is to be triggered; `published`; `running`, its onboarding is under way or queued;
-    `failed`, its onboarding has ended without publishing it; `skipped`, the Hub or the destination did not answer;
-    `wrong`, somebody has to correct the catalogue or a permission. note: why, in one line. commit: the last one seen
-    at the Hub. The rest is what is published of that commit: since when (UTC, ISO 8601), the verdict of its check,
-    the largest KL divergence of a token in nats, bytes of all files.
+    Attributes:
+        model: The first level of the published path.
+        revision: As in the catalogue, such as `branch main`.
+        target: The target's name in a published path.
+        state: `new`: an onboarding will be triggered. `published`. `running`: its onboarding is running or queued.
+            `failed`: its onboarding ended without publishing. `skipped`: the Hub or the destination did not answer.
+            `wrong`: a person must correct the catalogue or a permission.
+        note: Why, in one line.
+        commit: The last one seen on the Hub; None if the Hub did not answer.
+        run_id: Of its onboarding.
+        url: Where that commit is published; None if it is not. So are the fields below.
+        published: When, in UTC, ISO 8601.
+        verdict: `pass`, `fail` or `unchecked`.
+        max_kl: The largest KL divergence of a token, in nats; None also if it is not finite.
+        bytes: The size of all files.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -43,7 +53,7 @@ class Finding(BaseModel):
 
     @property
     def row(self) -> tuple[str, ...]:
-        """The cells of a table for people."""
+        """Its cells in the table of a summary."""
         size = "" if self.bytes is None else format_bytes(self.bytes)
         run = f"run {self.run_id}" if self.run_id and self.state != "published" else ""
         told = "; ".join(part for part in (self.note, run) if part)

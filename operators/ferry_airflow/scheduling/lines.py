@@ -1,4 +1,4 @@
-"""YAML whose every value knows its line, so that an error can name it."""
+"""YAML with the line of every value, so that an error can name the line."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ Path = tuple[str | int, ...]
 
 @dataclass(frozen=True)
 class Document:
-    """A YAML document: its data, and the line (counted from 1) of each value by its path."""
+    """A YAML document: its data, and the line of each value, counted from 1, by its path."""
 
     data: Any
     lines: Mapping[Path, int]
 
     def line(self, path: Sequence[str | int]) -> int:
-        """The line of the value at `path`, or of the innermost one around it that is there."""
+        """Returns the line of the value at `path`, or, if there is none, of the innermost existing value around it."""
         known = tuple(path)
         while known and known not in self.lines:
             known = known[:-1]
@@ -30,10 +30,15 @@ class Document:
 
 
 def parse(text: str, name: str) -> Document:
-    """Parses `text`; `name` stands for it in errors.
+    """Parses YAML.
 
-    Raises BadInput, with the line, for what is no YAML, a key that is given twice, and anchors (`&`): an entry says
-    all of itself, and nothing can refer to itself.
+    Args:
+        text: The document.
+        name: The file's name, for errors.
+
+    Raises:
+        BadInput: The text is not YAML, has a key twice, or has an anchor (`&`), since a value could then contain
+            itself. The message names the line.
     """
     lines: dict[Path, int] = {}
     try:
@@ -44,7 +49,7 @@ def parse(text: str, name: str) -> Document:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise BadInput(f"{name}, line {mark.line + 1 if mark else 1}: {error.problem or error.context}") from error
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that there is not, such as 2026-02-30
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: an impossible date, such as 2026-02-30
         raise BadInput(f"{name}: {' '.join(str(error).split())}") from error
     return Document(data, lines)
 
@@ -52,7 +57,7 @@ def parse(text: str, name: str) -> Document:
 def _record(node: yaml.Node, path: Path, lines: dict[Path, int], name: str, seen: set[int]) -> None:
     here = node.start_mark.line + 1
     if id(node) in seen:
-        raise BadInput(f"{name}, line {here}: anchors are not taken; `defaults` is for what entries share")
+        raise BadInput(f"{name}, line {here}: anchors are not allowed; put what entries share into `defaults`")
     seen.add(id(node))
     lines[path] = here
     if isinstance(node, yaml.SequenceNode):
@@ -64,4 +69,4 @@ def _record(node: yaml.Node, path: Path, lines: dict[Path, int], name: str, seen
             if inner in lines:
                 raise BadInput(f"{name}, line {line}: {key.value} is given twice, first in line {lines[inner]}")
             _record(value, inner, lines, name, seen)
-            lines[inner] = line  # a block begins in the line after its key; the key's line is what a person looks for
+            lines[inner] = line  # a block begins in the line after its key, but a person looks for the key

@@ -1,4 +1,4 @@
-"""What `scheduled_onboarding` finds out: the commits at the Hub, what is published, and what is to be done."""
+"""The looks of `scheduled_onboarding`: the commits on the Hub, what is published, and what to do."""
 
 from __future__ import annotations
 
@@ -31,14 +31,22 @@ PATIENCE = Backoff(attempts=3)
 """A Hub that does not answer is asked again at the next look."""
 
 RunState = Callable[[str], str | None]
-"""The state of the run of `onboard_checkpoint` with this id, as Airflow says it; None where there is none."""
+"""From the id of a run of `onboard_checkpoint` to its state in Airflow; None if the run does not exist."""
 
 
 def look(entry: Entry, run_state: RunState, *, reporter: Reporter = SILENT) -> list[Finding]:
-    """Each target of an entry: whether its newest commit is published, under way, or to be onboarded.
+    """Returns for each target of an entry whether its newest commit is published, being onboarded, or new.
 
-    Asks the Hub at HF_ENDPOINT and the entry's destination. Raises nothing that is about this entry alone: the
-    finding says it.
+    Asks the Hub at HF_ENDPOINT and the entry's destination. An error of either (FerryError) is not raised: the finding
+    reports it.
+
+    Args:
+        entry: The entry to look at.
+        run_state: Returns the state of a run.
+        reporter: Gets a message before each retry.
+
+    Returns:
+        One finding for each of the entry's targets, in their order.
     """
     try:
         commit = newest_commit(entry.repo, entry.revision, reporter=reporter)
@@ -48,9 +56,11 @@ def look(entry: Entry, run_state: RunState, *, reporter: Reporter = SILENT) -> l
 
 
 def newest_commit(repo: str, revision: Revision, *, reporter: Reporter = SILENT) -> str:
-    """The commit that `revision` stands for now. A pinned commit is not asked for.
+    """Returns the commit that a revision currently means. For a pinned commit, the Hub is not asked.
 
-    Raises BadInput for an unknown repository, branch or tag; OutsideFailure where the Hub cannot be reached.
+    Raises:
+        BadInput: The repository, the branch or a matching tag does not exist, or the token does not open it.
+        OutsideFailure: The Hub does not answer.
     """
     if revision.commit:
         return revision.commit
@@ -59,18 +69,26 @@ def newest_commit(repo: str, revision: Revision, *, reporter: Reporter = SILENT)
     pattern = str(revision.tag)
     tags = {name: commit for name, commit in _tags(repo, reporter).items() if fnmatchcase(name, pattern)}
     if not tags:
-        raise BadInput(f"{repo} has no tag like {pattern}")
+        raise BadInput(f"{repo} has no tag that matches {pattern}")
     return tags[max(tags, key=_age)]
 
 
 def run_id_of(entry: Entry, commit: str, target: TargetChoice) -> str:
-    """The one run id that this commit, target and destination can have: a second trigger finds the first run."""
+    """Returns the run id for a commit, target and destination. It is always the same, so a run is not started twice."""
     digest = hashlib.sha256(json.dumps([entry.repo, entry.destination]).encode()).hexdigest()[:6]
     return f"onboard__{entry.published_as}__{commit[:12]}__{target.slug}__{digest}"
 
 
 def triggers(entry: Entry, findings: Sequence[Finding]) -> list[dict[str, Any]]:
-    """`trigger_run_id` and `conf` of each onboarding that the findings of this entry ask for."""
+    """Returns what to trigger for the new targets of an entry.
+
+    Args:
+        entry: The entry.
+        findings: What `look` returned for it.
+
+    Returns:
+        `trigger_run_id` and `conf` for each new target.
+    """
     return [
         {"trigger_run_id": finding.run_id, "conf": entry.conf(finding.commit, target)}
         for target, finding in zip(entry.targets, findings, strict=True)
@@ -79,7 +97,7 @@ def triggers(entry: Entry, findings: Sequence[Finding]) -> list[dict[str, Any]]:
 
 
 def settled(finding: Finding, run_state: RunState) -> Finding:
-    """A finding that was `new`, after its onboarding has ended or not been started."""
+    """Returns a finding that was `new` as it is after its onboarding has ended or was not started. Others stay."""
     if finding.state != "new" or finding.run_id is None:
         return finding
     try:
@@ -89,13 +107,13 @@ def settled(finding: Finding, run_state: RunState) -> Finding:
     if published:
         return finding.model_copy(update={"state": "published", "note": "onboarded in this run", **published})
     state = run_state(finding.run_id)
-    not_started = {"state": "failed", "note": f"its run was not started: see the task onboard, and {ONBOARDING}"}
-    update = _of_run(state) if state else not_started
+    note = f"its onboarding was not started: see the task onboard and the DAG {ONBOARDING}"
+    update = _of_run(state) if state else {"state": "failed", "note": note}
     return finding.model_copy(update=update)
 
 
 def summary_lines(findings: Sequence[Finding], problems: Sequence[str]) -> list[str]:
-    """A table for a log, and under it what is wrong with the catalogue."""
+    """Returns the lines of a table for a log, followed by the catalogue's problems."""
     rows = [("model", "target", "commit", "state", "verdict", "size", "note"), *(f.row for f in findings)]
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
@@ -103,7 +121,7 @@ def summary_lines(findings: Sequence[Finding], problems: Sequence[str]) -> list[
 
 
 def needs_a_person(findings: Iterable[Finding], problems: Sequence[str]) -> list[str]:
-    """What the next look will not put right by itself, one line each."""
+    """Returns one line for each problem that needs a person: the next look will not solve it."""
     wanted = [finding for finding in findings if finding.state in ("wrong", "failed")]
     return [*problems, *(f"{f.repo}: {f.note}{f' (run {f.run_id})' if f.run_id else ''}" for f in wanted)]
 
@@ -122,10 +140,10 @@ def _judge(entry: Entry, target: TargetChoice, commit: str, run_state: RunState)
 
 
 def _of_run(state: str) -> dict[str, str]:
-    """What the state of an onboarding says, where nothing is published."""
+    """The state and note of a finding whose onboarding exists and has published nothing."""
     if state in ("queued", "running"):
         return {"state": "running", "note": f"its onboarding is {state}"}
-    return {"state": "failed", "note": f"its onboarding ended as {state} and published nothing: clear it to try again"}
+    return {"state": "failed", "note": f"its onboarding ended as {state} and published nothing: clear its run to retry"}
 
 
 def _finding(entry: Entry, target: TargetChoice, **found: Any) -> Finding:
@@ -148,14 +166,14 @@ def _state_of(error: FerryError) -> State:
 
 
 def _published(destination: Destination) -> dict[str, Any] | None:
-    """What a Finding says of a location; None where nothing is published there (no marker)."""
+    """What a Finding says of a location; None if nothing is published there (no marker)."""
     if (marker := read_marker(destination)) is None:
         return None
     try:
         manifest = Manifest.model_validate_json(destination.read(MANIFEST_NAME) or b"")
         verdict = json.loads(destination.read(PROVENANCE_NAME) or b"{}").get("verdict") or {}
     except (ValidationError, ValueError) as error:
-        raise BadInput(f"{destination.url} has a marker and no manifest of this version: `ferry verify` it") from error
+        raise BadInput(f"{destination.url} has a marker but no manifest of this version: run `ferry verify`") from error
     return {
         "url": destination.url,
         "published": marker.published,
@@ -166,7 +184,7 @@ def _published(destination: Destination) -> dict[str, Any] | None:
 
 
 def _number(value: object) -> float | None:
-    """A figure of a verdict; one that is not finite is written as a string there, and has no place in XCom's JSON."""
+    """A figure of a verdict; None if it is not finite: it is a string there, and XCom's JSON cannot hold it."""
     return float(value) if isinstance(value, int | float) else None
 
 
@@ -185,7 +203,7 @@ def _tags(repo: str, reporter: Reporter) -> dict[str, str]:
 
 
 def _age(tag: str) -> tuple[bool, Version, list[tuple[bool, int, str]]]:
-    """What tags are sorted by: versions by their order (2.0rc1 before 2.0), others before them, numbers as numbers."""
+    """The sort key of a tag. Versions come last, in their order (2.0rc1 before 2.0); numbers count as numbers."""
     parts = [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in re.findall(r"\d+|\D+", tag)]
     try:
         return True, Version(tag), parts

@@ -1,4 +1,4 @@
-"""The tasks of `scheduled_onboarding`: `scheduling.py` with what it needs of Airflow. Imported when a task runs."""
+"""The tasks of `scheduled_onboarding`: `looking.py` with what it needs from Airflow. Imported when a task runs."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ READ, LOOK, CHOOSE, SUMMARIZE = "read_catalog", "look", "choose", "summarize"
 """Task ids."""
 RUN_STATES = ("queued", "running", "success", "failed")
 PROBLEMS = "problems"
-"""The XCom key of what is wrong with the catalogue."""
+"""The XCom key of the catalogue's problems."""
 
 
 class LogReporter(Reporter):
-    """Says in the task's log that the Hub does not answer, and when it is asked again."""
+    """Reports to the task's log, such as that the Hub does not answer and when it is asked again."""
 
     def __init__(self, log: TaskLog) -> None:
         super().__init__("quiet")
@@ -39,7 +39,11 @@ class LogReporter(Reporter):
 
 
 def read_catalog(path: Path, log: TaskLog) -> list[dict[str, Any]]:
-    """The catalogue's entries as JSON. What is wrong in it goes to the log and, by XCom, to the summary."""
+    """Returns the catalogue's valid entries as JSON. Its problems go to the log and, by XCom, to the summary.
+
+    Raises:
+        BadInput: The file cannot be read, is not YAML, or is wrong outside its models.
+    """
     catalog = load_catalog(path)
     for problem in catalog.problems:
         log.error("%s", problem)
@@ -48,10 +52,23 @@ def read_catalog(path: Path, log: TaskLog) -> list[dict[str, Any]]:
 
 
 def look_at(entry_json: dict[str, Any], hf_conn_id: str | None, log: TaskLog) -> list[dict[str, Any]]:
-    """Looks at one entry; returns the onboardings to trigger. Skipped, with the reason, where the Hub is away."""
+    """Looks at one entry and returns the onboardings to trigger.
+
+    Args:
+        entry_json: An entry, as `read_catalog` returns it.
+        hf_conn_id: Airflow connection whose password is the Hub token. None: HF_TOKEN of the environment.
+        log: The task's log.
+
+    Returns:
+        `trigger_run_id` and `conf` for each new target.
+
+    Raises:
+        AirflowSkipException: The Hub or the destination does not answer.
+        BadInput: The connection does not exist.
+    """
     entry = Entry.model_validate(entry_json)
     if hf_conn_id:
-        # where the Hub's client looks for it; the process ends with the task
+        # the Hub's client reads it from here; the process ends with the task
         os.environ["HF_TOKEN"] = hub_token(hf_conn_id)
     findings = look(entry, _run_state, reporter=LogReporter(log))
     _push(ROWS, [finding.model_dump() for finding in findings])
@@ -63,16 +80,21 @@ def look_at(entry_json: dict[str, Any], hf_conn_id: str | None, log: TaskLog) ->
 
 
 def choose(found: Iterable[list[dict[str, Any]]], log: TaskLog) -> list[dict[str, Any]]:
-    """All onboardings to trigger, each run id once."""
+    """Returns all onboardings to trigger, each run id once."""
     chosen = {one["trigger_run_id"]: one for of_entry in found for one in of_entry}
     log.info("%d onboardings to trigger", len(chosen))
     return list(chosen.values())
 
 
 def summarize(entries: list[dict[str, Any]], log: TaskLog) -> str:
-    """Writes the summary: a table in the log, rows by XCom, a file in the working directory, whose path it returns.
+    """Writes the summary: a table in the log, rows in XCom, and a file in the working directory.
 
-    Raises AirflowFailException, after that, where somebody has to look: a wrong entry, a failed onboarding.
+    Returns:
+        The path of the file.
+
+    Raises:
+        AirflowFailException: Something needs a person, such as a wrong entry or a failed onboarding. The summary is
+            written.
     """
     context = get_current_context()
     ti, run_id = context["ti"], context["run_id"]
@@ -80,14 +102,14 @@ def summarize(entries: list[dict[str, Any]], log: TaskLog) -> str:
     findings = [settled(finding, _run_state) for finding in looked]
     problems = [problem for found in _pull(ti, READ, PROBLEMS, [-1]) for problem in found]
     missing = {entry["repo"] for entry in entries} - {finding.repo for finding in findings}
-    problems += [f"{repo}: looking at it failed, see the log of the task {LOOK}" for repo in sorted(missing)]
+    problems += [f"{repo}: the look failed: see the log of the task {LOOK}" for repo in sorted(missing)]
     for line in summary_lines(findings, problems):
         log.info("%s", line)
     rows = [finding.model_dump() for finding in findings]
     _push(ROWS, rows)
     path = save_manifest(run_id, "summary", {"models": rows, "problems": problems})
     if lines := needs_a_person(findings, problems):
-        raise AirflowFailException(f"{len(lines)} to look at: {'; '.join(lines)}")
+        raise AirflowFailException(f"{len(lines)} in need of attention: {'; '.join(lines)}")
     return str(path)
 
 
@@ -96,7 +118,7 @@ def _push(key: str, value: Any) -> None:
 
 
 def _pull(ti: Any, task_id: str, key: str, map_indexes: Iterable[int]) -> list[Any]:
-    """What the instances of a task pushed; those that pushed nothing are left out."""
+    """What the mapped instances of a task pushed. Instances that pushed nothing are left out."""
     pulled = ti.xcom_pull(task_ids=[task_id], key=key, map_indexes=list(map_indexes))
     return [value for value in pulled or [] if value is not None]
 

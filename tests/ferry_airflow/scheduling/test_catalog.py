@@ -97,7 +97,7 @@ def test_conf_of_an_onboarding(load):
         ("repo: a/b\n    model_name: qwen3-0.6", "line 6: model_name: 'qwen3-0.6': no model is named qwen3-0.6"),
         ("repo: a/b\n    trust_remote_code: true", "line 6: trust_remote_code: no such key"),
         ("repo: a/b\n    destination: bucket", "line 6: destination: 'bucket'"),
-        ("repo: acme/good", "line 5: acme/good as scanned-bf16-ocdbt-zarr3-maxtext0.2.5 is in line 4 already"),
+        ("repo: acme/good", "line 5: acme/good as scanned-bf16-ocdbt-zarr3-maxtext0.2.5 is already in line 4"),
     ],
 )
 def test_wrong_entry_names_its_line_and_stops_no_other(load, wrong, says):
@@ -123,7 +123,7 @@ def test_threshold_as_people_write_it(load):
 
 def test_entry_that_is_no_mapping(load):
     catalog = load("models:\n  - acme/good\n  - {repo: acme/last, destination: /p}\n")
-    assert catalog.problems == ("catalog.yaml, line 2: expected a model, with its repo",)
+    assert catalog.problems == ("catalog.yaml, line 2: expected a model with a repo",)
     assert [entry.repo for entry in catalog.entries] == ["acme/last"]
 
 
@@ -148,15 +148,15 @@ models:
     [
         ("models: [", "line 1: expected the node content"),
         ("models:\n  - repo: a/b\n    repo: c/d\n", "line 3: repo is given twice, first in line 2"),
-        ("defaults: &all {parts: 1}\nmodels: [*all]\n", "line 1: anchors are not taken"),
+        ("defaults: &all {parts: 1}\nmodels: [*all]\n", "line 1: anchors are not allowed"),
         ("models: 7", "line 1: models: 7: Input should be a valid list"),
         ("schedule: null", "line 1: models: Field required"),
         ("", "line 1: model: Input should be a valid dictionary"),
-        ("models: []\nschedule: sometimes\n", "line 2: schedule: 'sometimes': neither a cron expression nor one of"),
+        ("models: []\nschedule: sometimes\n", "line 2: schedule: 'sometimes': expected a cron expression or one of"),
         ("models: []\nat_most: 0\n", "line 2: at_most: 0"),
         ("models: []\nmodel: []\n", "line 2: model: no such key"),
-        ("defaults:\n  parts: 1\n  part: 2\nmodels: []\n", "line 3: defaults.part is no default of a model"),
-        ("defaults: {repo: a/b}\nmodels: []\n", "line 1: defaults.repo is no default of a model"),
+        ("defaults:\n  parts: 1\n  part: 2\nmodels: []\n", "line 3: defaults.part cannot be a default of models"),
+        ("defaults: {repo: a/b}\nmodels: []\n", "line 1: defaults.repo cannot be a default of models"),
         ("models: [{repo: a/b, revision: {commit: 2026-02-30}}]", "day is out of range"),
     ],
 )

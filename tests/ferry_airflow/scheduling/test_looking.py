@@ -191,4 +191,4 @@ def test_pattern_without_a_tag_needs_a_person(hub, entry):
     hub.tags[REPO] = {"v1": COMMIT}
     tagged = entry.model_validate({**entry.model_dump(), "revision": {"tag": "release-*"}})
     (found,) = look(tagged, no_run)
-    assert (found.state, found.note) == ("wrong", f"{REPO} has no tag like release-*")
+    assert (found.state, found.note) == ("wrong", f"{REPO} has no tag that matches release-*")
