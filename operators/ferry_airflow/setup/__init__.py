@@ -1,1 +1,1 @@
-"""What Airflow is given when the package is installed: provider, pools."""
+"""What Airflow gets when the package is installed: the provider and the pools."""

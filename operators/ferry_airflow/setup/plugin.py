@@ -1,4 +1,4 @@
-"""The plugin that makes the DAGs' pools when Airflow starts."""
+"""The plugin that creates the DAGs' pools when Airflow starts."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from ferry_airflow.setup.pools import create_missing_pools, log
 
 @hookimpl
 def on_starting(component: Any) -> None:
-    """Called in every component. Scheduler, triggerer and DAG processor are jobs, which have the metadata database."""
+    """Creates the missing pools. Every component calls it; only jobs such as the scheduler have the database."""
     if not isinstance(component, Job):
         return
     try:
         made = create_missing_pools()
     except IntegrityError:
-        log.info("Another component makes the pools at this moment")
+        log.info("Another component is creating the pools")
     except Exception:
-        log.exception("The pools could not be made: run `python -m ferry_airflow.setup.pools`")
+        log.exception("Cannot create the pools: run `python -m ferry_airflow.setup.pools`")
     else:
-        log.info("Pools that were missing: %s", ", ".join(made) or "none")
+        log.info("Created pools: %s", ", ".join(made) or "none, all exist")
 
 
 class SetupPlugin(AirflowPlugin):

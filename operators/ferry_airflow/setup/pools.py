@@ -1,7 +1,6 @@
-"""What Airflow needs once: the pools that the DAGs' tasks run in. `python -m ferry_airflow.setup.pools` makes them.
+"""The pools that the DAGs' tasks run in. `python -m ferry_airflow.setup.pools` creates them.
 
-Airflow makes them too when it starts, where the package's plugin is installed: Airflow does not schedule a task
-whose pool there is not.
+The package's plugin also creates them when Airflow starts. Airflow does not schedule a task whose pool does not exist.
 """
 
 from __future__ import annotations
@@ -11,13 +10,17 @@ import logging
 from pathlib import Path
 
 POOLS = Path(__file__).with_name("pools.json")
-"""As `airflow pools import` reads it."""
+"""In the format of `airflow pools import`."""
 
 log = logging.getLogger(__name__)
 
 
 def create_missing_pools() -> list[str]:
-    """Makes the pools that there are not and returns their names; one that somebody made or changed stays as it is."""
+    """Creates the pools that do not exist and returns their names. Existing pools are not changed.
+
+    Raises:
+        IntegrityError: Another component creates them at the same time.
+    """
     from airflow.models.pool import Pool
     from airflow.utils.session import create_session
 
@@ -33,4 +36,4 @@ def create_missing_pools() -> list[str]:
 
 if __name__ == "__main__":
     for name in create_missing_pools():
-        print(f"made the pool {name}")
+        print(f"created the pool {name}")

@@ -1,4 +1,4 @@
-"""What the stages run besides `ferry`'s own commands, where they run: `python -m ferry_airflow.steps <step>`.
+"""The commands of stages that `ferry` does not have: `python -m ferry_airflow.steps <step>`.
 
-Nothing here knows Airflow: a step may run in a pod.
+Nothing here imports Airflow: a step may run in a pod.
 """

@@ -1,4 +1,4 @@
-"""The command line of the steps, with the options, exit codes and results that `ferry` has."""
+"""The command line of the steps, with the same options, exit codes and results as `ferry`."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
 @command(app, "resolve", TARGET)
 def resolve(
     reporter: Reporter,
-    repo: Annotated[str, typer.Argument(metavar="REPO", help="A Hub id, or the absolute path of a directory.")],
+    repo: Annotated[str, typer.Argument(metavar="REPO", help="Hub repository, or absolute path of a directory.")],
     target: Target,
-    destination: Annotated[str, typer.Option("--destination", help="gs://bucket/prefix or a directory.")],
-    run: Annotated[str, typer.Option("--run", help="The run that is going to work on it.")],
-    revision: Annotated[str, typer.Option("--revision", help="A branch, a tag or a commit.")] = "main",
+    destination: Annotated[str, typer.Option("--destination", help="gs://bucket/prefix or an absolute directory.")],
+    run: Annotated[str, typer.Option("--run", help="Id of the run that uses it.")],
+    revision: Annotated[str, typer.Option("--revision", help="Branch, tag or commit.")] = "main",
     dequantize: Annotated[str, typer.Option("--dequantize", metavar="|".join(DEQUANTIZE_MODES))] = STAGED,
     model: Model = None,
 ) -> Outcome:
-    """Pins the commit, plans, and says what the run will take."""
+    """Pins the commit, plans, and says what the run needs."""
     from ferry_airflow.steps.resolve import Request
     from ferry_airflow.steps.resolve import resolve as resolve_source
 
@@ -39,13 +39,13 @@ def resolve(
 @command(app, "clean-up")
 def clean_up(
     reporter: Reporter,
-    work_dir: Annotated[Path, typer.Argument(metavar="WORK_DIR", help="The working directory of the run's source.")],
-    run: Annotated[str, typer.Option("--run", help="The run that has ended.")],
-    target: Annotated[str, typer.Option("--target", help="The name of the target that it wrote.")],
+    work_dir: Annotated[Path, typer.Argument(metavar="WORK_DIR", help="Working directory of the run's source.")],
+    run: Annotated[str, typer.Option("--run", help="Id of the run that has ended.")],
+    target: Annotated[str, typer.Option("--target", help="Name of the target that the run wrote.")],
     keep: Annotated[str, typer.Option("--keep", metavar="|".join(POLICIES))],
-    succeeded: Annotated[bool, typer.Option("--succeeded/--failed", help="How it ended.")],
+    succeeded: Annotated[bool, typer.Option("--succeeded/--failed", help="How the run ended.")],
 ) -> Outcome:
-    """Removes what a run left, by a policy."""
+    """Removes a run's files, as --keep says."""
     from ferry_airflow.steps.files import clean_up as clean_up_files
 
     return Outcome(clean_up_files(work_dir, run, target, keep=keep, succeeded=succeeded, reporter=reporter))
@@ -54,12 +54,12 @@ def clean_up(
 @command(app, "upload")
 def upload(
     reporter: Reporter,
-    source: Annotated[Path, typer.Argument(metavar="SRC", help="A Hugging Face checkpoint in a directory.")],
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="Directory with a Hugging Face checkpoint.")],
     destination: Annotated[str, typer.Argument(metavar="URL", help="gs://bucket/prefix or hf://org/name.")],
-    private: Annotated[bool, typer.Option("--private/--public", help="Of a repository that is made.")] = True,
-    message: Annotated[str, typer.Option("--message", help="Of the commit on the Hub.")] = "Export from MaxText",
+    private: Annotated[bool, typer.Option("--private/--public", help="Visibility of a new repository.")] = True,
+    message: Annotated[str, typer.Option("--message", help="Commit message on the Hub.")] = "Export from MaxText",
 ) -> Outcome:
-    """Brings an exported checkpoint to Cloud Storage or the Hub."""
+    """Uploads an exported checkpoint to Cloud Storage or the Hub."""
     from conversion_lib.publish.upload import upload as upload_checkpoint
 
     return Outcome(upload_checkpoint(source, destination, private=private, message=message, reporter=reporter))

@@ -1,4 +1,4 @@
-"""Which runs work in a working directory, and what of it is removed when one has ended."""
+"""Which runs use a working directory, and what is removed from it when a run has ended."""
 
 from __future__ import annotations
 
@@ -15,9 +15,17 @@ from ferry_airflow.layout import DEQUANTIZED, DOWNLOADED, RUNS, file_name
 
 
 def begin(work_dir: Path, run: str, target: str, reporter: Reporter) -> None:
-    """Notes that a run works in `work_dir` and writes the target of that name: clean_up leaves it alone until then.
+    """Registers a run in a working directory. Until its own clean_up, that of other runs keeps what it uses.
 
-    Raises BadInput or OutsideFailure where the disk takes nothing.
+    Args:
+        work_dir: The working directory of the run's source.
+        run: The run's id.
+        target: The name of the target that the run writes.
+        reporter: Says if another run holds the directory.
+
+    Raises:
+        BadInput: The directory cannot be written.
+        OutsideFailure: The disk is full or broken.
     """
     try:
         with _runs(work_dir, reporter) as runs:
@@ -29,10 +37,18 @@ def begin(work_dir: Path, run: str, target: str, reporter: Reporter) -> None:
 def clean_up(
     work_dir: Path, run: str, target: str, *, keep: str, succeeded: bool, reporter: Reporter
 ) -> dict[str, Any]:
-    """Removes what `run` left in `work_dir`, but nothing that another run works with; `removed` and `bytes_freed`.
+    """Removes a run's files from a working directory, but nothing that another run uses.
 
-    keep: one of POLICIES in ferry_airflow.choices. A run that failed and keeps its files counts as working: it may be
-    tried again.
+    Args:
+        work_dir: The working directory of the run's source.
+        run: The run's id.
+        target: The name of the target that the run wrote.
+        keep: One of POLICIES in ferry_airflow.choices.
+        succeeded: Whether the run succeeded. A failed run that keeps its files stays registered, for a retry.
+        reporter: Says what is removed and what stays.
+
+    Returns:
+        `removed`, the paths of directories, and `bytes_freed`.
     """
     removed, freed = [], 0
     if work_dir.is_dir() and (succeeded or keep == REMOVE):
@@ -51,12 +67,12 @@ def clean_up(
 
 
 def used_bytes(directory: Path) -> int:
-    """What the files in and below a directory take on disk; 0 where there is none."""
+    """Returns the bytes on disk of the files in and below a directory; 0 if it does not exist."""
     return sum(path.stat().st_blocks * 512 for path in directory.rglob("*") if path.is_file())
 
 
 def _not_needed(work_dir: Path, target: str, keep: str, others: set[str]) -> list[Path]:
-    """Existing directories that go: the run's own target, and what is shared once nobody else works here."""
+    """The existing directories to remove: the run's own target, and, if no other run works here, the shared ones."""
     names = [] if keep == KEEP else [target]
     if keep != KEEP and not others:
         names += [DEQUANTIZED, f".{DEQUANTIZED}.ferry"]
@@ -67,7 +83,7 @@ def _not_needed(work_dir: Path, target: str, keep: str, others: set[str]) -> lis
 
 @contextmanager
 def _runs(work_dir: Path, reporter: Reporter) -> Iterator[Path]:
-    """The directory in which each run has a file with its target's name, held while it is looked at or changed."""
+    """The directory with one file for each run, which contains its target's name. Locked while in use."""
     runs = work_dir / RUNS
     runs.mkdir(parents=True, exist_ok=True)
     with one_at_a_time(work_dir / f"{RUNS}.lock", lambda: reporter.say(f"waiting for another run in {work_dir}")):

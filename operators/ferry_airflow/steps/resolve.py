@@ -1,4 +1,4 @@
-"""The step `resolve`: the commit, the plan, and whether disk and destination can take what comes."""
+"""The step `resolve`: finds the commit, plans, and checks that disk and destination can take the result."""
 
 from __future__ import annotations
 
@@ -29,15 +29,22 @@ from ferry_airflow.layout import DEQUANTIZED, DOWNLOADED, hub_work_dir, local_wo
 from ferry_airflow.steps.files import begin, used_bytes
 
 NETWORK_RATE = 100e6
-"""Bytes a second that a download is expected to bring: a guess, for the time that is shown."""
+"""Expected bytes per second of a download: a guess, for the time that the plan shows."""
 
 CORE_RATE = 80e6
-"""Bytes a second that one core encodes (docs/guides/parts.md); dequantizing, converting and checking each take it."""
+"""Bytes per second that one core dequantizes, converts or checks: the rate of encoding in docs/guides/parts.md."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a run is to do. `run` is its id."""
+    """What a run does.
+
+    Attributes:
+        repo: A Hub repository, or the absolute path of a directory.
+        model: A name of `ferry models`. None: found from the config.
+        staged: Whether a quantized source is first written in bf16.
+        run: The run's id.
+    """
 
     repo: str
     revision: str
@@ -50,7 +57,15 @@ class Request:
 
 @dataclass(frozen=True)
 class Source:
-    """Where the weights are or will be, and what a plan can be made from. `download_bytes` are still to come."""
+    """Where the weights are or will be.
+
+    Attributes:
+        commit: None for a directory.
+        files: The number of files.
+        path: The Hugging Face checkpoint.
+        work_dir: Where the run keeps its files.
+        download_bytes: Bytes still to download.
+    """
 
     repo: str
     commit: str | None
@@ -61,11 +76,15 @@ class Source:
 
 
 def resolve(request: Request, reporter: Reporter) -> dict[str, Any]:
-    """What ResolveOperator's manifest has, `stage` and measures aside.
+    """Finds the commit, plans the run and checks that it can succeed.
 
-    Raises BadInput for an unknown repository or revision, one that the token does not open, a checkpoint that cannot
-    be converted, a destination that cannot be written and a disk that is too small; OutsideFailure where the Hub or
-    the destination cannot be reached.
+    Returns:
+        What ResolveOperator documents of its manifest.
+
+    Raises:
+        BadInput: The repository or the revision does not exist, the token does not open it, the checkpoint cannot be
+            converted, the destination cannot be written, or a disk is too small.
+        OutsideFailure: The Hub or the destination cannot be reached.
     """
     source, opening = _find(request, reporter)
     with opening as given:
@@ -75,7 +94,7 @@ def resolve(request: Request, reporter: Reporter) -> dict[str, Any]:
     plan = _plan(request, source, job, copy=quantized and request.staged)
     _say(plan, job, reporter)
     if published:
-        reporter.say(f"{published} is published and checked already: nothing to do")
+        reporter.say(f"{published} is already published and checked: nothing to do")
     else:
         _require_space(request, source, job, plan["disk_bytes"])
         begin(source.work_dir, request.run, request.target.slug, reporter)
@@ -93,13 +112,13 @@ def resolve(request: Request, reporter: Reporter) -> dict[str, Any]:
 
 
 def _find(request: Request, reporter: Reporter) -> tuple[Source, AbstractContextManager[Path | Files]]:
-    """The source, and what to plan from."""
+    """The source, and the directory or headers to plan from."""
     if request.repo.startswith("/"):
         directory = Path(request.repo)
         if not directory.is_dir():
             raise BadInput(f"{directory} is not a directory where the stages run")
         files = sum(1 for path in directory.iterdir() if path.is_file())
-        reporter.say(f"{directory} is a directory of {files} files; nothing to download")
+        reporter.say(f"{directory} is a directory with {files} files: nothing to download")
         return Source(request.repo, None, files, directory, local_work_dir(directory), 0), nullcontext(directory)
     found = hub.resolve(request.repo, request.revision, reporter=reporter)
     needed = hub.needed_files(found)
@@ -112,9 +131,9 @@ def _find(request: Request, reporter: Reporter) -> tuple[Source, AbstractContext
 
 
 def _published(request: Request, source: Source, job: Job) -> str | None:
-    """The address of the checkpoint, where it is published with a passed check; None elsewhere.
+    """The URL of the checkpoint, if it is published with a passed check; None otherwise.
 
-    Raises BadInput for a destination that there is not, or that cannot be written.
+    Raises BadInput for a destination that does not exist or cannot be written.
     """
     commit = source.commit or commit_level(job.origin, origin_fingerprint(job) or job.plan.fingerprint)
     path = PublishedPath(job.plan.model_name, commit, request.target.slug)
@@ -122,14 +141,14 @@ def _published(request: Request, source: Source, job: Job) -> str | None:
     if isinstance(destination, DirectoryDestination):
         parent = existing_parent(destination.location.parent)
         if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-            raise BadInput(f"{request.destination} cannot be written ({parent}): make it, or give another destination")
+            raise BadInput(f"{request.destination} cannot be written ({parent}): make it writable, or choose another")
     content = destination.read(MARKER_NAME)
-    marker = None if content is None else parse_marker(content)  # publish says what is wrong with a broken one
+    marker = None if content is None else parse_marker(content)  # `publish` reports a broken one
     return destination.url if marker is not None and marker.checked else None
 
 
 def _plan(request: Request, source: Source, job: Job, *, copy: bool) -> dict[str, Any]:
-    """What the run is going to take: bytes, seconds. copy: of a bf16 checkpoint on the way."""
+    """The bytes and seconds that the run needs. copy: whether it writes a bf16 checkpoint first."""
     bytes_out = job.plan.bytes_out
     bf16 = bytes_out // (2 if request.target.save_dtype == "float32" else 1) if copy else 0
     there = used_bytes(source.work_dir / DEQUANTIZED) + used_bytes(source.work_dir / request.target.slug)
@@ -163,9 +182,9 @@ def _say(plan: dict[str, Any], job: Job, reporter: Reporter) -> None:
 
 
 def _require_space(request: Request, source: Source, job: Job, needed: int) -> None:
-    """Raises BadInput where the working directory's disk, or the one that is published to, is too small.
+    """Raises BadInput if the disk of the working directory or of the destination is too small.
 
-    Where they are one disk, it has to hold both.
+    If both are on one disk, it must hold both.
     """
     published = disk_bytes(job.plan)
     destination = open_destination(request.destination)
@@ -180,6 +199,6 @@ def _require_space(request: Request, source: Source, job: Job, needed: int) -> N
 
 def _too_small(needed: int, where: str, free: int) -> str:
     return (
-        f"the run needs {format_bytes(needed)} in {where}, and {format_bytes(free)} are free: make room, or give "
+        f"the run needs {format_bytes(needed)} in {where}, and {format_bytes(free)} are free: free some space, or use "
         "another disk"
     )
