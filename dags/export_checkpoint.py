@@ -1,8 +1,10 @@
-"""### Export a checkpoint
+"""Exports a MaxText checkpoint to Hugging Face.
 
-Brings a MaxText checkpoint back to Hugging Face: **export** writes a checkpoint that transformers loads, **upload**
-takes it to Cloud Storage or, in one commit, to the Hub. Settings are those of `onboard_checkpoint`; the token of the
-connection that `FERRY_HF_CONN_ID` names has to be one that may write.
+- **export** writes a checkpoint that transformers loads.
+- **upload** uploads it to Cloud Storage, or to the Hub in one commit. For a directory, there is nothing to upload.
+
+The settings are those of `onboard_checkpoint`. For the Hub, the token of the connection that `FERRY_HF_CONN_ID` names
+must allow writing.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from ferry_airflow.export import ExportOperator
 from ferry_airflow.retries import stage_defaults
 from ferry_airflow.upload import UploadOperator
 
-SOURCE, RESULT = "Source", "Where to"
+SOURCE, RESULT = "Source", "What to write"
 
 PARAMS = {
     "checkpoint": Param(
@@ -25,7 +27,7 @@ PARAMS = {
         pattern="^(gs://[^/]+/|/).+$",
         section=SOURCE,
         title="Checkpoint",
-        description_md="A MaxText checkpoint that the workers see: an absolute directory, or `gs://bucket/...`.",
+        description_md="A MaxText checkpoint: an absolute directory that the workers can read, or `gs://bucket/...`.",
     ),
     "hf_config": Param(
         None,
@@ -33,7 +35,7 @@ PARAMS = {
         pattern="^/.+$",
         section=SOURCE,
         title="Configuration",
-        description_md="Directory with config.json and tokenizer. Empty: `hf` in a checkpoint of Ferry's own.",
+        description_md="Directory with config.json and the tokenizer. Empty: `hf` in a checkpoint that Ferry wrote.",
     ),
     "dtype": Param(
         "bfloat16",
@@ -41,7 +43,7 @@ PARAMS = {
         enum=["bfloat16", "float32", "float16"],
         section=RESULT,
         title="Data type",
-        description="Of the weights that are written.",
+        description="Dtype of the weights.",
     ),
     "destination": Param(
         type="string",
@@ -55,7 +57,7 @@ PARAMS = {
         type="boolean",
         section=RESULT,
         title="Private",
-        description="Whether a repository that is made on the Hub is private.",
+        description="A new repository on the Hub is private.",
     ),
 }
 

@@ -1,25 +1,28 @@
-"""### Onboard a checkpoint
+"""Converts a Hugging Face checkpoint to MaxText, checks it and publishes it.
 
-Brings a Hugging Face checkpoint to MaxText: **resolve** the revision to a commit and plan, **download**, **dequantize**
-(fp8 to bf16), **convert** in parts and **finalize** them, **check** the logits against the original's, wait for
-**approval** where it is asked for, **publish**, **clean_up** the disk.
+- **resolve** pins the commit of the revision and plans the run.
+- **download** downloads it. **dequantize** writes quantized weights in bf16.
+- **convert** converts it in `parts`. **finalize** merges the parts.
+- **check** compares the logits with the original's.
+- **approval** waits for a person, if the run asks for it.
+- **publish** copies the checkpoint to the destination. **clean_up** removes files from the workers' disk.
 
-Every stage leaves a manifest (its XCom) with bytes, seconds and peak memory. A stage whose output is there and
-whole does nothing, so a retry, or another run of the same commit and target, goes on where the last one stopped; what
-is published and checked already is not done again. Wrong input and a failed check fail once; outages are retried with
-back-off. Publishing updates an Asset for each model, `<destination>/<model>`, through the alias `ferry_published`.
+The manifest of each stage is its XCom: bytes, seconds, peak memory. If a run stops, clear the failed task or start the
+run again: it resumes where the last one stopped. A checkpoint that is already published and checked is not converted
+again. Wrong input and a failed check fail at once. Outages are retried, with growing waits. Publishing updates the
+model's Asset, `<destination>/<model>`, through the alias `ferry_published`.
 
 | setting (environment) | read by | meaning |
 | --- | --- | --- |
-| `FERRY_WORK_DIR` | workers | where stages keep what they work on; default `~/ferry-work`; all need to see it |
-| `FERRY_EXECUTION` | workers | a YAML file that says how stages run, such as in Kubernetes; default: on the worker |
+| `FERRY_WORK_DIR` | workers | where the stages keep their files; default `~/ferry-work`; all workers share it |
+| `FERRY_EXECUTION` | workers | a YAML file that says where stages run, such as in Kubernetes; default: on the worker |
 | `FERRY_DESTINATION` | DAG processor | default of the param `destination` |
 | `FERRY_HF_CONN_ID` | DAG processor | Airflow connection whose password is the Hub token |
-| `FERRY_DEADLINE_HOURS` | DAG processor | a run that takes longer is reported as late; default 24; 0 disables |
-| `FERRY_RETRY_SECONDS` | both | the wait before the first retry; default 30 |
+| `FERRY_DEADLINE_HOURS` | DAG processor | a run that takes longer is reported as late; default 24; 0 disables this |
+| `FERRY_RETRY_SECONDS` | both | seconds before the first retry; default 30 |
 | `FERRY_ON_SUCCESS`, `FERRY_ON_FAILURE` | DAG processor | called when a run has ended: `package.module:function` |
-| `FERRY_ON_DEADLINE` | triggerer | the same, when a run is late |
-| `HF_ENDPOINT`, `HF_TOKEN` | workers | another Hub; the token where there is no connection |
+| `FERRY_ON_DEADLINE` | triggerer | called when a run is late: `package.module:function` |
+| `HF_ENDPOINT`, `HF_TOKEN` | workers | another Hub; the token, if there is no connection |
 """
 
 from __future__ import annotations
@@ -47,13 +50,13 @@ from ferry_airflow.retries import stage_defaults
 
 PUBLISHED = AssetAlias("ferry_published")
 DOWNLOAD_POOL, MEMORY_POOL = "hub_download", "high_memory"
-"""Made when the scheduler starts, or by `python -m ferry_airflow.setup.pools`."""
+"""Created when Airflow starts, or by `python -m ferry_airflow.setup.pools`."""
 
-SOURCE, LAYOUT, RUN = "Source", "What to write", "How to get there"
+SOURCE, LAYOUT, RUN = "Source", "What to write", "How to run"
 
 
 def destination_param() -> Param:
-    """Required, unless the environment has a default."""
+    """The param `destination`. Required, unless the environment has a default."""
     default: dict[str, Any] = {}
     if os.environ.get("FERRY_DESTINATION"):
         default["default"] = os.environ["FERRY_DESTINATION"]
@@ -63,8 +66,8 @@ def destination_param() -> Param:
         pattern="^(gs://[^/]+|/.).*$",
         section=RUN,
         title="Destination",
-        description_md="`gs://bucket/prefix` or an absolute directory. The checkpoint goes to "
-        "`<model>/<commit>/<target>/` under it.",
+        description_md="`gs://bucket/prefix` or an absolute directory. The checkpoint is published to "
+        "`<destination>/<model>/<commit>/<target>/`.",
     )
 
 
@@ -76,8 +79,8 @@ PARAMS = {
         section=SOURCE,
         title="Repository",
         examples=REPOSITORIES,
-        description_md="Hub repository such as `deepseek-ai/DeepSeek-V3`, or the absolute path of a directory that "
-        "the workers see.",
+        description_md="Hub repository such as `deepseek-ai/DeepSeek-V3`, or an absolute directory that the workers "
+        "can read.",
     ),
     "revision": Param(
         "main",
@@ -85,8 +88,8 @@ PARAMS = {
         minLength=1,
         section=SOURCE,
         title="Revision",
-        description="Branch, tag or commit. It is resolved to a commit once, and the whole run uses that commit. "
-        "A directory has none.",
+        description="Branch, tag or commit. The whole run uses the commit that it has at the start. Ignored for a "
+        "directory.",
     ),
     "model_name": Param(
         None,
@@ -95,7 +98,7 @@ PARAMS = {
         section=SOURCE,
         title="Model name",
         examples=MODEL_NAMES,
-        description_md="As `ferry models` lists it, such as `deepseek3-671b`. Empty: told by the repository's config.",
+        description_md="A name that `ferry models` lists, such as `deepseek3-671b`. Empty: found from the config.",
     ),
     **TARGET,
     "dequantize": Param(
@@ -105,7 +108,7 @@ PARAMS = {
         values_display=DEQUANTIZE_MODES,
         section=RUN,
         title="Dequantize",
-        description="For fp8 sources; the bits are the same. Others are passed on as they are.",
+        description="For quantized sources only. Both give the same bits.",
     ),
     "parts": Param(
         1,
@@ -114,8 +117,8 @@ PARAMS = {
         maximum=256,
         section=RUN,
         title="Parts",
-        description="Number of tasks to split the conversion into. They run at the same time where there are workers "
-        "for them; all need to see one working directory. The bits are the same.",
+        description="Number of tasks to split the conversion into. They run at the same time if there are enough "
+        "workers. All workers must share the working directory. The bits are the same.",
     ),
     "max_kl": Param(
         None,
@@ -123,15 +126,15 @@ PARAMS = {
         exclusiveMinimum=0,
         section=RUN,
         title="Largest KL",
-        description="The check fails where any token's Kullback-Leibler divergence, in nats, is larger. Empty: 1e-5, "
-        "or what the rounding of a Llama's query in bfloat16 makes of it (1e-3).",
+        description="The check fails if any token's Kullback-Leibler divergence, in nats, is larger. Empty: 1e-5, or "
+        "more if the conversion rounds or the model has delta nets. The check measures how much.",
     ),
     "approval": Param(
         False,
         type="boolean",
         section=RUN,
         title="Approval",
-        description="A person has to approve between check and publish, under Required Actions.",
+        description="After the check, a person must approve publishing, under Required Actions.",
     ),
     "keep_files": Param(
         KEEP_ON_FAILURE,
@@ -140,7 +143,7 @@ PARAMS = {
         values_display=POLICIES,
         section=RUN,
         title="Keep files",
-        description="What the run leaves on the workers' disk.",
+        description="Which files stay on the workers' disk after the run.",
     ),
     "destination": destination_param(),
 }
@@ -155,13 +158,13 @@ APPROVAL_BODY = """
 | largest KL of a token | {{ check.get("max_kl") }} nats |
 | share of tokens with the same first choice | {{ check.get("top1") }} |
 | report | {{ check.get("report") }} |
-| to be published to | {{ params.destination }} |
+| destination | {{ params.destination }} |
 """
 
 
 @stage(task_id="split", retries=0)
 def split(parts: int) -> list[str]:
-    """The parts of the conversion, one for each mapped task."""
+    """Returns the parts of the conversion, one for each mapped task."""
     return [f"{index}/{parts}" for index in range(parts)]
 
 
@@ -171,8 +174,8 @@ with StagesDag(
     doc_md=__doc__,
     schedule=None,
     catchup=False,
-    # A worker's disk and memory are shared by the runs. Two runs of one source do not harm each other: ferry locks
-    # what it writes, and the second waits, by its retries.
+    # The runs share a worker's disk and memory. Two runs of one source do not harm each other: ferry locks what it
+    # writes, and the second waits through its retries.
     max_active_runs=4,
     params=PARAMS,
     tags=["ferry", "maxtext"],
@@ -211,7 +214,7 @@ with StagesDag(
     check = CheckOperator(
         task_id="check",
         checkpoint=finalize.output,
-        reference=dequantize.output,  # in bf16 where staged; of an fp8 source the check dequantizes for itself
+        reference=dequantize.output,  # bf16 if staged; the check dequantizes a quantized source itself
         max_kl=dag.param("max_kl"),
         pool=MEMORY_POOL,
     )

@@ -1,19 +1,20 @@
-"""### Scheduled onboarding
+"""Onboards what is new on the Hub, for the models of the catalogue.
 
-Reads the catalogue, **looks** at the Hub for new commits and at the destinations for what is published, triggers an
-`onboard_checkpoint` for each commit and target that is new, at most `at_most` at once, and writes a summary.
+- **read_catalog** reads the catalogue.
+- **look** asks the Hub for new commits, and the destinations for what is published. **choose** collects what is new.
+- **onboard** runs `onboard_checkpoint` for each new commit and target, at most `at_most` at once.
+- **summarize** writes a summary to its log. It fails if something needs a person.
 
-The catalogue is `catalog.yaml` beside this DAG, or the file that `FERRY_CATALOG` names; what it may hold stands in
-`ferry_airflow.scheduling.catalog`. A wrong entry is reported with its line and does not stop the others; where the
-Hub does not answer, a model is skipped until the next look. A commit whose onboarding failed is not tried again by
-itself: clear its run.
+The catalogue is `catalog.yaml` beside this DAG, or the file that `FERRY_CATALOG` names; docs/guides/scheduled.md lists
+its keys. A wrong entry is reported with its line and does not stop the others. If the Hub does not answer, a model is
+skipped until the next look. A failed onboarding is not retried by itself: clear its run.
 
 | setting of the workers (environment) | meaning |
 | --- | --- |
-| `FERRY_CATALOG` | another catalogue (the DAG processor and the workers read it) |
-| `FERRY_DESTINATION` | destination of the models that name none |
-| `FERRY_HF_CONN_ID` | Airflow connection whose password is the Hub token (the DAG processor reads it) |
-| `HF_ENDPOINT`, `HF_TOKEN` | another Hub; the token where there is no connection |
+| `FERRY_CATALOG` | another catalogue (also read by the DAG processor) |
+| `FERRY_DESTINATION` | destination of the models without one |
+| `FERRY_HF_CONN_ID` | Airflow connection whose password is the Hub token (also read by the DAG processor) |
+| `HF_ENDPOINT`, `HF_TOKEN` | another Hub; the token, if there is no connection |
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from ferry_airflow.scheduling.catalog import catalog_path, load_catalog
 
 PATH = catalog_path(Path(__file__).with_name("catalog.yaml"))
 WAIT_SECONDS = 10
-"""How often an onboarding is asked whether it has ended; nothing of a worker is held meanwhile."""
+"""How often the triggerer asks whether an onboarding has ended. The waiting task holds no worker."""
 
 log = logging.getLogger("airflow.task")
 # A catalogue that cannot be read at all is an import error of this DAG, which Airflow shows on its first page.
@@ -40,7 +41,7 @@ catalog = load_catalog(PATH)
 
 with DAG(
     "scheduled_onboarding",
-    description="Onboards what is new on the Hub, by dags/catalog.yaml",
+    description="Onboards new commits on the Hub, for the models of the catalogue",
     doc_md=__doc__,
     schedule=catalog.schedule,
     catchup=False,

@@ -20,7 +20,8 @@ class CheckOperator(StageOperator):
     :param reference: the manifest of `dequantize`, or the path of the Hugging Face checkpoint to compare
         with (templated)
     :param max_kl: largest Kullback-Leibler divergence allowed for any token, in nats, float32 logits on both
-        sides (templated); default None: the default of `ferry check`, 1e-5 or more if the conversion rounds
+        sides (templated). If given, it alone decides. Default None: as `ferry check`, 1e-5, or more if the conversion
+        rounds or the model has delta nets
     :param report_dir: directory for the report (templated); default None: `report` in the checkpoint's directory
     :param execution: as in StageOperator
     :param hf_conn_id: as in StageOperator
