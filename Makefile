@@ -1,4 +1,4 @@
-# Two commands matter: `make demo` and `make test`. Each sets up what it needs.
+# The two main commands are `make demo` and `make test`. Each sets up what it needs.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 .PHONY: venv demo test lint docs parity parity-all bench bench-full lock clean
 venv: $(VENV)/.done
 
-# The lock is complete, so pip need not resolve anything: --no-deps.
+# --no-deps: the lock is complete, so pip does not need to resolve anything.
 $(VENV)/.done: deploy/requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; assert sys.version_info[:2] == (3, 11), sys.version'
 	$(PYTHON) -m venv $(VENV)
@@ -20,7 +20,7 @@ demo: venv
 test: venv lint
 	mkdir -p build
 	$(BIN)/pytest -n 2 --no-loadscope-reorder --cov --cov-report=
-	@echo "branch coverage, of what ran in the tests' own processes: $$($(BIN)/coverage report --format=total) %"
+	@echo "branch coverage, without the subprocesses of tests: $$($(BIN)/coverage report --format=total) %"
 
 lint: venv
 	$(BIN)/ruff check .
@@ -28,28 +28,28 @@ lint: venv
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# The documentation site, in build/site; nothing is fetched. `.venv/bin/mkdocs serve` shows it while it is written.
+# The documentation site, in build/site; needs no network. `.venv/bin/mkdocs serve` shows it while you write.
 docs: venv
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "the site is in build/site: python3 -m http.server -d build/site"
 
-# The real MaxText, in a Python 3.12 environment of its own: what a change can break.
+# Compares with the real MaxText, in its own Python 3.12 environment: the comparisons that a change can break.
 parity: venv
 	bash tests/parity/run.sh -m core
 
-# All of it, long tables of cases too; README.md and `ferry models` say what it saw.
+# All comparisons, including long tables of cases. README.md and `ferry models` show the results.
 parity-all: venv
 	bash tests/parity/run.sh
 
-# What a conversion takes, against the least it could take and against MaxText (where `make parity` has made it).
+# What a conversion costs, compared with the minimum and with MaxText (if `make parity` has installed it).
 bench: venv
 	$(BIN)/python -m tests.benchmarks.bench
 
-# DeepSeek-V3 671B at full size, in zeros: half an hour.
+# DeepSeek-V3 671B at full size, with zeros as weights: half an hour.
 bench-full: venv
 	$(BIN)/python -m tests.benchmarks.full
 
-# Resolves pyproject's dependencies anew. torch is named exactly: any other version brings CUDA along.
+# Resolves pyproject's dependencies again. torch is pinned, since any other version depends on CUDA.
 lock:
 	rm -rf build/lock && $(PYTHON) -m venv build/lock
 	build/lock/bin/pip install -q torch==2.13.0 setuptools '.[check,airflow,kubernetes,dev,docs]'
