@@ -35,6 +35,7 @@ class StageCommand:
 
     @property
     def name(self) -> str:
+        """The program and the command, such as `ferry convert`."""
         program = "ferry" if self.module == StageCommand.FERRY else f"python -m {self.module}"
         return f"{program} {self.arguments[0]}"
 

@@ -92,14 +92,17 @@ class ModelRow:
 
     @property
     def size(self) -> str:
+        """`bytes` for display."""
         return _bytes(self.bytes)
 
     @property
     def kl(self) -> str:
+        """`max_kl` for display; empty if there is none."""
         return "" if self.max_kl is None else f"{self.max_kl:.1e}"
 
     @property
     def age(self) -> str:
+        """How long ago it was published, such as `2 days ago`."""
         return NOTHING if self.when is None else _age(datetime.now(UTC) - self.when)
 
 

@@ -96,6 +96,7 @@ class _Choice(_Strict):
 
     @property
     def slug(self) -> str:
+        """The target's name in a published path."""
         return Target(**self.model_dump()).slug
 
 
