@@ -152,11 +152,17 @@ def encode_crc32c(checksum: google_crc32c.Checksum) -> str:
 def copy_checked(
     source: IO[bytes], target: IO[bytes], entry: FileEntry, advance: Callable[[int], None], stopped: threading.Event
 ) -> bool:
-    """Copies in blocks; whether size and CRC32C of what went through are those of `entry`."""
+    """Copies in blocks; whether size and CRC32C of what went through are those of `entry`.
+
+    It asks for one byte past the end together with the last block: a file that has grown is found out, and an object of
+    a bucket takes no request of its own to learn that there is no more.
+    """
     size, checksum = 0, google_crc32c.Checksum()
-    while (block := source.read(BLOCK)) and not stopped.is_set():
+    while not stopped.is_set() and (block := source.read(min(BLOCK, entry.size + 1 - size))):
         target.write(block)
         checksum.update(block)
         size += len(block)
         advance(len(block))
+        if size >= entry.size:
+            break
     return (size, encode_crc32c(checksum)) == (entry.size, entry.crc32c)

@@ -19,6 +19,8 @@ RETRY = DEFAULT_RETRY.with_timeout(600.0)
 """For every request: exponential from 1 s to 60 s, with jitter; outages longer than ten minutes are the caller's."""
 LONGEST_NAME = 1024
 """Bytes of an object's name in UTF-8."""
+BUCKET_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
+"""Names of buckets have 3 to 63 characters, with dots up to 222."""
 
 
 def split_url(url: str) -> tuple[str, str]:
@@ -27,13 +29,30 @@ def split_url(url: str) -> tuple[str, str]:
     bucket, _, prefix = rest.partition("/")
     if scheme != "gs" or not bucket:
         raise BadInput(f"{url}: expected gs://bucket/prefix")
+    if not BUCKET_NAME.fullmatch(bucket):
+        raise BadInput(
+            f"{url}: {bucket!r} cannot name a bucket: expected at least 3 lower-case letters, digits, dots, dashes or"
+            " underscores, the first and the last of them a letter or a digit"
+        )
     return bucket, prefix.strip("/")
 
 
 def open_bucket(name: str) -> Any:
     """The bucket, by the application default credentials; no request is made yet."""
     with explained(f"gs://{name}", "open"):
-        return storage.Client(project=None).bucket(name)
+        opened = storage.Client(project=None)
+        opened._http.hooks["response"].append(_read_refusal)
+        return opened.bucket(name)
+
+
+def _read_refusal(answer: Any, **_: Any) -> None:
+    """Reads the body of an answer that is an error while the request can still be tried again.
+
+    The client reads it later, for its message: a connection that breaks there ends the call without another try, be it
+    only to say that an object does not exist.
+    """
+    if not answer.ok:
+        _ = answer.content
 
 
 def require_name(name: str, url: str) -> None:

@@ -27,3 +27,9 @@ def test_a_url_names_a_prefix_in_a_bucket(monkeypatch: pytest.MonkeyPatch) -> No
 def test_another_scheme_is_refused(url: str) -> None:
     with pytest.raises(BadInput, match=r"expected .*bucket/prefix"):
         location(url)
+
+
+@pytest.mark.parametrize("bucket", ["bk", "Bucket", "-bucket", "bucket-", "buck et", "büchse", "x" * 300])
+def test_a_name_that_no_bucket_can_have_is_refused(bucket: str) -> None:
+    with pytest.raises(BadInput, match="cannot name a bucket"):
+        location(f"gs://{bucket}/prefix")
