@@ -1,6 +1,6 @@
-"""Softmax attention of one layer: grouped queries, and DeepSeek's latent one with V3.2's sparse choice.
+"""Softmax attention of one layer: grouped-query attention, and DeepSeek's latent attention with V3.2's indexer.
 
-All prompts stand one after the other in a single sequence of `tokens`; a mask keeps each to itself.
+All prompts are packed into a single sequence of `tokens`. A mask keeps them from attending to each other.
 """
 
 from __future__ import annotations
@@ -18,16 +18,21 @@ from conversion_lib.logits.forward.rope import rotate, rotation_tables
 from conversion_lib.logits.forward.weights import Leaves
 
 KeysAndValues = tuple[jax.Array, jax.Array]
-"""Of one layer, ready for the product: float32 (tokens, kv heads, dim) each."""
+"""Keys and values of one layer after norms and RoPE: float32 (tokens, kv heads, dim) each."""
 
 LATENT_EPS = 1e-6
-"""Of the norms inside latent attention: DeepSeek's own code and transformers leave `rms_norm_eps` aside here."""
+"""Epsilon of the norms inside latent attention: DeepSeek's own code and transformers ignore `rms_norm_eps` here."""
 
 
 class Prompts:
-    """Prompts of `lengths` packed into one sequence: positions restart, and each sees its own past only.
+    """Several prompts packed into one sequence: positions restart at 0, and each prompt sees only its own past.
 
-    score_bytes: attention scores held at a time; queries go in blocks of that size.
+    Args:
+        lengths: Tokens of each prompt.
+        score_bytes: Bytes of float32 attention scores held at a time. Queries are processed in blocks that fit.
+
+    Attributes:
+        positions: Position of each token within its prompt, int64 (tokens,).
     """
 
     def __init__(self, lengths: list[int], score_bytes: int) -> None:
@@ -37,14 +42,20 @@ class Prompts:
         self._tables: dict[tuple[object, ...], tuple[jax.Array, jax.Array]] = {}
 
     def visible(self, window: int | None = None) -> jax.Array:
-        """Which tokens each may look at, bool (tokens, tokens); window: at the last that many only, itself among
-        them."""
+        """Makes the causal mask within each prompt.
+
+        Args:
+            window: How many tokens a query attends to, itself included. None: all before it.
+
+        Returns:
+            bool (tokens, tokens): [query, key] is True where the query attends to the key.
+        """
         order = np.arange(len(self.positions), dtype=np.int32)
         seen = (self._prompt[:, None] == self._prompt) & (order[:, None] >= order)
         return jnp.asarray(seen if window is None else seen & (order[:, None] - order < window))
 
     def tables(self, rope: RopeConfig) -> tuple[jax.Array, jax.Array]:
-        """Rotation tables of every token, as `rotation_tables` has them."""
+        """Returns cosine and sine of every token, float32 (tokens, rope.dim / 2) each, computed once for a `rope`."""
         key = (rope.kind, rope.dim, rope.theta, rope.values.get("factor"), rope.values.get("partial_rotary_factor"))
         if key not in self._tables:
             self._tables[key] = rotation_tables(rope, self.positions)
@@ -53,12 +64,12 @@ class Prompts:
 
 @partial(jax.jit, static_argnames="eps")
 def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
-    """RMSNorm (arXiv:1910.07467) over the last axis; x float32 (..., dim), scale (dim,)."""
+    """Applies RMSNorm (arXiv:1910.07467) over the last axis: x is float32 (..., dim), scale (dim,)."""
     return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + eps) * scale
 
 
 def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> jax.Array:
-    """LayerNorm (arXiv:1607.06450) over the last axis; x float32 (..., dim), scale and bias (dim,)."""
+    """Applies LayerNorm (arXiv:1607.06450) over the last axis: x is float32 (..., dim), scale and bias (dim,)."""
     centred = x - jnp.mean(x, axis=-1, keepdims=True)
     return centred * jax.lax.rsqrt(jnp.mean(centred * centred, axis=-1, keepdims=True) + eps) * scale + bias
 
@@ -72,10 +83,23 @@ def grouped_query_attention(
     prompts: Prompts,
     earlier: KeysAndValues | None = None,
 ) -> tuple[jax.Array, KeysAndValues]:
-    """Grouped-query attention (arXiv:2305.13245); x, the normed stream, and the result float32 (tokens, hidden).
+    """Computes grouped-query attention (arXiv:2305.13245).
 
-    earlier: the keys and values of the layer that it takes them from, where it has none of its own. They are handed
-    back, for layers that take this one's.
+    Sinks: gpt-oss, as transformers' `GptOssAttention`. Output gate: `Qwen3NextAttention`. Shared keys and values:
+    `Gemma4TextAttention`.
+
+    Args:
+        x: The normed residual stream, float32 (tokens, hidden).
+        leaves: The layer's weights.
+        path: Path of the attention below the layer.
+        config: Sizes and switches.
+        eps: Epsilon of the query, key and value norms.
+        prompts: Positions and mask of the tokens.
+        earlier: Keys and values of layer `config.keys_from`. Needed where `config.keys` is "earlier".
+
+    Returns:
+        The output, float32 (tokens, hidden), before it is added to the stream; and the keys and values that were
+        used, for later layers that share them.
     """
     tables, pairs = prompts.tables(config.rope), config.rope.pairs
     query, gate = _project(x, leaves, f"{path}/query", config.biases), None
@@ -106,7 +130,7 @@ def _project(x: jax.Array, leaves: Leaves, path: str, bias: bool) -> jax.Array:
 
 
 def _head_norm(x: jax.Array, leaves: Leaves, path: str, config: GroupedQuery, eps: float) -> jax.Array:
-    """x: float32 (tokens, heads, dim), normed over each head's dimensions or over all heads', where it is at all."""
+    """Norms x, float32 (tokens, heads, dim), over each head, over all heads together, or not at all."""
     if config.norms == "none":
         return x
     rows = x if config.norms == "head" else x.reshape(len(x), -1)
@@ -123,10 +147,21 @@ def latent_attention(
     original: Array | None = None,
     tie: float = 0.0,
 ) -> jax.Array:
-    """Multi-head latent attention (DeepSeek-V2 report, section 2.1.2 and 2.1.3; V3 report, section 2.1.1).
+    """Computes multi-head latent attention (DeepSeek-V2 report, sections 2.1.2 and 2.1.3; V3 report, section 2.1.1).
 
-    x and the result float32 (tokens, hidden). Only `rope.dim` dimensions of a head turn, and their key is
-    shared by all heads. original, tie: as `chosen_tokens` has them.
+    RoPE rotates only `rope.dim` dimensions of a head. All heads share the key of these dimensions.
+
+    Args:
+        x: The normed residual stream, float32 (tokens, hidden).
+        leaves: The layer's weights.
+        path: Path of the attention below the layer.
+        config: Sizes, and the indexer where the model has one.
+        prompts: Positions and mask of the tokens.
+        original: What the original's indexer chose, as in `chosen_tokens`.
+        tie: As in `chosen_tokens`.
+
+    Returns:
+        float32 (tokens, hidden), before it is added to the stream.
     """
     low_rank, query = _latent_query(x, leaves, path, config)
     latent = leaves.contract(x, f"{path}/wkv_a/kernel")
@@ -150,7 +185,7 @@ def latent_attention(
 
 
 def _latent_query(x: jax.Array, leaves: Leaves, path: str, config: Latent) -> tuple[jax.Array, jax.Array]:
-    """The normed low-rank query (x itself where there is none) and the query, (tokens, heads, nope + rope)."""
+    """The normed low-rank query (x itself without one), and the query, float32 (tokens, heads, nope + rope)."""
     if config.q_rank is None:
         return x, leaves.contract(x, f"{path}/query/kernel")
     low_rank = leaves.contract(x, f"{path}/wq_a/kernel")
@@ -169,16 +204,27 @@ def chosen_tokens(
     original: Array | None = None,
     tie: float = 0.0,
 ) -> jax.Array:
-    """DeepSeek sparse attention (DeepSeek-V3.2 report, section 2.1): the `top_k` tokens that each token looks at.
+    """Chooses the `top_k` tokens that each query attends to (DeepSeek-V3.2 report, section 2.1, the indexer).
 
-    x: the normed stream, float32 (tokens, hidden); low_rank: the normed low-rank query, (tokens, q_rank); the
-    result is bool (tokens, tokens). The indexer rotates the first `rope.dim` dimensions, in halves, unlike the
-    attention that it serves. Its fp8 and Hadamard transform are a matter of speed: the transform keeps products.
-    Among equal scores the earlier token is taken, which torch leaves open.
+    As transformers' `DeepseekV32Indexer`. RoPE rotates the first `rope.dim` dimensions in halves, unlike in the
+    attention itself. DeepSeek's code also applies fp8 and a Hadamard transform. Both are for speed only, and the
+    transform keeps dot products, so they are left out. Among equal scores the earlier token wins; torch leaves that
+    open.
 
-    original: the places that the original chose, (tokens, top_k), where they are known: taken where they are as good
-    a choice but for a share of `tie` of a token's largest score. Of two scores that float32 cannot tell apart, one is
-    looked at and the other is not.
+    Args:
+        x: The normed residual stream, float32 (tokens, hidden).
+        low_rank: The normed low-rank query, float32 (tokens, q_rank).
+        leaves: The layer's weights.
+        path: Path of the indexer below the layer.
+        indexer: Its sizes.
+        rope: RoPE of the attention.
+        prompts: Positions and mask of the tokens.
+        original: Indices of the tokens that the original chose, (tokens, top_k), where known. They are used for each
+            query where they are as good a choice, since float32 cannot tell some scores apart.
+        tie: By how much they may be worse, as a share of the query's largest absolute score.
+
+    Returns:
+        bool (tokens, tokens): [query, key] is True where the query attends to the key.
     """
     query = leaves.contract(low_rank, f"{path}/wq_b/kernel")
     key = leaves.contract(x, f"{path}/wk/kernel")
@@ -191,7 +237,7 @@ def chosen_tokens(
     for rows in _row_blocks(len(x), indexer.heads * len(x) * 4, prompts.score_bytes):
         scores = _index_scores(query[rows], key, head_weights[rows], visible[rows], indexer.head_dim**-0.5)
         theirs = None if original is None else jnp.asarray(original[rows].astype(np.int32))
-        # one after the other: jax would begin them all, and hold the scores of all
+        # one block at a time: jax would start all of them and hold all scores
         chosen.append(jax.block_until_ready(_choose(scores, visible[rows], count, theirs, tie)))
     return jnp.concatenate(chosen)
 
@@ -200,15 +246,17 @@ def chosen_tokens(
 def _index_scores(
     query: jax.Array, key: jax.Array, head_weights: jax.Array, visible: jax.Array, scale: float
 ) -> jax.Array:
-    """Float32 (rows, tokens), of query (rows, heads, dim), key (tokens, dim), head_weights (rows, heads), visible
-    (rows, tokens)."""
+    """Scores, float32 (rows, tokens): the sum over heads of weight * relu(query · key * scale), -inf where masked.
+
+    query: (rows, heads, dim); key: (tokens, dim); head_weights: (rows, heads); visible: bool (rows, tokens).
+    """
     scores = jax.nn.relu(jnp.einsum("nhd,td->nht", query, key) * scale)
     return jnp.where(visible, jnp.einsum("nh,nht->nt", head_weights, scores), -jnp.inf)
 
 
 @partial(jax.jit, static_argnames=("count", "tie"))
 def _choose(scores: jax.Array, visible: jax.Array, count: int, theirs: jax.Array | None, tie: float) -> jax.Array:
-    """The `count` best of each row, bool (rows, tokens); `theirs`, places (rows, count), where they are as good."""
+    """The `count` best of each row, bool (rows, tokens), or `theirs`, indices (rows, count), where as good."""
     chosen = _at(jax.lax.top_k(scores, count)[1], visible)
     if theirs is None:
         return chosen
@@ -221,7 +269,7 @@ def _choose(scores: jax.Array, visible: jax.Array, count: int, theirs: jax.Array
 
 
 def _at(places: jax.Array, visible: jax.Array) -> jax.Array:
-    """The visible ones of the tokens at `places`, (rows, count), as bool (rows, tokens)."""
+    """Token indices (rows, count) as a mask, bool (rows, tokens), without tokens that are not visible."""
     return jnp.zeros(visible.shape, bool).at[jnp.arange(len(visible))[:, None], places].set(True) & visible
 
 
@@ -235,15 +283,17 @@ def _attend(
     sinks: jax.Array | None,
     score_bytes: int,
 ) -> jax.Array:
-    """Softmax attention; query (tokens, heads, d), key (tokens, kv heads, d), value (tokens, kv heads, e), all
-    float32; the result is (tokens, heads, e). Head h reads kv head h // (heads / kv heads). sinks: a further score
-    of each head, (heads,), which takes its share and adds nothing."""
+    """Softmax attention, float32 (tokens, heads, e). Head h reads kv head h // (heads / kv heads).
+
+    query: float32 (tokens, heads, d); key: (tokens, kv heads, d); value: (tokens, kv heads, e). sinks: (heads,), one
+    more score for each head: it takes part in the softmax and adds no value.
+    """
     tokens, heads, dim = query.shape
     kv_heads = key.shape[1]
     grouped = query.reshape(tokens, kv_heads, heads // kv_heads, dim)
     if sinks is not None:
         sinks = sinks.reshape(kv_heads, heads // kv_heads)
-    blocks = [  # one after the other, as above
+    blocks = [  # one block at a time, as in chosen_tokens
         jax.block_until_ready(_attend_rows(grouped[rows], key, value, visible[rows], sinks, scale, softcap))
         for rows in _row_blocks(tokens, heads * tokens * 4, score_bytes)
     ]

@@ -1,4 +1,4 @@
-"""What the forward pass needs to know of a model, layer by layer. Data only; `architectures` reads it."""
+"""What the forward pass needs to know about a model, layer by layer. Data only; `architectures` fills it in."""
 
 from __future__ import annotations
 
@@ -9,14 +9,20 @@ from typing import Any, Literal
 
 @dataclass(frozen=True, slots=True)
 class RopeConfig:
-    """Rotary position embedding: `dim` rotated dimensions; `values` holds the keys of the scaling's kind."""
+    """Rotary position embedding (arXiv:2104.09864) of one kind of layer.
+
+    Attributes:
+        kind: default, linear, llama3, yarn or proportional: `rope_type` of config.json.
+        dim: Dimensions of a head that are rotated.
+        values: The keys of config.json that this kind of scaling needs, such as `factor`.
+    """
 
     kind: str
     dim: int
     theta: float
     pairs: bool
-    """True where the checkpoint holds the two halves of a rotation side by side, (0, 1), (2, 3), ...;
-    False where dimension i turns with i + dim / 2."""
+    """True: the checkpoint stores the two dimensions of a rotation side by side, (0, 1), (2, 3), ...;
+    False: dimension i is rotated with i + dim / 2."""
     values: Mapping[str, Any] = field(compare=False)
 
 
@@ -29,31 +35,33 @@ class GroupedQuery:
     head_dim: int
     rope: RopeConfig
     scale: float
-    """On the scores at run time; 1 where the checkpoint's query kernel carries it."""
+    """Factor on the attention scores; 1 where the checkpoint's query kernel contains it."""
     norms: Literal["none", "head", "all_heads"] = "none"
-    """RMSNorm of query and key: none, over each head's dimensions, or over those of all heads together."""
+    """RMSNorm of query and key: none, over the dimensions of each head, or over those of all heads together."""
     norm_offset: float = 0.0
-    """As `ForwardConfig` has it, of these norms."""
+    """As `ForwardConfig.norm_offset`, for these norms."""
     value_norm: bool = False
-    """RMSNorm without a scale over each value head."""
+    """Whether each value head gets an RMSNorm without a scale."""
     keys: Literal["own", "as_values", "earlier"] = "own"
-    """Own keys and values; one projection that is both; or those of the layer `keys_from`."""
+    """Its own keys and values; one projection for both; or those of the earlier layer `keys_from`."""
     keys_from: int | None = None
     gated: bool = False
-    """A gate follows each head's query in the query kernel; its sigmoid multiplies what the head puts out. The output
-    kernel then has heads and their dimensions on one axis."""
+    """Whether the query kernel holds a gate after each head's query. The gate's sigmoid multiplies the head's output.
+    The output kernel then has heads and their dimensions on one axis."""
     biases: bool = False
-    """Of query, key and value."""
+    """Whether query, key and value have a bias."""
     out_bias: bool = False
     sinks: bool = False
+    """Whether each head has one more score, which takes part in the softmax only."""
     window: int | None = None
-    """How many tokens, itself included, a token looks at; None for all before it."""
+    """How many tokens, itself included, a token attends to. None: all before it."""
     softcap: float | None = None
+    """Scores become softcap · tanh(score / softcap). None: they stay as they are."""
 
 
 @dataclass(frozen=True, slots=True)
 class Indexer:
-    """The indexer of DeepSeek sparse attention (DeepSeek-V3.2 report, section 2.1)."""
+    """The indexer of DeepSeek sparse attention (DeepSeek-V3.2 report, section 2.1): `top_k` tokens for each query."""
 
     heads: int
     head_dim: int
@@ -62,7 +70,16 @@ class Indexer:
 
 @dataclass(frozen=True, slots=True)
 class Latent:
-    """Multi-head latent attention (DeepSeek-V2 report, section 2.1)."""
+    """Multi-head latent attention (DeepSeek-V2 report, section 2.1).
+
+    Attributes:
+        q_rank: Rank of the compressed query. None: the query is not compressed.
+        kv_rank: Rank of the compressed keys and values.
+        nope_dim: Dimensions of a query or key head without RoPE; `rope.dim` more have it.
+        value_dim: Dimensions of a value head.
+        scale: Factor on the attention scores.
+        indexer: None: each query attends to all tokens before it.
+    """
 
     heads: int
     q_rank: int | None
@@ -76,7 +93,7 @@ class Latent:
 
 @dataclass(frozen=True, slots=True)
 class DeltaNet:
-    """A gated delta net (arXiv:2412.06464): attention that is linear in the tokens. `taps`: of its convolution."""
+    """A gated delta net (arXiv:2412.06464), linear attention. `taps`: width of its convolution, in tokens."""
 
     key_heads: int
     value_heads: int
@@ -86,7 +103,7 @@ class DeltaNet:
 
     @property
     def convolved(self) -> int:
-        """Channels that are convolved: queries, keys and values."""
+        """Channels of the convolution: queries, keys and values."""
         return 2 * self.key_heads * self.key_dim + self.value_heads * self.value_dim
 
 
@@ -95,7 +112,7 @@ Attention = GroupedQuery | Latent | DeltaNet
 
 @dataclass(frozen=True, slots=True)
 class Mlp:
-    """A gated MLP at `path`."""
+    """A gated MLP (arXiv:2002.05202) at `path` below the layer; `width`: its inner size."""
 
     path: str
     width: int
@@ -104,8 +121,14 @@ class Mlp:
 
 @dataclass(frozen=True, slots=True)
 class ExpertNorms:
-    """Gemma 4's paths of what its router and its experts have of their own, since both look at the stream itself:
-    the scale on the router's normed input, the norm before the experts, those after shared and routed experts."""
+    """Paths of the norms of Gemma 4's router and experts, which read the residual stream itself.
+
+    Attributes:
+        router_scale: The scale on the router's normed input.
+        before_experts: The norm before the routed experts.
+        after_shared: The norm after the shared expert.
+        after_experts: The norm after the routed experts.
+    """
 
     router_scale: str
     before_experts: str
@@ -115,39 +138,47 @@ class ExpertNorms:
 
 @dataclass(frozen=True, slots=True)
 class Moe:
-    """Routed experts at `path`, and at `shared` one that every token goes to, where there is one."""
+    """Routed experts at `path` below the layer, and a shared expert, which every token goes to, if `shared` is set.
+
+    Attributes:
+        per_token: Experts that each token goes to.
+        width: Inner size of an expert.
+        scaling: Factor on the shares.
+        groups: Groups that the experts are split into, of equal size.
+        groups_kept: Groups that the experts of a token are chosen from.
+    """
 
     path: str
     experts: int
     per_token: int
     width: int
     scores: Literal["sigmoid", "softmax", "chosen_softmax"]
-    """How logits become shares: DeepSeek-V3's sigmoid, a softmax over all experts, or one over the chosen."""
+    """How logits become shares: a sigmoid (DeepSeek-V3), a softmax over all experts, or one over the chosen experts."""
     correction_bias: bool = False
-    """A bias, `gate/bias`, that takes part in the choice only."""
+    """Whether there is a bias `gate/bias` that affects only the choice of experts."""
     normalize: bool = False
-    """Whether the chosen experts' shares are divided by their sum."""
+    """Whether the shares of the chosen experts are divided by their sum."""
     scaling: float = 1.0
     groups: int = 1
     groups_kept: int = 1
     group_score: int = 1
-    """Of a group, how many of its best experts are summed to tell its rank."""
+    """How many of its best scores are summed to rank a group."""
     biases: bool = False
-    """Of the gate and of every expert."""
+    """Whether the gate and each expert have biases."""
     clamp: float | None = None
-    """gpt-oss' SwiGLU: limits on gate and up, and up + 1."""
+    """Limit on gate and up in gpt-oss' SwiGLU, which also takes up + 1. None: a plain GLU."""
     activation: Literal["silu", "gelu"] = "silu"
     shared: Mlp | None = None
     shared_gate: str | None = None
-    """Where a projection to one number is whose sigmoid multiplies what the shared expert puts out."""
+    """Path of a projection to one number. Its sigmoid multiplies the shared expert's output."""
     norms: ExpertNorms | None = None
     expert_scales: bool = False
-    """A factor on each expert's share, `per_expert_scale`."""
+    """Whether there is a factor on each expert's share, `per_expert_scale`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Norms:
-    """Paths of a layer's RMSNorms; None where the family has none at that place."""
+    """Paths of a layer's RMSNorms; None where the family has no norm there."""
 
     before_attention: str | None
     after_attention: str | None
@@ -157,11 +188,13 @@ class Norms:
 
 @dataclass(frozen=True, slots=True)
 class LayerPath:
-    """Where a layer lies below `decoder/`.
+    """The path of a layer below `decoder/`.
 
-    stack, index, counts: of a scanned checkpoint, the path, the layer's index in the stacked axes, and those axes'
-    lengths; both are empty for a layer left over from the scan, which is not stacked. alone: the path of an
-    unscanned checkpoint.
+    Attributes:
+        stack: Path in a scanned checkpoint.
+        index: The layer's index in the stacked axes of a scanned checkpoint. Empty: a remainder layer, not stacked.
+        counts: Lengths of these axes.
+        alone: Path in an unscanned checkpoint.
     """
 
     stack: str
@@ -183,7 +216,7 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class PerLayerInput:
-    """Gemma 4's small models: a second embedding, of `width` for each layer, which joins the stream behind its MLP."""
+    """Per-layer input of Gemma 4's small models: a second embedding, `width` for each layer, added after its MLP."""
 
     width: int
     activation: Literal["silu", "gelu"]
@@ -191,7 +224,16 @@ class PerLayerInput:
 
 @dataclass(frozen=True, slots=True)
 class ForwardConfig:
-    """Sizes and switches of one model."""
+    """Sizes and switches of one model.
+
+    Attributes:
+        family: `model_type` of config.json.
+        hidden: Width of the residual stream.
+        vocab: Rows of the original's embedding.
+        eps: Epsilon of the RMSNorms.
+        tied: Whether the output projection is the embedding.
+        max_positions: The longest sequence, in tokens.
+    """
 
     family: str
     hidden: int
@@ -201,38 +243,42 @@ class ForwardConfig:
     max_positions: int
     layers: tuple[Layer, ...]
     embedding_scale: float = 1.0
-    """What the checkpoint's embedding was multiplied by; a tied output divides by it."""
+    """Factor in the checkpoint's embedding. A tied output projection divides by it."""
     softcap: float | None = None
-    """Of the logits."""
+    """Logits become softcap · tanh(logit / softcap). None: they stay as they are."""
     norm_offset: float = 0.0
-    """Of the norms of layers and the last one: what is added to a scale; 1 where checkpoints have it less one."""
+    """Added to the scales of the layers' norms and of the final norm: 1 where checkpoints store the scale minus one."""
     layer_scalars: bool = False
-    """Whether each layer ends with a factor on the stream."""
+    """Whether each layer ends with a factor on the residual stream."""
     per_layer_input: PerLayerInput | None = None
     rows: int = 0
-    """Of the checkpoint's embedding, where MaxText pads or cuts the vocabulary; 0 for `vocab`."""
+    """Rows of the checkpoint's embedding where MaxText pads or cuts the vocabulary; 0 means `vocab`."""
     rounded: tuple[str, ...] = ()
-    """Leaves, by the end of their path, that MaxText holds in other values than the source: saved in bfloat16 they
-    are rounded once more than the source was."""
+    """Ends of the paths of leaves whose values MaxText scales: saved in bfloat16, they are rounded once more than in
+    the source."""
 
     @property
     def tokens(self) -> int:
-        """Ids that both the model and the checkpoint have."""
+        """The number of token ids that both the model and the checkpoint have."""
         return min(self.vocab, self.rows or self.vocab)
 
     @property
     def experts(self) -> int:
-        """Routed experts over all layers."""
+        """The number of routed experts in all layers."""
         return sum(layer.feed_forward.experts for layer in self.layers if isinstance(layer.feed_forward, Moe))
 
     @property
     def heads(self) -> int:
-        """Of the attention that makes scores of each token for each: the most of a layer, 0 where there is none."""
+        """The largest number of softmax attention heads in a layer; 0 without softmax attention."""
         return max((a.heads for layer in self.layers if not isinstance(a := layer.attention, DeltaNet)), default=0)
 
 
 def differences(a: Any, b: Any, name: str = "") -> Iterator[str]:
-    """What differs between two configs of this module, `name a against b` each, the outermost name first."""
+    """Compares two configs of this module, field by field; of the layers, only the first that differs.
+
+    Yields:
+        One text for each difference, such as `layer 0: feed_forward width 96 against 97`.
+    """
     if is_dataclass(a) and type(a) is type(b):
         for item in fields(a):
             if item.compare:

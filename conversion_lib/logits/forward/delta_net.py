@@ -1,4 +1,4 @@
-"""The gated delta net of Qwen 3 Next and 3.5 (arXiv:2412.06464), token by token, as its recurrence is written."""
+"""The gated delta net of Qwen 3 Next and 3.5 (arXiv:2412.06464), computed token by token as a recurrence."""
 
 from __future__ import annotations
 
@@ -11,14 +11,25 @@ from conversion_lib.logits.forward.config import DeltaNet
 from conversion_lib.logits.forward.weights import Leaves
 
 UNIT_EPS = 1e-6
-"""Of the query's and the key's length, as flash-linear-attention has it."""
+"""Epsilon of the L2 norm of query and key, as in flash-linear-attention."""
 
 
 def delta_net(x: jax.Array, leaves: Leaves, path: str, net: DeltaNet, eps: float, prompts: Prompts) -> jax.Array:
-    """What the net adds to the stream: x is the normed stream, float32 (tokens, hidden), as is the result.
+    """Computes a gated delta net, as transformers' `Qwen3NextGatedDeltaNet`.
 
-    For each key head its kernels hold side by side: query, key, the values of its value heads and their gates; and
-    those heads' beta and alpha.
+    For each key head, `in_proj_qkvz` holds side by side the query, the key, the values of its value heads and their
+    gates; `in_proj_ba` holds beta and alpha of these heads.
+
+    Args:
+        x: The normed residual stream, float32 (tokens, hidden).
+        leaves: The layer's weights.
+        path: Path of the net below the layer.
+        net: Its sizes.
+        eps: Epsilon of the norm on the output.
+        prompts: Where prompts begin: the state and the convolution start anew there.
+
+    Returns:
+        float32 (tokens, hidden), before it is added to the stream.
     """
     tokens, each = len(x), net.value_heads // net.key_heads
     values = each * net.value_dim
@@ -52,8 +63,10 @@ def _unit(x: jax.Array) -> jax.Array:
 
 @jax.jit
 def _convolve(x: jax.Array, kernel: jax.Array, positions: jax.Array) -> jax.Array:
-    """Each channel of x, (tokens, channels), over the last tokens of its prompt; kernel: (taps, channels), the last tap
-    the token's own."""
+    """Convolves each channel of x, (tokens, channels), causally within a prompt, then applies SiLU.
+
+    kernel: (taps, channels); the last tap is for the token itself.
+    """
     total = jnp.zeros_like(x)
     for back in range(len(kernel)):
         earlier = jnp.roll(x, back, axis=0)
@@ -65,11 +78,11 @@ def _convolve(x: jax.Array, kernel: jax.Array, positions: jax.Array) -> jax.Arra
 def _recur(
     query: jax.Array, key: jax.Array, value: jax.Array, decay: jax.Array, beta: jax.Array, first: jax.Array
 ) -> jax.Array:
-    """The gated delta rule (arXiv:2412.06464, equation 10): the state decays, what it has under the key is replaced in
-    part by the value, and the query reads it.
+    """The gated delta rule (arXiv:2412.06464, equation 10), float32 (tokens, heads, value_dim).
 
-    query, key: (tokens, heads, key_dim); value: (tokens, heads, value_dim), as is the result; decay, beta: (tokens,
-    heads); first: (tokens,), where a prompt begins, with an empty state.
+    At each token the state decays, the value stored under the key moves towards the new value by beta, and the query
+    reads the state. query, key: (tokens, heads, key_dim); value: (tokens, heads, value_dim); decay, beta: (tokens,
+    heads); first: bool (tokens,), True where a prompt begins with an empty state.
     """
 
     def step(state: jax.Array, token: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:

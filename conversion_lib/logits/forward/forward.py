@@ -1,8 +1,8 @@
 """Logits of a MaxText checkpoint, computed layer by layer from its own files.
 
-One layer's weights are held at a time, in slices, so that memory does not grow with the model. Everything
-is float32, products at the highest precision. Nothing here knows the converter's tables: paths and shapes
-come from `layout.py`, so that a mistake there is not made twice.
+Only slices of one layer's weights are held at a time, so that memory does not grow with the model. Everything is
+float32, with matrix products at the highest precision. Nothing here uses the converter's tables: paths and shapes come
+from `layout.py`, so that a mistake in those tables is not repeated.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from conversion_lib.progress import Task
 
 @dataclass(frozen=True)
 class _Computed:
-    """A layer's stream, what its blocks put out, and how many of its experts no token went to."""
+    """The stream after a layer, the outputs of its blocks, and the number of its experts that received no token."""
 
     stream: jax.Array
     states: blocks.States
@@ -44,14 +44,25 @@ class _Computed:
 
 
 class ForwardPass:
-    """One run of `prompts` (integers, (tokens,) each) through the weights of `checkpoint`: `layers`, then `logits`.
+    """One run of prompts through the weights of a checkpoint: first `layers`, then `logits`.
 
-    bias_order: the layout of a scanned DeepSeek-V3 gate bias where it is known. dither: as `Weights` has it.
-    tie: as `rounding.tie_share` has it, by default that of the same bits. `idle_experts` counts the (layer, expert)
-    pairs that no token went to. `original`: to be set, before each layer, to what the original's blocks put out in it,
-    where that is known: equal experts, and tokens that an indexer finds equal, are then chosen as it does.
+    Args:
+        checkpoint: Read during the run; the caller keeps it open.
+        config: The model.
+        prompts: Token ids, int (tokens,) each.
+        bias_order: Layout of a scanned DeepSeek-V3 gate bias, as in `Weights`.
+        memory: How many bytes to hold at a time.
+        dither: Noise on the weights, as in `Weights`.
+        tie: Scores that differ by at most this share count as equal. None: the share for unrounded weights.
+        task: Advanced by the bytes read.
 
-    Raises BadInput where a leaf is missing, left over, or disagrees with `config`.
+    Attributes:
+        idle_experts: (layer, expert) pairs that received no token so far.
+        original: Set this before each layer to the outputs of the original's blocks in that layer, where known. Among
+            experts, or indexed tokens, with equal scores, the original's choice is then used.
+
+    Raises:
+        BadInput: A leaf is missing, left over, or does not match `config`.
     """
 
     def __init__(
@@ -80,7 +91,11 @@ class ForwardPass:
         self.original: blocks.States | None = None
 
     def layers(self) -> Iterator[tuple[int, blocks.States]]:
-        """The number of each layer and what its blocks put out, the embedding first."""
+        """Runs the layers one by one, the embedding first.
+
+        Yields:
+            The number of the layer, `blocks.EMBEDDING_LAYER` for the embedding, and the outputs of its blocks.
+        """
         tokens = np.concatenate(list(self._prompts))
         top, own = self._weights.top, self._config.per_layer_input
         self._stream = embed(tokens, top, EMBEDDING)
@@ -95,15 +110,22 @@ class ForwardPass:
             yield number, computed.states
 
     def is_taken_from(self, number: int) -> bool:
-        """Whether later layers take the keys and values of this one."""
+        """Returns whether later layers use the keys and values of this one."""
         return number in self._taken_from
 
     def again(self, number: int, before: Array, original: blocks.States) -> blocks.States:
-        """What the blocks of a layer put out where it starts from the original's stream `before` it, float32 (tokens,
-        hidden), and its second half from the original's stream behind attention.
+        """Runs a layer once more, on the original's residual stream.
 
-        So no block is blamed for what others got wrong. Keys and values of an earlier layer are those of its own run
-        from the original's stream, where there was one.
+        Its second half runs on the original's stream after attention. So no block is blamed for the errors of others.
+        Shared keys and values come from the earlier layer's own run on the original's stream, if there was one.
+
+        Args:
+            number: The layer.
+            before: The original's stream before it, float32 (tokens, hidden).
+            original: Outputs of the original's blocks in this layer.
+
+        Returns:
+            Outputs of the checkpoint's blocks.
         """
         added = original.get(blocks.NORM_AFTER_ATTENTION, original[blocks.ATTENTION])
         kept, middle = self._originals_keys_and_values, jnp.asarray(before + added)
@@ -117,8 +139,10 @@ class ForwardPass:
         kept: dict[int, KeysAndValues],
         middle: jax.Array | None = None,
     ) -> _Computed:
-        """kept: where keys and values go that later layers take. middle: the stream behind attention, where it is to be
-        another than the own."""
+        """Runs one layer.
+
+        kept: keys and values that later layers use, by layer. middle: replaces the stream after attention.
+        """
         with jax.default_matmul_precision("highest"):
             layer, eps = self._config.layers[number], self._config.eps
             leaves, norms = self._weights.layer(layer), layer.norms
@@ -159,7 +183,7 @@ class ForwardPass:
         kept: dict[int, KeysAndValues],
         original: blocks.States | None,
     ) -> jax.Array:
-        """What attention adds to the stream: x is the normed stream, float32 (tokens, hidden), as is the result."""
+        """The output of attention, float32 (tokens, hidden); x is the normed residual stream, of the same shape."""
         config, path, eps = layer.attention, layer.attention_path, self._config.eps
         if isinstance(config, Latent):
             chosen = None if original is None else original.get(blocks.INDEXER)
@@ -175,8 +199,15 @@ class ForwardPass:
         return out
 
     def logits(self, original: Array | None = None) -> list[Array]:
-        """After the last of `layers`: for each prompt float32 (tokens, vocabulary). original: the original's stream, to
-        take instead of the own."""
+        """Computes the logits, after the last of `layers`.
+
+        Args:
+            original: The original's residual stream after the last layer, float32 (tokens, hidden). None: the
+                checkpoint's own.
+
+        Returns:
+            For each prompt float32 (tokens, vocabulary).
+        """
         stream = self._stream if original is None else jnp.asarray(original)
         assert stream is not None
         with jax.default_matmul_precision("highest"):
@@ -184,14 +215,14 @@ class ForwardPass:
         return np.split(logits, np.cumsum([len(prompt) for prompt in self._prompts])[:-1])
 
     def run(self) -> list[Array]:
-        """The logits, where nobody looks at the layers."""
+        """Runs all layers and returns the logits: for each prompt float32 (tokens, vocabulary)."""
         for _ in self.layers():
             pass
         return self.logits()
 
 
 def unembed(stream: jax.Array, top: Leaves, config: ForwardConfig) -> Array:
-    """Final norm and output projection, float32 (tokens, vocabulary); a tied model uses its embedding."""
+    """Applies final norm and output projection: float32 (tokens, vocabulary). A tied model uses its embedding."""
     normed = rms_norm(stream, top.read(FINAL_NORM) + config.norm_offset, config.eps)
     if not config.tied:
         return _capped(np.asarray(top.contract(normed, OUTPUT)), config.softcap)

@@ -1,7 +1,7 @@
-"""Where a MaxText checkpoint keeps each weight, and in which shape, written down from MaxText's own files.
+"""The path and shape of each weight in a MaxText checkpoint, as MaxText's own model files define them.
 
-This page is on purpose a second telling of what the converter's mapping tables say: the check must not
-share their mistakes. Shapes are those of one layer; a scanned checkpoint stacks the layers on axis 1.
+This repeats the converter's mapping tables on purpose, because the check must not share their mistakes. Shapes are
+those of one layer; a scanned checkpoint stacks the layers on axis 1.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PER_LAYER = "decoder/per_layer_embedder"
 
 
 def top_leaves(config: ForwardConfig) -> dict[str, Shape]:
-    """Leaves outside the layers, with their shapes. Tied models have no output kernel."""
+    """Returns the shapes of the leaves outside the layers, by path. Tied models have no output kernel."""
     leaves: dict[str, Shape] = {EMBEDDING: (config.rows or config.vocab, config.hidden), FINAL_NORM: (config.hidden,)}
     if not config.tied:
         leaves[OUTPUT] = (config.hidden, config.vocab)
@@ -44,7 +44,7 @@ def top_leaves(config: ForwardConfig) -> dict[str, Shape]:
 
 
 def layer_leaves(layer: Layer, config: ForwardConfig) -> dict[str, Shape]:
-    """Leaves of a decoder layer, relative to its own path, with the shapes of one layer."""
+    """Returns the shapes of the leaves of a decoder layer, unstacked, by path below the layer."""
     norms, hidden = layer.norms, config.hidden
     paths = (norms.before_attention, norms.after_attention, norms.before_mlp, norms.after_mlp)
     leaves: dict[str, Shape] = {path: (hidden,) for path in paths if path is not None}
@@ -147,6 +147,7 @@ def _indexer(indexer: Indexer, q_rank: int, hidden: int) -> dict[str, Shape]:
 
 
 def gate_bias(moe: Moe) -> str:
+    """Returns the path of the gate's bias below the layer."""
     return f"{moe.path}/gate/bias"
 
 

@@ -8,32 +8,43 @@ from conversion_lib.errors import BadInput
 from conversion_lib.logits.forward.config import Attention, ForwardConfig, GroupedQuery, Latent, Moe
 
 PROGRAM = 1 << 30
-"""Python with torch, transformers, jax and their compiled code: measured 0.9 GB on small models."""
+"""Bytes of Python with torch, transformers, jax and their compiled code: measured 0.9 GB on small models."""
 
 LARGEST_SLICE = 256 << 20
 SMALLEST_SLICE = 1 << 20
 COPIES = 5
-"""A slice of weights in use: as read, as float32, those of the product before it that are not yet let go."""
+"""Copies of a slice of weights: as read, as float32, and those of the previous product that are not yet released."""
 
 LARGEST_SCORES = 128 << 20
 SMALLEST_SCORES = 4 << 20
 SCORE_COPIES = 6
-"""A block of attention scores in use: scaled, masked, their softmax, as original and checkpoint hold them at worst."""
+"""Copies of a block of attention scores: scaled, masked, after softmax; the most that either side holds."""
 
 
 @dataclass(frozen=True)
 class Memory:
-    """slice_bytes: float32 weights held at a time. score_bytes: float32 attention scores held at a time."""
+    """What a forward pass may hold at a time.
+
+    Attributes:
+        slice_bytes: Bytes of float32 weights.
+        score_bytes: Bytes of float32 attention scores.
+    """
 
     slice_bytes: int = LARGEST_SLICE
     score_bytes: int = LARGEST_SCORES
 
 
 def divide(budget: int, config: ForwardConfig, tokens: int) -> Memory:
-    """What each part of a check of `tokens` tokens may take of `budget` bytes.
+    """Divides the memory budget of a check.
 
-    Raises BadInput where the budget does not hold what cannot be sliced: the logits of both sides, the streams, the
-    masks, one expert.
+    Args:
+        budget: Bytes, for the whole process.
+        config: The model.
+        tokens: Tokens of all prompts.
+
+    Raises:
+        BadInput: The budget is too small for what cannot be sliced: the logits of both sides, the residual streams,
+            the masks, one expert. The message names the smallest budget.
     """
     logits = 5 * 4 * tokens * config.vocab
     wide = max(config.hidden, *(_width(layer.attention) for layer in config.layers))
@@ -47,15 +58,15 @@ def divide(budget: int, config: ForwardConfig, tokens: int) -> Memory:
         ),
         default=0,
     )
-    # logits are there after the last layer, scores and weights before
+    # logits exist only after the last layer, masks only before that
     held = PROGRAM + streams + max(logits, masks)
     heads = max(config.heads, *(_indexed_heads(layer.attention) for layer in config.layers))
-    least_scores = max(SMALLEST_SCORES, 4 * heads * tokens)  # one query at the least
+    least_scores = max(SMALLEST_SCORES, 4 * heads * tokens)  # at least one query
     least = held + SCORE_COPIES * least_scores + max(2 * expert, COPIES * SMALLEST_SLICE)
     if least > budget:
         raise BadInput(
             f"--memory-budget {_gib(budget)}: checking {tokens} tokens of this model takes at least {_gib(least)}; "
-            "give more, or fewer --tokens"
+            "raise the budget, or check fewer --tokens"
         )
     score_bytes = min(LARGEST_SCORES, max(least_scores, (budget - held) // (2 * SCORE_COPIES)))
     slice_bytes = min(LARGEST_SLICE, (budget - held - SCORE_COPIES * score_bytes) // COPIES)
@@ -63,7 +74,7 @@ def divide(budget: int, config: ForwardConfig, tokens: int) -> Memory:
 
 
 def _width(attention: Attention) -> int:
-    """Of what attention holds of each token: query, keys, values, and what the heads put out."""
+    """Floats that attention holds for each token: query, keys, values and the output of the heads."""
     if isinstance(attention, GroupedQuery):
         return (2 * attention.heads + 2 * attention.kv_heads) * attention.head_dim
     if isinstance(attention, Latent):

@@ -1,4 +1,4 @@
-"""The half of a layer after attention: a gated MLP, or routed and shared experts."""
+"""The second half of a layer, after attention: a gated MLP, or routed and shared experts."""
 
 from __future__ import annotations
 
@@ -23,13 +23,18 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 GPT_OSS_ALPHA = 1.702
-"""Of gpt-oss' gate, x · sigmoid(alpha · x): the approximation of GELU (arXiv:1606.08415, section 2)."""
+"""Alpha of gpt-oss' gate, x · sigmoid(alpha · x): the sigmoid approximation of GELU (arXiv:1606.08415, section 2)."""
 
 
 @dataclass(frozen=True)
 class FeedForward:
-    """out: what it adds to the stream, float32 (tokens, hidden). states: what its parts put out. idle: how many of
-    its experts no token went to."""
+    """The output of the second half of a layer.
+
+    Attributes:
+        out: What is added to the residual stream, float32 (tokens, hidden), before the norm after the MLP.
+        states: Outputs of its blocks.
+        idle: Experts that received no token.
+    """
 
     out: jax.Array
     states: blocks.States
@@ -45,23 +50,30 @@ def feed_forward(
     original: blocks.States | None = None,
     tie: float = 0.0,
 ) -> FeedForward:
-    """The second half of a layer for x, the normed stream, float32 (tokens, hidden); Gemma 4's experts norm the stream
-    themselves.
+    """Computes the second half of a layer.
 
-    original: what the original's blocks put out here, where it is known; scores of experts within a share of `tie` are
-    taken as equal, and of equal experts those that the original chose.
+    Args:
+        x: The normed residual stream, float32 (tokens, hidden).
+        stream: The same before the norm. Gemma 4's router and experts apply norms of their own to it
+            (transformers' `Gemma4TextDecoderLayer`).
+        leaves: The layer's weights.
+        config: A gated MLP, or experts.
+        eps: Epsilon of these norms.
+        original: Outputs of the original's blocks in this layer, where known. Among experts with equal scores, the
+            original's choice is used.
+        tie: Scores are equal if they differ by at most this share, as in `route`.
     """
     if isinstance(config, Mlp):
         out = gated_mlp(x, leaves, config)
         return FeedForward(out, {blocks.MLP: np.asarray(out)}, 0)
     states: dict[str, jax.Array] = {}
-    norms, looked_at, taken = config.norms, x, x
+    norms, router_input, expert_input = config.norms, x, x
     if norms is not None:
-        looked_at = rms_norm(stream, leaves.read(norms.router_scale) * x.shape[-1] ** -0.5, eps)
-        states[blocks.NORM_BEFORE_EXPERTS] = taken = rms_norm(stream, leaves.read(norms.before_experts), eps)
-    wanted = None if original is None else original.get(blocks.ROUTER)
-    chosen, shares = (np.asarray(part) for part in route(looked_at, leaves, config, wanted, tie))
-    out, idle = routed_experts(taken, leaves, config, chosen, shares)
+        router_input = rms_norm(stream, leaves.read(norms.router_scale) * x.shape[-1] ** -0.5, eps)
+        states[blocks.NORM_BEFORE_EXPERTS] = expert_input = rms_norm(stream, leaves.read(norms.before_experts), eps)
+    theirs = None if original is None else original.get(blocks.ROUTER)
+    chosen, shares = (np.asarray(part) for part in route(router_input, leaves, config, theirs, tie))
+    out, idle = routed_experts(expert_input, leaves, config, chosen, shares)
     states[blocks.EXPERTS] = out
     if norms is not None:
         states[blocks.NORM_AFTER_EXPERTS] = out = rms_norm(out, leaves.read(norms.after_experts), eps)
@@ -69,7 +81,7 @@ def feed_forward(
         shared, seen = _shared_expert(x, leaves, config, config.shared, eps)
         states |= seen
         out = out + shared
-    if norms is None:  # transformers does not show the sum of what is normed
+    if norms is None:  # with norms, transformers has no module whose output is this sum
         states[blocks.MLP] = out
     router = {blocks.ROUTER: dense_shares(chosen, shares, config.experts)}
     return FeedForward(out, router | {name: np.asarray(array) for name, array in states.items()}, idle)
@@ -78,7 +90,7 @@ def feed_forward(
 def _shared_expert(
     x: jax.Array, leaves: Leaves, config: Moe, mlp: Mlp, eps: float
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """What the expert of all tokens adds, and what its blocks put out."""
+    """The output of the shared expert, float32 (tokens, hidden), and the outputs of its blocks."""
     shared = gated_mlp(x, leaves, mlp)
     states = {blocks.SHARED_EXPERT: shared}
     if config.shared_gate is not None:
@@ -90,14 +102,14 @@ def _shared_expert(
 
 
 def dense_shares(chosen: Array, shares: Array, experts: int) -> Array:
-    """Each token's share of each expert, float32 (tokens, experts), of chosen and shares, (tokens, per_token)."""
+    """Scatters the shares of the chosen experts, both (tokens, per_token), into float32 (tokens, experts)."""
     dense = np.zeros((len(chosen), experts), np.float32)
     np.put_along_axis(dense, chosen, shares.astype(np.float32), axis=1)
     return dense
 
 
 def gated_mlp(x: jax.Array, leaves: Leaves, mlp: Mlp) -> jax.Array:
-    """A GLU (arXiv:2002.05202): (act(x · wi_0) * (x · wi_1)) · wo; x and the result float32 (tokens, hidden)."""
+    """Computes a GLU (arXiv:2002.05202), (act(x · wi_0) * (x · wi_1)) · wo, from and to float32 (tokens, hidden)."""
     gate = leaves.contract(x, f"{mlp.path}/wi_0/kernel")
     up = leaves.contract(x, f"{mlp.path}/wi_1/kernel")
     return leaves.contract(ACTIVATIONS[mlp.activation](gate) * up, f"{mlp.path}/wo/kernel")
@@ -106,14 +118,24 @@ def gated_mlp(x: jax.Array, leaves: Leaves, mlp: Mlp) -> jax.Array:
 def route(
     x: jax.Array, leaves: Leaves, moe: Moe, original: Array | None = None, tie: float = 0.0
 ) -> tuple[jax.Array, jax.Array]:
-    """The experts that each token goes to, int (tokens, per_token), and their shares, float32 of the same shape.
+    """Chooses the experts of each token and their shares.
 
-    original: each token's share of each expert in the original, (tokens, experts), where it is known; `tie` as
-    `feed_forward` has it.
+    DeepSeek-V3: sigmoid scores; the correction bias affects only the choice, and the sum of a group's two best scores
+    ranks it (DeepSeek-V3 report, section 2.1.2; `DeepseekV3TopkRouter` of transformers). DeepSeek-V2: softmax scores;
+    a group's best score ranks it (DeepSeek-V2 report, section 2.2.2). gpt-oss: a softmax over the logits of the chosen
+    experts (`GptOssTopKRouter`).
 
-    DeepSeek-V3: sigmoid affinities; a correction bias takes part in the choice only, and a group counts by its two
-    best (DeepSeek-V3 report, section 2.1.2). V2: softmax affinities; a group counts by its best (DeepSeek-V2
-    report, section 2.2.2). gpt-oss: a softmax over the chosen logits.
+    Args:
+        x: Input of the router, float32 (tokens, hidden).
+        leaves: The layer's weights.
+        moe: Sizes and switches.
+        original: The original's share of each expert, float32 (tokens, experts), where known. Its choice is used for
+            each token where it is as good.
+        tie: By how much it may be worse, as a share of the token's largest absolute score; with softmax scores, of
+            the compared scores themselves.
+
+    Returns:
+        The experts, int32 (tokens, per_token), and their shares, float32 (tokens, per_token).
     """
     logits = leaves.contract(x, f"{moe.path}/gate/kernel")
     bias = leaves.read(gate_bias(moe)) if moe.correction_bias or moe.biases else jnp.zeros(moe.experts)
@@ -136,8 +158,8 @@ def _choose_experts(
     _, chosen = jax.lax.top_k(_of_groups(choice, groups >= least, moe), moe.per_token)
     if original is not None:
         _, theirs = jax.lax.top_k(original, moe.per_token)
-        # what float32 loses grows with a score, not with the bias on it; logits may be about zero, where a share says
-        # nothing
+        # float32's error grows with the score, not with the bias added to it; of logits the largest counts, since a
+        # share of one near zero says nothing
         size = None if moe.scores == "softmax" else jnp.max(jnp.abs(scores), axis=1, keepdims=True)
         chosen = jnp.where(_as_good(choice, groups, theirs, moe, tie, size), theirs, chosen)
     shares = jnp.take_along_axis(scores, chosen, axis=1)
@@ -149,25 +171,25 @@ def _choose_experts(
 
 
 def _group_scores(choice: jax.Array, moe: Moe) -> jax.Array:
-    """By which groups are kept, (tokens, groups)."""
+    """The scores that rank the groups, (tokens, groups)."""
     by_group = choice.reshape(-1, moe.groups, moe.experts // moe.groups)
     best: jax.Array = jax.lax.top_k(by_group, moe.group_score)[0].sum(-1)
     return best
 
 
 def _of_groups(choice: jax.Array, kept: jax.Array, moe: Moe) -> jax.Array:
-    """choice, with no chance for experts of groups that are not kept, bool (tokens, groups)."""
+    """The scores `choice`, -inf for experts outside the `kept` groups, bool (tokens, groups)."""
     return jnp.where(jnp.repeat(kept, moe.experts // moe.groups, axis=1), choice, -jnp.inf)
 
 
 def _as_good(
     choice: jax.Array, groups: jax.Array, theirs: jax.Array, moe: Moe, tie: float, size: jax.Array | None
 ) -> jax.Array:
-    """Whether `theirs`, (tokens, per_token), is as good a choice as ours but for a share of `tie`, bool (tokens, 1).
+    """Whether `theirs`, (tokens, per_token), is as good a choice as ours within `tie`, bool (tokens, 1).
 
-    Their groups are no worse than the last that is kept, and their experts no worse than the best that they left:
-    in their groups, and in those that are kept whatever is taken as equal. size: what `tie` is a share of, (tokens, 1);
-    None for the values compared themselves.
+    Their groups must be no worse than the last group that is kept. Their experts must be no worse than the best expert
+    that they leave out, in their own groups and in the groups that are kept even if ties are broken against them.
+    size: what `tie` is a share of, (tokens, 1); None for the compared values themselves.
     """
     used = jax.nn.one_hot(theirs // (moe.experts // moe.groups), moe.groups, dtype=bool).any(axis=1)
     ranked = jnp.pad(jax.lax.top_k(groups, moe.groups)[0], ((0, 0), (0, 1)), constant_values=-jnp.inf)
@@ -182,10 +204,19 @@ def _as_good(
 
 
 def routed_experts(x: jax.Array, leaves: Leaves, moe: Moe, chosen: Array, shares: Array) -> tuple[jax.Array, int]:
-    """The sum over each token's experts of share · expert(x), and the number of experts without a token.
+    """Sums share · expert(x) over the experts of each token.
 
-    x: float32 (tokens, hidden); chosen, shares: (tokens, per_token). Experts are read a few at a time, those
-    that no token chose not at all.
+    Experts are read a few at a time. A slice of experts that received no token is not read.
+
+    Args:
+        x: Input of the experts, float32 (tokens, hidden).
+        leaves: The layer's weights.
+        moe: Sizes and switches.
+        chosen: The experts of each token, int (tokens, per_token).
+        shares: Their shares, float32 (tokens, per_token).
+
+    Returns:
+        float32 (tokens, hidden), and the number of experts without a token.
     """
     names = ["wi_0", "wi_1", "wo", *(("wi_0_bias", "wi_1_bias", "wo_bias") if moe.biases else ())]
     total, idle = jnp.zeros_like(x), 0
@@ -195,7 +226,7 @@ def routed_experts(x: jax.Array, leaves: Leaves, moe: Moe, chosen: Array, shares
         if not any(len(tokens) for tokens, _ in visits):
             continue
         weights = [leaves.read(f"{moe.path}/{name}", rows) for name in names]
-        jax.block_until_ready(total)  # lets go of the slice before the last
+        jax.block_until_ready(total)  # releases the slice before the last
         for index, (tokens, slots) in enumerate(visits):
             if len(tokens):
                 where, share = _padded(tokens.astype(np.int32), shares[tokens, slots])
@@ -204,7 +235,7 @@ def routed_experts(x: jax.Array, leaves: Leaves, moe: Moe, chosen: Array, shares
 
 
 def _padded(tokens: Array, shares: Array) -> tuple[Array, Array]:
-    """Both filled up to a power of two with token 0 at share 0: a compilation for each size, not each count."""
+    """Pads both to a power of two with token 0 at share 0, so that jax compiles once for a size, not for each count."""
     size = 1 << max(3, (len(tokens) - 1).bit_length())
     fill = (0, size - len(tokens))
     return np.pad(tokens, fill), np.pad(shares, fill)
@@ -224,5 +255,5 @@ def _add_expert(
         gate = jnp.minimum(gate, moe.clamp)
         inner = gate * jax.nn.sigmoid(GPT_OSS_ALPHA * gate) * (jnp.clip(up, -moe.clamp, moe.clamp) + 1)
     out = inner @ wo + bias_out
-    # a token of the padding has no share, also where the expert's own weights are not finite
+    # padding adds nothing, even where the expert's weights are not finite
     return total.at[where].add(jnp.where(share[:, None] == 0, 0.0, out * share[:, None]))

@@ -1,4 +1,4 @@
-"""Gemma 4's small models: what each layer takes in besides the stream, made of the token and of its embedding."""
+"""The per-layer inputs of Gemma 4's small models: made from the token id and its embedding, one for each layer."""
 
 from __future__ import annotations
 
@@ -15,10 +15,19 @@ from conversion_lib.logits.verdict import blocks
 
 
 def per_layer_inputs(tokens: Array, stream: jax.Array, top: Leaves, config: PerLayerInput, eps: float) -> jax.Array:
-    """The inputs of all layers, float32 (layers, tokens, width); stream: the embedding, float32 (tokens, hidden).
+    """Computes the inputs of all layers, as `Gemma4TextModel.project_per_layer_inputs` of transformers.
 
-    The sum of two parts over the root of two: the second embedding times the root of its width, and a projection of
-    the first one over the root of its own, normed.
+    (second embedding · sqrt(width) + norm(projection of the embedding / sqrt(hidden))) / sqrt(2).
+
+    Args:
+        tokens: Token ids, int (tokens,).
+        stream: The embedding, scaled as the model does it, float32 (tokens, hidden).
+        top: Weights outside the layers.
+        config: The width of an input.
+        eps: Epsilon of the norm.
+
+    Returns:
+        float32 (layers, tokens, width).
     """
     known = embed(tokens, top, f"{PER_LAYER}/embed_tokens_per_layer") * config.width**0.5
     seen = top.contract(stream, f"{PER_LAYER}/per_layer_model_projection/kernel") * stream.shape[-1] ** -0.5
@@ -30,7 +39,18 @@ def per_layer_inputs(tokens: Array, stream: jax.Array, top: Leaves, config: PerL
 def add_per_layer_input(
     stream: jax.Array, own: jax.Array, leaves: Leaves, config: PerLayerInput, eps: float
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The stream with what a layer makes of its `own` input, (tokens, width), and what the blocks put out."""
+    """Adds a layer's per-layer input to the stream, as the end of transformers' `Gemma4TextDecoderLayer`.
+
+    Args:
+        stream: The residual stream after the MLP, float32 (tokens, hidden).
+        own: The layer's own input, float32 (tokens, width).
+        leaves: The layer's weights.
+        config: Width and activation.
+        eps: Epsilon of the norm.
+
+    Returns:
+        The new stream, float32 (tokens, hidden), and the outputs of the blocks.
+    """
     gate = ACTIVATIONS[config.activation](leaves.contract(stream, "per_layer_input_gate/kernel"))
     out = leaves.contract(gate * own, "per_layer_projection/kernel")
     normed = rms_norm(out, leaves.read("post_per_layer_input_norm/scale"), eps)

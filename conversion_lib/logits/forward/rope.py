@@ -13,9 +13,17 @@ from conversion_lib.logits.forward.config import RopeConfig
 
 
 def inverse_frequencies(rope: RopeConfig) -> tuple[Array, float]:
-    """The angle that each pair of dimensions turns by at each position, float32 (dim / 2,), and the factor
-    on cosine and sine. Computed in float32, as transformers does: the angle at position 500 shows the
-    difference to float64."""
+    """Computes the rotation angle per position of each pair of dimensions.
+
+    The formulas are those of transformers' `modeling_rope_utils`. They are computed in float32, as there: at position
+    500 the angle already differs from that of float64.
+
+    Args:
+        rope: RoPE of one kind of layer. `rope.kind` is one of default, linear, llama3, yarn, proportional.
+
+    Returns:
+        The angles in radians, float32 (rope.dim / 2,), and the factor on cosine and sine (1.0 except for YaRN).
+    """
     exponents = np.arange(0, rope.dim, 2, dtype=np.float32) / np.float32(rope.dim)
     plain = np.float32(1) / np.power(np.float32(rope.theta), exponents)
     if rope.kind == "linear":
@@ -31,8 +39,10 @@ def inverse_frequencies(rope: RopeConfig) -> tuple[Array, float]:
 
 
 def _llama3(plain: Array, rope: RopeConfig) -> Array:
-    """Llama 3.1: long wavelengths are stretched by `factor`, short ones kept, those between blended
-    (`rope_type: llama3` of its config.json)."""
+    """Llama 3.1: stretches long wavelengths by `factor`, keeps short ones and blends those between.
+
+    As `_compute_llama3_parameters` of transformers.
+    """
     factor = np.float32(rope.values["factor"])
     low, high = rope.values["low_freq_factor"], rope.values["high_freq_factor"]
     context = rope.values["original_max_position_embeddings"]
@@ -44,9 +54,11 @@ def _llama3(plain: Array, rope: RopeConfig) -> Array:
 
 
 def _yarn(plain: Array, rope: RopeConfig) -> Array:
-    """YaRN (arXiv:2309.00071), section 3.2, "NTK-by-parts": dimensions that turn more than `beta_fast` times
-    within the original context keep their frequency, those that turn less than `beta_slow` times are
-    interpolated by `factor`, those between are blended along a ramp."""
+    """YaRN (arXiv:2309.00071, section 3.2, "NTK-by-parts").
+
+    Dimensions that turn more than `beta_fast` times within the original context keep their frequency. Those that turn
+    less than `beta_slow` times are interpolated by `factor`. Those between are blended along a linear ramp.
+    """
     context = rope.values["original_max_position_embeddings"]
 
     def dimension_of(turns: float) -> float:
@@ -58,15 +70,19 @@ def _yarn(plain: Array, rope: RopeConfig) -> Array:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, rope.dim - 1)
     if low == high:
-        high += 0.001  # no ramp at all would divide by zero
+        high += 0.001  # a ramp of length 0 would divide by zero
     ramp = np.clip((np.arange(rope.dim // 2, dtype=np.float32) - np.float32(low)) / np.float32(high - low), 0, 1)
     blended: Array = plain / np.float32(rope.values["factor"]) * ramp + plain * (1 - ramp)
     return blended
 
 
 def yarn_mscale(factor: float, weight: float) -> float:
-    """YaRN's temperature, 0.1 · weight · ln(factor) + 1 (section 3.4, with DeepSeek's weight); 1 where
-    nothing is stretched."""
+    """Computes YaRN's attention temperature, 0.1 · weight · ln(factor) + 1 (arXiv:2309.00071, section 3.4).
+
+    Args:
+        factor: By which the context is extended. At 1 or less the temperature is 1.
+        weight: DeepSeek's `mscale` or `mscale_all_dim`; 1 in the paper.
+    """
     return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
 
 
@@ -82,17 +98,23 @@ def _yarn_attention_factor(rope: RopeConfig) -> float:
 
 
 def rotation_tables(rope: RopeConfig, positions: Array) -> tuple[jax.Array, jax.Array]:
-    """Cosine and sine, float32 (tokens, dim / 2), for integer `positions` (tokens,)."""
+    """Returns cosine and sine, float32 (tokens, rope.dim / 2) each, for integer `positions` (tokens,)."""
     frequencies, factor = inverse_frequencies(rope)
     angles = positions[:, None].astype(np.float32) * frequencies
     return jnp.asarray(np.cos(angles) * np.float32(factor)), jnp.asarray(np.sin(angles) * np.float32(factor))
 
 
 def rotate(x: jax.Array, tables: tuple[jax.Array, jax.Array], *, pairs: bool) -> jax.Array:
-    """Turns x, float32 (tokens, heads, dim), by the angles of `tables`, and leaves dimensions beyond theirs.
+    """Rotates the first dimensions of each head, as many as `tables` covers, and keeps the others (RoFormer, eq. 34).
 
-    pairs: dimensions (2i, 2i + 1) turn together; otherwise (i, i + dim / 2). The result is always in halves:
-    query and key come out in the same order, which is all that their product needs.
+    Args:
+        x: Queries or keys, float32 (tokens, heads, dim).
+        tables: Cosine and sine, float32 (tokens, rotated dim / 2) each.
+        pairs: True: dimensions (2i, 2i + 1) form a pair. False: (i, i + rotated dim / 2).
+
+    Returns:
+        float32 (tokens, heads, dim), always in halves. Query and key have the same order, which is all that their dot
+        product needs.
     """
     cos, sin = tables[0][:, None, :], tables[1][:, None, :]
     x, still = jnp.split(x, [2 * cos.shape[-1]], axis=-1)

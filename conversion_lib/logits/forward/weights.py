@@ -1,4 +1,4 @@
-"""Weights of one layer at a time, in slices, out of a MaxText checkpoint, each shape checked first."""
+"""Weights of a MaxText checkpoint, read in slices, one layer at a time. All shapes are checked first."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from conversion_lib.progress import Task
 ROOT = "params/params/"
 
 BiasOrder = Literal["layers_first", "experts_first"]
+"""Layout of a scanned DeepSeek-V3 gate bias: (layers, experts) or (experts, layers)."""
 
 
 class Checkpoint(Source, Protocol):
@@ -35,8 +36,13 @@ class Checkpoint(Source, Protocol):
 class Leaves:
     """Leaves under one path: those of a layer, or those outside the layers.
 
-    index, counts: the layer's index in the stacked axes and their lengths, empty where nothing is stacked.
-    layers_first: the leaf that is stacked on axis 0 instead of 1, where there is one.
+    Args:
+        weights: The checkpoint they are read from.
+        prefix: Path in front of each leaf, with a slash at its end.
+        shapes: Shape of each leaf, unstacked, by path below `prefix`.
+        index: The layer's index in the stacked axes; empty where nothing is stacked.
+        counts: Lengths of the stacked axes.
+        layers_first: The leaf that is stacked on axis 0 instead of 1. None: there is none.
     """
 
     def __init__(
@@ -52,7 +58,7 @@ class Leaves:
         self._index, self._counts, self._layers_first = index, counts, layers_first
 
     def stored(self, leaf: str) -> tuple[str, Shape]:
-        """The full path of a leaf and the shape that it must have in the checkpoint."""
+        """Returns the full path of a leaf and the shape that it must have in the checkpoint, stacked axes included."""
         shape, axis = self.shapes[leaf], self._axis(leaf)
         return f"{ROOT}{self._prefix}{leaf}", (*shape[:axis], *self._counts, *shape[axis:])
 
@@ -60,7 +66,7 @@ class Leaves:
         return 0 if leaf == self._layers_first else 1
 
     def read(self, leaf: str, rows: tuple[int, int] | None = None) -> jax.Array:
-        """The leaf in the shape of one layer, float32; `rows` is a range of its first axis."""
+        """Reads a leaf as float32 in its unstacked shape. `rows`: (start, stop) of its first axis; None: all of it."""
         name, shape = f"{ROOT}{self._prefix}{leaf}", self.shapes[leaf]
         box: Box = whole(shape) if rows is None else (rows, *whole(shape[1:]))
         axis, here = self._axis(leaf), tuple((index, index + 1) for index in self._index)
@@ -68,19 +74,34 @@ class Leaves:
         return jnp.squeeze(stacked, tuple(range(axis, axis + len(here))))
 
     def slices(self, leaf: str, together: int = 1) -> Iterator[tuple[int, int]]:
-        """Ranges of the leaf's first axis that hold one slice each, as float32; together: how many leaves of about
-        its size are held at once."""
+        """Cuts the leaf's first axis into ranges that fit `memory.slice_bytes` as float32.
+
+        Args:
+            leaf: Path of the leaf.
+            together: How many leaves of about this size are held at once.
+
+        Yields:
+            (start, stop). A range has at least one row, whatever its size.
+        """
         shape = self.shapes[leaf]
         rows = max(1, self._weights.memory.slice_bytes // (4 * together * math.prod(shape[1:])))
         for start in range(0, shape[0], rows):
             yield start, min(start + rows, shape[0])
 
     def contract(self, x: jax.Array, leaf: str, axes: int = 1) -> jax.Array:
-        """x times the leaf, summed over the last `axes` axes of x and the first of the leaf, slice by slice.
+        """Multiplies x by the leaf, summed over the last `axes` axes of x and the first ones of the leaf.
 
-        x: float32 (tokens, ...); the result is float32 (tokens, remaining axes of the leaf). Slices are cut
-        along the summed axis because that is the one checkpoints are chunked along: no chunk is read twice. A slice is
-        read while jax multiplies by the one before; without waiting for that, all would be read at once.
+        The leaf is read in slices along its first axis, the one that checkpoints are chunked along, so that no chunk is
+        read twice. A slice is read while jax multiplies by the previous one. Without waiting for that product, all
+        slices would be read at once.
+
+        Args:
+            x: float32 (tokens, ...).
+            leaf: Path of the leaf.
+            axes: Axes to sum over.
+
+        Returns:
+            float32 (tokens, remaining axes of the leaf).
         """
         total: jax.Array | None = None
         for start, stop in self.slices(leaf):
@@ -92,7 +113,7 @@ class Leaves:
 
 
 def embed(tokens: Array, top: Leaves, leaf: str) -> jax.Array:
-    """Rows of an embedding, float32 (tokens, width); the vocabulary is read in slices."""
+    """Looks up token ids, int (tokens,), in an embedding, which is read in slices: float32 (tokens, width)."""
     stream = np.zeros((len(tokens), top.shapes[leaf][1]), np.float32)
     for start, stop in top.slices(leaf):
         here = (tokens >= start) & (tokens < stop)
@@ -104,10 +125,21 @@ def embed(tokens: Array, top: Leaves, leaf: str) -> jax.Array:
 class Weights:
     """All weights of a checkpoint.
 
-    bias_order: how a scanned DeepSeek-V3 gate bias is laid out, where something tells; None lets its shape
-    decide. dither: how values are moved, to measure what that does.
-    Raises BadInput naming the leaf where one is missing, has another shape than `config` says, is not of a float
-    dtype, or is of no use to this architecture (a weight that nothing reads is not checked).
+    Args:
+        source: The checkpoint; the caller keeps it open.
+        config: The model.
+        bias_order: Layout of a scanned DeepSeek-V3 gate bias. None: its shape tells.
+        memory: How many bytes to hold at a time.
+        dither: Noise to add to the values. None: they stay as they are.
+        task: Advanced by the bytes read.
+
+    Attributes:
+        top: Leaves outside the layers.
+        memory: How many bytes are held at a time.
+
+    Raises:
+        BadInput: A leaf is missing, does not have the shape that `config` requires, has no float dtype, or has no
+            place in this architecture: a weight that nothing reads would stay unchecked. The message names the leaf.
     """
 
     def __init__(
@@ -134,7 +166,7 @@ class Weights:
         return any(name.startswith(stacks) for name in self._source.tensors)
 
     def layer(self, layer: Layer) -> Leaves:
-        """The leaves of one decoder layer."""
+        """Returns the leaves of one decoder layer. Nothing is read yet."""
         path, shapes = layer.path, layer_leaves(layer, self._config)
         if not self._scanned:
             return Leaves(self, f"decoder/{path.alone}/", shapes)
@@ -143,7 +175,7 @@ class Weights:
         return Leaves(self, prefix, shapes, path.index, path.counts, first)
 
     def _layers_first(self, prefix: str, moe: object, counts: tuple[int, ...]) -> str | None:
-        """The gate bias of a scanned DeepSeek-V3 where it is (layers, experts), not (experts, layers)."""
+        """The gate bias of a scanned DeepSeek-V3 if it is (layers, experts), not (experts, layers)."""
         if not isinstance(moe, Moe) or not moe.correction_bias:
             return None
         leaf, order, layers = gate_bias(moe), self._order, math.prod(counts)
@@ -151,25 +183,27 @@ class Weights:
         if order is None and info is not None and info.shape == (moe.experts, layers):
             if moe.experts == layers:
                 raise BadInput(
-                    f"{info.name} is ({layers}, {layers}): nothing tells whether layers or experts come first, and "
-                    "the checkpoint has no ferry.json that names the MaxText it is for"
+                    f"{info.name} is ({layers}, {layers}): the shape does not tell whether layers or experts come "
+                    "first, and the checkpoint has no ferry.json that names its MaxText version"
                 )
             order = "experts_first"
         return None if order == "experts_first" else leaf
 
     def read(self, name: str, box: Box) -> jax.Array:
-        """Elements of `box` as float32; cast after the transfer, where it is fastest."""
+        """Reads the elements of `box` as float32, with dither if there is any."""
         array = self._source.read(name, box)
         if self._task is not None:
             self._task.advance(array.nbytes)
-        values = jnp.asarray(array).astype(jnp.float32)
+        values = jnp.asarray(array).astype(jnp.float32)  # jax casts faster than numpy
         if self._dither is None or name not in self._dither.leaves:
             return values
         return values + jnp.asarray(self._noise(array, self._dither.bits))
 
     def _noise(self, array: Array, bits: int) -> Array:
-        """Half a unit in the last place of so many significant bits, the most that rounding to them moves a value, up
-        or down at random. A zero, which nothing was rounded to, stays one."""
+        """Half a unit in the last place of `bits` significant bits, with a random sign: the most that rounding can do.
+
+        A zero stays zero, since no other value is rounded to it.
+        """
         powers = np.ascontiguousarray(array, np.float32).view(np.uint32) & np.uint32(0x7F800000)
         half_units = powers.view(np.float32) * np.float32(2.0**-bits)
         signs = self._random.integers(0, 2, array.shape, np.uint32) << np.uint32(31)
@@ -185,11 +219,13 @@ class Weights:
         for name, shape in expected.items():
             info = tensors.get(name)
             if info is None:
-                raise BadInput(f"the checkpoint has no leaf {name}, which config.json asks for")
+                raise BadInput(f"the checkpoint has no leaf {name}, which config.json requires")
             if info.shape != shape:
-                raise BadInput(f"leaf {name} is {info.shape}, and config.json asks for {shape}")
+                raise BadInput(f"leaf {name} has shape {info.shape}, but config.json requires {shape}")
             if info.dtype not in FLOATS:
-                raise BadInput(f"leaf {name} has dtype {info.dtype}, which is not one of {', '.join(sorted(FLOATS))}")
+                raise BadInput(f"leaf {name} has dtype {info.dtype}, expected one of {', '.join(sorted(FLOATS))}")
         for name in tensors:
             if name.startswith("params/") and name not in expected:
-                raise BadInput(f"leaf {name} has no place in the model of config.json; unread, it would be unchecked")
+                raise BadInput(
+                    f"leaf {name} has no place in the model of config.json: it would stay unread and unchecked"
+                )

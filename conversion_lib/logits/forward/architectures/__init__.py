@@ -1,6 +1,6 @@
-"""A Hugging Face `config.json` as a ForwardConfig, one reader an architecture.
+"""Parses a Hugging Face `config.json` into a ForwardConfig, with one reader for each architecture.
 
-They say once more, and on purpose, what `conversion_lib.families` says: the check must not share its mistakes.
+On purpose, the readers repeat what `conversion_lib.families` says: the check must not share its mistakes.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ READERS: Readers = {
     **delta_nets.READERS,
     **deepseek.READERS,
 }
-"""By config.json's `model_type`."""
+"""Readers by the `model_type` of config.json."""
 
 
 def parse_config(raw: Raw) -> ForwardConfig:
-    """The contents of a `config.json` as a ForwardConfig.
+    """Parses the contents of a `config.json`; of a multimodal model, the text model is read.
 
-    Raises BadInput for an architecture or a setting that the forward pass does not have.
+    Raises:
+        BadInput: The forward pass does not have the architecture or a setting, or a value is wrong.
     """
     text = raw.get("text_config")
     flat = {**raw, **text, "model_type": raw.get("model_type")} if isinstance(text, dict) else raw
@@ -31,9 +32,9 @@ def parse_config(raw: Raw) -> ForwardConfig:
     if kind not in READERS:
         raise BadInput(
             f"config.json: no logit check for architecture {_architecture(flat)} (model_type {kind!r}): "
-            "conversion_lib/logits/forward/architectures has no reader of it; there is one for "
-            f"{', '.join(READERS)}. docs/add_a_family.md says how to write one; `ferry publish --unchecked` publishes "
-            "without a check"
+            "conversion_lib/logits/forward/architectures has no reader for it; there is one for "
+            f"{', '.join(READERS)}. docs/add_a_family.md explains how to write one; `ferry publish --unchecked` "
+            "publishes without a check"
         )
     return READERS[kind](flat)
 

@@ -1,4 +1,4 @@
-"""gpt-oss, Gemma 2 and 3, Olmo 3: sliding and full attention take turns, in cycles that are scanned as one."""
+"""gpt-oss, Gemma 2 and 3, Olmo 3: sliding and full attention alternate in cycles, and the scan is over cycles."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ GELU = "gelu_pytorch_tanh"
 GEMMA_NORMS = ("pre_self_attention_norm", "post_self_attention_norm", "pre_ffw_norm", "post_ffw_norm")
 
 GEMMA_ROWS = {"gemma2": {256000: 256128}, "gemma3": {262208: 262144}}
-"""Rows of MaxText's embedding, by the vocabulary of the published models: padded for Gemma 2, cut for Gemma 3, whose
-last rows stand for no token."""
+"""Rows of MaxText's embedding by the `vocab_size` of the published models: padded for Gemma 2, cut for Gemma 3, whose
+last rows belong to no token."""
 
 GEMMA3_DEFAULTS = {
     "vocab_size": 262208,
@@ -48,13 +48,13 @@ GEMMA3_DEFAULTS = {
     "sliding_window": 4096,
     "max_position_embeddings": 131072,
 }
-"""Those of transformers' class: the published files leave out what equals them."""
+"""Defaults of transformers' class: the published files leave out keys with these values."""
 
 
 def gpt_oss(raw: Raw) -> ForwardConfig:
-    """Biases everywhere, sinks, and a clamped SwiGLU."""
+    """Reads gpt-oss: biases everywhere, attention sinks, and a clamped SwiGLU."""
     if raw.get("attention_bias", True) is not True:
-        raise BadInput("config.json: attention_bias is off, and the logit check of gpt-oss has biases")
+        raise BadInput("config.json: attention_bias is off; the logit check supports gpt-oss with biases only")
     require_activation(raw, "silu")
     attention = grouped_query(raw, head_dim=64, biases=True, out_bias=True, sinks=True)
     window = integer(raw, "sliding_window", 128)
@@ -82,7 +82,7 @@ def gpt_oss(raw: Raw) -> ForwardConfig:
 
 
 def olmo3(raw: Raw) -> ForwardConfig:
-    """Norms after attention and MLP alone, and over all heads of query and key at once."""
+    """Reads Olmo 3: norms only after attention and MLP, and query and key norms over all heads together."""
     refuse_switches(raw, "attention_bias")
     dense, window = mlp(raw), integer(raw, "sliding_window", 4096)
     norms = Norms(None, "post_self_attention_layer_norm/scale", None, "post_mlp_layer_norm/scale")
@@ -99,7 +99,7 @@ def olmo3(raw: Raw) -> ForwardConfig:
 
 
 def gemma2(raw: Raw) -> ForwardConfig:
-    """MaxText's layer is a pair of ours, and the converter divides the query by sqrt(head_dim)."""
+    """Reads Gemma 2: a MaxText layer holds two layers, and the converter divides the query by sqrt(head_dim)."""
     refuse_switches(raw, "attention_bias")
     window, softcap = integer(raw, "sliding_window", 4096), raw.get("attn_logit_softcapping", 50.0)
     kinds = kinds_of_layers(raw, (SLIDING, FULL))
@@ -125,7 +125,7 @@ def gemma2(raw: Raw) -> ForwardConfig:
 
 
 def gemma3(raw: Raw) -> ForwardConfig:
-    """Norms on each head's query and key; the embedding's factor is rounded to bfloat16."""
+    """Reads Gemma 3: norms on each head's query and key, and an embedding factor rounded to bfloat16."""
     raw = GEMMA3_DEFAULTS | {key: value for key, value in raw.items() if value is not None}
     refuse_switches(raw, "attention_bias", "use_bidirectional_attention")
     window, dim = integer(raw, "sliding_window"), integer(raw, "head_dim")
@@ -147,14 +147,14 @@ def gemma3(raw: Raw) -> ForwardConfig:
 def _gemma(raw: Raw, layers: tuple[Layer, ...], factor: float, rounded: tuple[str, ...], **more: Any) -> ForwardConfig:
     vocab = integer(raw, "vocab_size", 256000)
     mantissa = np.frexp(factor)[0]
-    if mantissa != 0.5:  # no power of two: the scaled embedding is rounded
+    if mantissa != 0.5:  # not a power of two: the scaled embedding is rounded
         rounded = (*rounded, "token_embedder/embedding")
     rows = GEMMA_ROWS[raw["model_type"].removesuffix("_text")].get(vocab, vocab)
     return model(raw, layers, tied=True, embedding_scale=factor, rounded=rounded, rows=rows, **more)
 
 
 def gemma_norms(suffix: str = "") -> Norms:
-    """The four norms of a layer."""
+    """Returns the paths of the four norms of a Gemma layer; `suffix` goes to the end of each name."""
     return Norms(*(f"{name}{suffix}/scale" for name in GEMMA_NORMS))
 
 

@@ -20,7 +20,7 @@ from conversion_lib.logits.forward.rope import yarn_mscale
 
 
 def parse(raw: Raw) -> ForwardConfig:
-    """Two stacks, dense_layers and moe_layers, which both count from 0."""
+    """Reads DeepSeek: two stacks, dense_layers and moe_layers, which both count from 0."""
     refuse_switches(raw, "attention_bias", "mlp_bias")
     count = integer(raw, "num_hidden_layers")
     dense = min(int(raw.get("first_k_dense_replace", 0 if raw["model_type"] == "deepseek_v2" else 3)), count)
@@ -37,7 +37,7 @@ def parse(raw: Raw) -> ForwardConfig:
 def _latent(raw: Raw) -> Latent:
     turning = integer(raw, "qk_rope_head_dim")
     rotation = rope(raw, turning, pairs=bool(raw.get("rope_interleave", True)))
-    # under YaRN query and key are both stretched by its temperature (arXiv:2309.00071, section 3.4)
+    # under YaRN, query and key are both scaled by its temperature (arXiv:2309.00071, section 3.4)
     weight = rotation.values.get("mscale_all_dim")
     stretch = yarn_mscale(rotation.values["factor"], weight) if rotation.kind != "default" and weight else 1.0
     nope = integer(raw, "qk_nope_head_dim")
@@ -61,7 +61,7 @@ def _deepseek_moe(raw: Raw) -> Moe:
     sigmoid = raw["model_type"] != "deepseek_v2"
     method = raw.get("topk_method") or "greedy"
     if not sigmoid and method not in ("greedy", "group_limited_greedy"):
-        raise BadInput(f"config.json: topk_method {method!r}; the logit check has greedy and group_limited_greedy")
+        raise BadInput(f"config.json: topk_method {method!r}; the logit check supports greedy and group_limited_greedy")
     grouped = sigmoid or method == "group_limited_greedy"
     width = integer(raw, "moe_intermediate_size")
     block = "DeepSeekMoeBlock_0"

@@ -1,4 +1,4 @@
-"""Qwen 3 Next and 3.5: three layers of gated delta nets for one of gated attention, experts in every layer."""
+"""Qwen 3 Next and 3.5: three layers of gated delta nets, then one of gated attention; experts in every layer."""
 
 from __future__ import annotations
 
@@ -19,16 +19,21 @@ from conversion_lib.logits.forward.config import DeltaNet, ForwardConfig, Groupe
 LINEAR, FULL = "linear_attention", "full_attention"
 CYCLE = (LINEAR, LINEAR, LINEAR, FULL)
 NORMS = Norms("input_layernorm/scale", None, "post_attention_layernorm/scale", None)
-HEAD_DIM, TURNING = 256, 0.25
-"""Defaults of transformers' classes."""
+HEAD_DIM, ROTATED = 256, 0.25
+"""Defaults of `head_dim` and `partial_rotary_factor` in transformers' classes."""
 
 
 def qwen3_next(raw: Raw) -> ForwardConfig:
-    """In the scan a cycle is three delta nets, which have an axis of their own, and one layer of attention; delta nets
-    left over are one stack. Norms hold their scale less one, but not the delta net's own."""
+    """Reads Qwen 3 Next.
+
+    In the scan, a cycle is three delta nets, stacked on an axis of their own, and one layer of attention. Remainder
+    delta nets are one stack. Norms store their scale minus one, except the norm inside the delta net.
+    """
     refuse_switches(raw, "mlp_only_layers")
     if raw.get("decoder_sparse_step", 1) != 1:
-        raise BadInput(f"config.json: decoder_sparse_step {raw['decoder_sparse_step']}, where the logit check has 1")
+        raise BadInput(
+            f"config.json: decoder_sparse_step {raw['decoder_sparse_step']}; the logit check supports only 1"
+        )
 
     def path_of(n: int, count: int) -> LayerPath:
         cycle, within = divmod(n, len(CYCLE))
@@ -45,19 +50,19 @@ def qwen3_next(raw: Raw) -> ForwardConfig:
 
 
 def qwen3_5(raw: Raw) -> ForwardConfig:
-    """In the scan each place of the cycle is a stack."""
+    """Reads Qwen 3.5: in the scan, each position of the cycle is a stack."""
     count = integer(raw, "num_hidden_layers")
     cycles = count // len(CYCLE)
-    places = [
+    paths = [
         LayerPath(f"layers/layer_{n % len(CYCLE)}", (n // len(CYCLE),), (cycles,), f"layers_{n}") for n in range(count)
     ]
-    return _model(raw, places, normalize=True)
+    return _model(raw, paths, normalize=True)
 
 
 def _model(raw: Raw, paths: list[LayerPath], *, normalize: bool) -> ForwardConfig:
     refuse_switches(raw, "attention_bias")
     if raw.get("full_attention_interval", len(CYCLE)) != len(CYCLE) and not raw.get("layer_types"):
-        raise BadInput(f"config.json: full_attention_interval {raw['full_attention_interval']}, where it should be 4")
+        raise BadInput(f"config.json: full_attention_interval {raw['full_attention_interval']}, expected 4")
     net, attention, moe = _delta_net(raw), _attention(raw), _moe(raw, normalize)
     layers = tuple(
         Layer(path, NORMS, "attention", net, moe)
@@ -79,7 +84,7 @@ def _delta_net(raw: Raw) -> DeltaNet:
 
 
 def _attention(raw: Raw) -> GroupedQuery:
-    rotation = rope(raw, integer(raw, "head_dim", HEAD_DIM), pairs=False, partial=TURNING)
+    rotation = rope(raw, integer(raw, "head_dim", HEAD_DIM), pairs=False, partial=ROTATED)
     return grouped_query(raw, head_dim=HEAD_DIM, rope=rotation, norms="head", norm_offset=1.0, gated=True)
 
 

@@ -1,4 +1,4 @@
-"""Gemma 4: 26b and 31b, with experts or without, and the small ones, E2B and E4B."""
+"""Gemma 4: 26b with experts, 31b without, and the small models E2B and E4B."""
 
 from __future__ import annotations
 
@@ -49,12 +49,15 @@ DEFAULTS = {
         FULL: {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1000000.0},
     },
 }
-"""Those of transformers' class: the published files leave out what equals them."""
+"""Defaults of transformers' class: the published files leave out keys with these values."""
 
 
 def gemma4(raw: Raw) -> ForwardConfig:
-    """Full attention has heads of another size, and its keys are its values where `attention_k_eq_v` says so. A factor
-    on the stream ends each layer."""
+    """Reads Gemma 4.
+
+    Full attention has heads of another size. With `attention_k_eq_v` its keys are also its values. Each layer ends with
+    a factor on the residual stream.
+    """
     raw = DEFAULTS | {key: value for key, value in raw.items() if value is not None}
     refuse_switches(raw, "attention_bias", "use_bidirectional_attention")
     require_activation(raw, GELU, key="hidden_activation")
@@ -78,12 +81,12 @@ def _kinds(raw: Raw) -> Sequence[str]:
     count = integer(raw, "num_hidden_layers")
     kinds = raw.get("layer_types") or [SLIDING if (n + 1) % 6 else FULL for n in range(count)]
     if len(kinds) != count or set(kinds) - {SLIDING, FULL} or kinds[-1] != FULL:
-        raise BadInput(f"config.json: layer_types {kinds!r} should be {count} of {SLIDING}, {FULL}, the last {FULL}")
+        raise BadInput(f"config.json: layer_types {kinds!r}, expected {count} of {SLIDING} and {FULL}, the last {FULL}")
     return tuple(kinds)
 
 
 def _large(raw: Raw, kinds: Sequence[str]) -> tuple[Layer, ...]:
-    """In the scan a cycle is the sliding layers, which have an axis of their own, and one full one."""
+    """In the scan, a cycle is the sliding layers, stacked on an axis of their own, and one full layer."""
     cycle = kinds.index(FULL) + 1
     cycles, local = len(kinds) // cycle, cycle - 1
     feed_forward = _moe(raw) if raw.get("enable_moe_block") else _mlp(raw, "mlp")
@@ -100,7 +103,7 @@ def _large(raw: Raw, kinds: Sequence[str]) -> tuple[Layer, ...]:
 
 
 def _small(raw: Raw, kinds: Sequence[str]) -> tuple[Layer, ...]:
-    """The last layers take keys and values of the last layer of their kind that has its own; never scanned."""
+    """The last layers share keys and values of the last earlier layer of their kind. Never scanned."""
     own = len(kinds) - int(raw.get("num_kv_shared_layers") or 0)
     last = {kind: n for n, kind in enumerate(kinds[:own])}
     wide = _mlp(raw, "mlp", times=2 if raw.get("use_double_wide_mlp") else 1)
@@ -110,7 +113,7 @@ def _small(raw: Raw, kinds: Sequence[str]) -> tuple[Layer, ...]:
         if n < own:
             return Layer(path, gemma_norms(), "self_attention", attention, _mlp(raw, "mlp"))
         if kind not in last:
-            raise BadInput(f"config.json: layer {n} shares keys and values, and no layer of {kind} before it has any")
+            raise BadInput(f"config.json: layer {n} shares keys and values, but no earlier layer of {kind} has its own")
         attention = replace(attention, keys="earlier", keys_from=last[kind])
         return Layer(path, gemma_norms(), "self_attention", attention, wide)
 
@@ -134,8 +137,10 @@ def _attention(raw: Raw, kind: str) -> GroupedQuery:
 
 
 def _full_sizes(raw: Raw) -> dict[str, Any]:
-    """head_dim and key-value heads of full attention: under keys with `global` as published, by layer as transformers
-    writes them."""
+    """Head size and key-value heads of full attention.
+
+    Published files have them under keys with `global`; transformers writes them for each layer.
+    """
     by_layer = raw.get("per_layer_config")
     if isinstance(by_layer, dict) and by_layer:
         return dict(next(iter(by_layer.values())))
@@ -148,7 +153,7 @@ def _mlp(raw: Raw, path: str, times: int = 1) -> Mlp:
 
 
 def _moe(raw: Raw) -> Moe:
-    """The dense MLP is the shared expert; the routed ones look at the stream by norms of their own."""
+    """The dense MLP is the shared expert. Router and routed experts norm the stream themselves."""
     return Moe(
         path="mlp/moe_block/MoeBlock_0",
         experts=integer(raw, "num_experts"),
@@ -173,7 +178,7 @@ def _per_layer_input(raw: Raw) -> PerLayerInput | None:
         return None
     rows, vocab = integer(raw, "vocab_size_per_layer_input"), integer(raw, "vocab_size")
     if rows != vocab:
-        raise BadInput(f"config.json: vocab_size_per_layer_input {rows}, where the logit check has vocab_size, {vocab}")
+        raise BadInput(f"config.json: vocab_size_per_layer_input {rows}, expected vocab_size, {vocab}")
     return PerLayerInput(integer(raw, "hidden_size_per_layer_input"), "gelu")
 
 

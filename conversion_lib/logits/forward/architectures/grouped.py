@@ -1,4 +1,4 @@
-"""Llama 3, Mixtral, Qwen 2.5, Qwen 3 and Qwen 3 MoE: layers all alike, with grouped-query attention."""
+"""Llama 3, Mixtral, Qwen 2.5, Qwen 3 and Qwen 3 MoE: equal layers with grouped-query attention."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from conversion_lib.logits.forward.config import ForwardConfig, Moe
 
 
 def llama(raw: Raw) -> ForwardConfig:
-    """The converter interleaves the halves of query and key, and divides the query by sqrt(head_dim)."""
+    """Reads Llama 3: the converter interleaves the halves of query and key, and divides the query by sqrt(head_dim)."""
     refuse_switches(raw, "attention_bias", "mlp_bias")
     attention = grouped_query(raw, pairs=True, scale=1.0)
     rounded = () if is_power_of_two_root(attention.head_dim) else (QUERY,)
@@ -28,7 +28,7 @@ def llama(raw: Raw) -> ForwardConfig:
 
 
 def mixtral(raw: Raw) -> ForwardConfig:
-    """The converter divides the query by sqrt(head_dim)."""
+    """Reads Mixtral: the converter divides the query by sqrt(head_dim)."""
     refuse_switches(raw, "sliding_window")
     require_activation(raw, "silu")
     attention = grouped_query(raw, scale=1.0)
@@ -45,23 +45,25 @@ def mixtral(raw: Raw) -> ForwardConfig:
 
 
 def qwen2(raw: Raw) -> ForwardConfig:
-    """Biases on query, key and value."""
+    """Reads Qwen 2.5: biases on query, key and value."""
     refuse_switches(raw, "use_sliding_window")
     return model(raw, one_stack(raw, grouped_query(raw, biases=True), mlp(raw)))
 
 
 def qwen3(raw: Raw) -> ForwardConfig:
-    """Norms on each head's query and key."""
+    """Reads Qwen 3: norms on each head's query and key."""
     refuse_switches(raw, "attention_bias", "use_sliding_window")
     return model(raw, one_stack(raw, grouped_query(raw, head_dim=128, norms="head"), mlp(raw)))
 
 
 def qwen3_moe(raw: Raw) -> ForwardConfig:
-    """Qwen 3 with experts in every layer."""
+    """Reads Qwen 3 MoE: Qwen 3 with experts in every layer."""
     refuse_switches(raw, "attention_bias", "use_sliding_window", "mlp_only_layers")
     require_activation(raw, "silu")
     if raw.get("decoder_sparse_step", 1) != 1:
-        raise BadInput(f"config.json: decoder_sparse_step {raw['decoder_sparse_step']}, where the logit check has 1")
+        raise BadInput(
+            f"config.json: decoder_sparse_step {raw['decoder_sparse_step']}; the logit check supports only 1"
+        )
     moe = Moe(
         path="moe_block",
         experts=integer(raw, "num_experts", raw.get("num_local_experts") or 128),

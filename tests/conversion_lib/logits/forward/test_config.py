@@ -67,7 +67,7 @@ def test_what_differs_is_named():
         (
             {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]},
             r"architecture GPT2LMHeadModel \(model_type 'gpt2'\): conversion_lib/logits/forward/architectures has no "
-            r"reader of it; there is one for .*llama.* docs/add_a_family\.md",
+            r"reader for it; there is one for .*llama.* docs/add_a_family\.md",
         ),
         ({"attention_bias": True}, "attention_bias is on"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
@@ -112,5 +112,5 @@ def test_the_budget_is_enough_for_the_usual_prompts(name):
     memory = divide(6 << 30, config, 688)
     assert memory.slice_bytes > 100 << 20
     assert memory.score_bytes < 4 * config.heads * 688**2 * 8
-    with pytest.raises(BadInput, match="or fewer --tokens"):
+    with pytest.raises(BadInput, match="or check fewer --tokens"):
         divide(2 << 30, config, 688)

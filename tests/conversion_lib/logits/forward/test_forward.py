@@ -118,7 +118,7 @@ class TestGateBias:
     def test_wrong_order_is_refused_where_the_shape_tells(self, model_dir, reference_of):
         config = parse_config(reference_of("deepseek_v3").reference.config)
         leaves = maxtext_leaves(model_dir("deepseek_v3"), scanned=True, bias_order="experts_first")
-        with pytest.raises(BadInput, match=r"gate/bias is \(8, 3\).*asks for \(3, 8\)"):
+        with pytest.raises(BadInput, match=r"gate/bias has shape \(8, 3\).*requires \(3, 8\)"):
             ForwardPass(MemoryCheckpoint(leaves, True), config, [np.array([1])], bias_order="layers_first")
 
     def test_as_many_experts_as_layers(self, tmp_path):
@@ -160,11 +160,11 @@ class TestLeaves:
 
     def test_shape(self, leaves, config):
         leaves["decoder/layers_1/mlp/wo/kernel"] = leaves["decoder/layers_1/mlp/wo/kernel"].T
-        self.refused(leaves, config, r"layers_1/mlp/wo/kernel is \(64, 96\), .* \(96, 64\)")
+        self.refused(leaves, config, r"layers_1/mlp/wo/kernel has shape \(64, 96\), .* \(96, 64\)")
 
     def test_vocabulary(self, leaves, config):
         leaves["token_embedder/embedding"] = leaves["token_embedder/embedding"][:200]
-        self.refused(leaves, config, r"token_embedder/embedding is \(200, 64\)")
+        self.refused(leaves, config, r"token_embedder/embedding has shape \(200, 64\)")
 
     def test_left_over(self, leaves, config):
         leaves["decoder/layers_4/mlp/wo/kernel"] = leaves["decoder/layers_3/mlp/wo/kernel"]

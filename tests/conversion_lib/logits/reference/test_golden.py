@@ -39,7 +39,7 @@ class TestGolden:
         with pytest.raises(BadInput, match=r"of another model than .*family 'llama' against 'qwen3'"):
             run_check(checkpoint, golden)
         shutil.rmtree(checkpoint / "hf")
-        with pytest.raises(BadInput, match=r"no leaf|asks for"):
+        with pytest.raises(BadInput, match=r"no leaf|requires"):
             run_check(checkpoint, golden)
 
     def test_not_a_golden_file(self, checkpoint, tmp_path):
