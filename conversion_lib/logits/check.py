@@ -1,4 +1,4 @@
-"""The whole check: original, checkpoint, comparison, report."""
+"""The whole logit check: runs original and checkpoint, compares them, writes the report."""
 
 from __future__ import annotations
 
@@ -44,16 +44,25 @@ from conversion_lib.storage.interface import Location
 from conversion_lib.storage.locations import location
 
 DEFAULT_BUDGET = 6 << 30
+"""Bytes."""
 
 BIAS_ORDERS: dict[str, BiasOrder] = {"0.2.5": "layers_first", "main": "experts_first"}
-"""How each MaxText wants DeepSeek-V3's scanned gate bias in params/params."""
+"""Layout of DeepSeek-V3's scanned gate bias by MaxText version."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """max_kl: a threshold that decides alone; by default there is one that fits the checkpoint (`rounding.py`), and no
-    block may depart. tokens: of the longest prompt. save_golden: where to keep the reference's logits. memory_budget:
-    bytes. maxtext_python: the interpreter that has MaxText, for the engine `maxtext`."""
+    """Options of a check.
+
+    Attributes:
+        max_kl: The largest KL divergence of a token, in nats, as the only criterion. None: a threshold that fits the
+            checkpoint (`rounding.py`), and no block may depart.
+        tokens: Tokens of the longest prompt.
+        save_golden: File to write the reference's logits to. None: they are not kept.
+        memory_budget: Bytes.
+        engine: What runs the checkpoint: Ferry's forward pass, or MaxText.
+        maxtext_python: The interpreter that has MaxText; required by the engine `maxtext`, refused without it.
+    """
 
     max_kl: float | None = None
     tokens: int = 512
@@ -71,15 +80,25 @@ def run_check(
     options: Options | None = None,
     reporter: Reporter = SILENT,
 ) -> CheckResult:
-    """Compares the logits of a MaxText checkpoint with the original's.
+    """Compares the logits of a MaxText checkpoint with those of the original.
 
-    checkpoint: DST, DST/0 or DST/0/items. reference: a Hugging Face directory, or a golden file. report_dir: where
-    check.json and report.html go, DST/report by default; both are written whatever the verdict.
+    If `report_dir` holds a check that passed with the same checkpoint, reference, threshold, engine and tokens, that
+    result is returned.
 
-    Where report_dir has a check that passed, of the same checkpoint, reference, threshold, engine and tokens, that
-    stands.
+    Args:
+        checkpoint: DST, DST/0 or DST/0/items.
+        reference: A Hugging Face directory, or a golden file.
+        report_dir: Where check.json and report.html are written, whatever the verdict. None: DST/report.
+        options: Threshold, tokens, memory budget, engine.
+        reporter: Shows progress and messages.
 
-    Raises BadInput for inputs that cannot be compared; a check that fails is a result, not an error.
+    Returns:
+        The figures and the verdict. A check that fails is a result, not an error.
+
+    Raises:
+        BadInput: Something is missing or cannot be compared: a package, a wrong option, another model, a leaf that
+            does not match config.json, a memory budget that is too small.
+        OutsideFailure: A bucket does not answer, or MaxText ends with an error.
     """
     started, options = time.monotonic(), options or Options()
     _require_usable(reference, options)
@@ -88,13 +107,13 @@ def run_check(
     digest, identity = checkpoint_digest(str(checkpoint)), _reference_identity(reference)
     earlier = earlier_result(directory / CHECK_NAME)
     if earlier is not None and _still_stands(earlier, digest, identity, options):
-        reporter.say(f"{checkpoint} has passed this very check already: {earlier.report}")
+        reporter.say(f"{checkpoint} has already passed this check: {earlier.report}")
         return earlier.model_copy(update={"already": True, "bytes_in": 0})
 
-    wanted, found, config = _run(checkpoint, source, record, reference, options, reporter)
-    if config.tokens < config.vocab:  # rows that MaxText leaves out, which stand for no token
-        wanted = replace(wanted, logits=[logits[:, : config.tokens] for logits in wanted.logits])
-    comparison = compare_logits(wanted.logits, found.logits)
+    expected, found, config = _run(checkpoint, source, record, reference, options, reporter)
+    if config.tokens < config.vocab:  # MaxText leaves out rows that belong to no token
+        expected = replace(expected, logits=[logits[:, : config.tokens] for logits in expected.logits])
+    comparison = compare_logits(expected.logits, found.logits)
     seconds, peak = round(time.monotonic() - started, 3), peak_bytes()
     result = CheckResult(
         **_verdict(comparison, found, options),
@@ -111,7 +130,7 @@ def run_check(
         not_finite=found.lost,
         engine=options.engine,
         digest=digest,
-        notes=notes(config, wanted.prompts, found.idle_experts),
+        notes=notes(config, expected.prompts, found.idle_experts),
         report=str(directory / REPORT_PAGE_NAME),
         reference=identity,
         tokens=options.tokens,
@@ -120,7 +139,7 @@ def run_check(
         seconds=seconds,
         peak_bytes=peak,
         identity={
-            **_identity(checkpoint, record, wanted),
+            **_identity(checkpoint, record, expected),
             "digest": digest,
             "engine": options.engine,
             "checked": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -130,23 +149,23 @@ def run_check(
     )
     result = result.model_copy(update={"reason": reason(result, config)})
     title = record.model_name if record else str(root_of(checkpoint))
-    page = render(ReportData(title, result, wanted.prompts, wanted.logits, found.logits, comparison))
-    _leave_report(directory, page, result)
+    page = render(ReportData(title, result, expected.prompts, expected.logits, found.logits, comparison))
+    _write_report(directory, page, result)
     return result
 
 
-def _leave_report(directory: Location, page: str, result: CheckResult) -> None:
-    """Writes the page, and the verdict last."""
+def _write_report(directory: Location, page: str, result: CheckResult) -> None:
+    """Writes the page, then the verdict."""
     try:
         directory.make()
         (directory / REPORT_PAGE_NAME).write(page.encode())
         (directory / CHECK_NAME).write(result.model_dump_json(indent=2).encode() + b"\n")
-    except FerryError as error:  # a bucket's
-        raise type(error)(f"{error}; the report is lost: `--report DIR` leaves it in a directory") from error
+    except FerryError as error:  # from a bucket
+        raise type(error)(f"{error}; the report is lost: use `--report DIR` to write it to a directory") from error
 
 
 def _verdict(comparison: Comparison, found: run.Findings, options: Options) -> dict[str, Any]:
-    """Whether the checkpoint passes, and by what: the fields of CheckResult that say it."""
+    """The fields of CheckResult that say whether the checkpoint passes, and why."""
     departing = first_departing(found.layers)
     agree = departing is None and (found.output is None or not found.output.departs)
     threshold, mean_threshold = found.allowed, found.allowed_mean
@@ -164,27 +183,29 @@ def _verdict(comparison: Comparison, found: run.Findings, options: Options) -> d
 
 
 def _require_usable(reference: Path, options: Options) -> None:
-    """What can be told before anything is read. Raises BadInput."""
+    """Raises BadInput for what is wrong before anything is read."""
     require_plotting()
     if options.engine == "maxtext":
         require_maxtext(options.maxtext_python)
     elif options.maxtext_python is not None:
-        raise BadInput("--maxtext-python is for --engine maxtext")
+        raise BadInput("--maxtext-python is for --engine maxtext only")
     if reference.is_dir():
         require_libraries()
     if options.save_golden is not None:
         require_golden_name(options.save_golden)
         if reference.is_file():
-            raise BadInput(f"{reference} is a golden file already: --save-golden wants a Hugging Face directory")
+            raise BadInput(
+                f"{reference} is a golden file already: --save-golden needs a Hugging Face directory as the reference"
+            )
 
 
 def _still_stands(earlier: CheckResult, digest: str, identity: str, options: Options) -> bool:
-    """Whether an earlier check passed, of the same things, and nothing else is asked for now."""
+    """Whether an earlier check of the same inputs passed, and this one has nothing more to do."""
     same = (earlier.digest, earlier.reference, earlier.tokens, earlier.engine)
     threshold = options.max_kl is None or options.max_kl == earlier.threshold
     given = (options.max_kl is None) == (earlier.threshold_rests_on != GIVEN)
-    wanted = (digest, identity, options.tokens, options.engine)
-    return earlier.verdict == "pass" and same == wanted and threshold and given and options.save_golden is None
+    now = (digest, identity, options.tokens, options.engine)
+    return earlier.verdict == "pass" and same == now and threshold and given and options.save_golden is None
 
 
 def _run(
@@ -195,7 +216,7 @@ def _run(
     options: Options,
     reporter: Reporter,
 ) -> tuple[Reference, run.Findings, ForwardConfig]:
-    """The original's logits and what the checkpoint's run found."""
+    """Returns the original's logits, the findings of the checkpoint's run, and the model's config."""
     own = _own_config(checkpoint)
     golden = load_golden(path, own) if path.is_file() else None
     config = parse_config(golden.config if golden else load_config(path).raw)
@@ -206,27 +227,27 @@ def _run(
     subject = run.Subject(source, config, order, memory)
     reporter.say(f"{sum(map(len, prompts))} tokens in {len(prompts)} prompts, in float32")
     if options.engine == "ferry" and golden is None:
-        wanted, found = run.in_step(subject, path, prompts, reporter)
+        expected, found = run.in_step(subject, path, prompts, reporter)
     else:
-        wanted = golden or run.original(path, prompts, memory, reporter)
+        expected = golden or run.original(path, prompts, memory, reporter)
         if options.engine == "ferry":
-            found = run.alone(subject, prompts, wanted.dtype, reporter)
+            found = run.alone(subject, prompts, expected.dtype, reporter)
         else:
-            found = _maxtext(subject, checkpoint, wanted, options, reporter)
+            found = _maxtext(subject, checkpoint, expected, options, reporter)
     if options.save_golden is not None:
-        save_golden(options.save_golden, wanted)
-    return wanted, found, config
+        save_golden(options.save_golden, expected)
+    return expected, found, config
 
 
 def _maxtext(
-    subject: run.Subject, checkpoint: Where, wanted: Reference, options: Options, reporter: Reporter
+    subject: run.Subject, checkpoint: Where, expected: Reference, options: Options, reporter: Reporter
 ) -> run.Findings:
-    """MaxText's own logits; Ferry's forward pass runs beside it only where what is allowed has to be measured."""
-    dither = dither_of(subject.config, subject.checkpoint.tensors, wanted.dtype)
-    measured = run.alone(subject, wanted.prompts, wanted.dtype, reporter) if dither else run.Findings()
-    assert options.maxtext_python is not None  # require_maxtext
-    logits = maxtext_logits(options.maxtext_python, checkpoint, wanted, reporter)
-    measured.logits = [prompt[:, : subject.config.tokens] for prompt in logits]  # rows of padding stand for no token
+    """MaxText's own logits. Ferry's forward pass runs too, but only where the threshold has to be measured."""
+    dither = dither_of(subject.config, subject.checkpoint.tensors, expected.dtype)
+    measured = run.alone(subject, expected.prompts, expected.dtype, reporter) if dither else run.Findings()
+    assert options.maxtext_python is not None  # require_maxtext has checked it
+    logits = maxtext_logits(options.maxtext_python, checkpoint, expected, reporter)
+    measured.logits = [prompt[:, : subject.config.tokens] for prompt in logits]  # padding rows belong to no token
     measured.lost, measured.idle_experts = None, 0
     return measured
 
@@ -238,10 +259,10 @@ def _rests_on(options: Options, found: run.Findings) -> str:
     if options.max_kl is not None:
         return GIVEN
     if found.dither is None:
-        return "the order of float32 sums: the checkpoint holds the original's values"
+        return "the order of float32 sums, since the checkpoint holds the original's values"
     if found.dither.is_rounding:
-        return f"what rounding the values of {len(found.dither.leaves)} leaves does to this model, measured"
-    return "what float32 loses in this model's delta nets, measured: the checkpoint holds the original's values"
+        return f"the measured effect of rounding the values of {len(found.dither.leaves)} leaves of this model"
+    return "the measured error of float32 in this model's delta nets, since the checkpoint holds the original's values"
 
 
 def _reference_identity(path: Path) -> str:
@@ -254,21 +275,21 @@ def _reference_identity(path: Path) -> str:
 
 
 def _own_config(checkpoint: Where) -> dict[str, Any] | None:
-    """The checkpoint's own copy of config.json, None where it has none."""
+    """The checkpoint's own copy of config.json; None if it has none."""
     path = root_of(checkpoint) / HF_DIR_NAME / CONFIG_NAME
     content = path.read()
     return None if content is None else config_of(content, str(path)).raw
 
 
 def _require_same_model(checkpoint: Where, own: dict[str, Any] | None, config: ForwardConfig, reference: Path) -> None:
-    """Raises BadInput where the checkpoint's own copy of config.json is of another model than the reference's."""
+    """Raises BadInput if the checkpoint's own config.json is of another model than the reference's."""
     differing = list(differences(parse_config(own), config)) if own is not None else []
     if differing:
         raise BadInput(f"{reference} is of another model than {checkpoint}: {'; '.join(differing)}")
 
 
 def _identity(checkpoint: Where, record: CheckpointRecord | None, reference: Reference) -> dict[str, str]:
-    """What was compared, and with which versions, ready for display."""
+    """What was compared and with which versions, as text for display."""
     identity = {"checkpoint": str(root_of(checkpoint))}
     if record is not None:
         identity |= {

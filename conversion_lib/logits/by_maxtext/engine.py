@@ -1,4 +1,4 @@
-"""The real MaxText as the engine of a check: in its own interpreter, on the same tokens, in float32."""
+"""The real MaxText as the engine of a check: it runs in its own interpreter, on the same tokens, in float32."""
 
 from __future__ import annotations
 
@@ -21,13 +21,17 @@ from conversion_lib.sources.orbax import Where, open_orbax
 
 WORKER = Path(__file__).with_name("worker.py")
 SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
-"""Not handed on: the worker fetches nothing."""
+"""Not passed on: the worker downloads nothing."""
 ENDING_SECONDS = 5.0
-"""What MaxText gets to end in, where the check is interrupted."""
+"""Time for MaxText to exit when the check is interrupted."""
 
 
 def require_maxtext(python: Path | None) -> None:
-    """Raises BadInput where `python` is no interpreter that has MaxText."""
+    """Checks the interpreter for the engine `maxtext`.
+
+    Raises:
+        BadInput: It is None, cannot be run, or has no package maxtext.
+    """
     if python is None:
         raise BadInput("--engine maxtext needs --maxtext-python, the interpreter of an environment that has MaxText")
     look = "import importlib.util, sys; sys.exit(0 if importlib.util.find_spec('maxtext') else 3)"
@@ -40,20 +44,31 @@ def require_maxtext(python: Path | None) -> None:
 
 
 def maxtext_logits(python: Path, checkpoint: Where, reference: Reference, reporter: Reporter) -> list[Array]:
-    """What MaxText computes from `checkpoint` for the reference's prompts: float32 (tokens, vocabulary) each.
+    """Computes the logits of a checkpoint with MaxText, which holds the whole model in memory, in float32.
 
-    MaxText holds the whole model in float32. Raises BadInput where nothing is known of MaxText's model of that
-    architecture, and OutsideFailure where MaxText ends in an error, with its last line.
+    Args:
+        python: The interpreter that has MaxText.
+        checkpoint: DST, DST/0 or DST/0/items.
+        reference: Its config and its prompts are used.
+        reporter: Shows messages.
+
+    Returns:
+        float32 (tokens, vocabulary) for each prompt, with MaxText's padding of the vocabulary.
+
+    Raises:
+        BadInput: There are no settings for MaxText's model of this architecture, or the checkpoint does not say
+            whether its layers are scanned.
+        OutsideFailure: MaxText ended with an error; the message has its last line.
     """
     source = open_orbax(checkpoint)
     scanned = source.scan_layers
     if scanned is None:
-        raise BadInput(f"{checkpoint} does not say whether its layers are scanned, which MaxText has to be told")
+        raise BadInput(f"{checkpoint} does not say whether its layers are scanned, and MaxText needs to know")
     try:
         settings = model_settings(full_config(reference.config), scanned, source.ocdbt, source.zarr3)
     except ValueError as error:
         raise BadInput(f"--engine maxtext: {error}") from None
-    reporter.say("logits of the checkpoint by MaxText, which holds the whole model in memory")
+    reporter.say("computing the checkpoint's logits with MaxText, which holds the whole model in memory")
     with tempfile.TemporaryDirectory(prefix="ferry-maxtext-") as scratch:
         tokens, logits, job = (Path(scratch) / name for name in ("tokens.npz", "logits.npz", "job.json"))
         np.savez(tokens, *reference.prompts)

@@ -1,6 +1,6 @@
-"""Which of MaxText's models an architecture is, and MaxText's settings for a config.json.
+"""The MaxText model of each architecture, and MaxText's settings for a config.json.
 
-Standard library alone: MaxText's own interpreter reads this file as well, and has no Ferry.
+Standard library only: MaxText's own interpreter also imports this file, and Ferry is not installed there.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-# kind of model -> the name of a MaxText model of that architecture, whose sizes are then overridden.
+# Kind of model -> the name of a MaxText model of that architecture. Its sizes are then overridden.
 MODEL_NAMES = {
     "qwen2": "qwen2.5-7b",
     "qwen3": "qwen3-0.6b",
@@ -30,7 +30,7 @@ MODEL_NAMES = {
     "deepseek_v32": "deepseek3.2-671b",
 }
 
-# MaxText's key -> the key of config.json; those of RoPE come from `rope_parameters`.
+# MaxText's key -> the key of config.json. Keys of RoPE come from `rope_parameters`.
 EVERY_MODEL = {
     "base_emb_dim": "hidden_size",
     "base_num_query_heads": "num_attention_heads",
@@ -107,7 +107,7 @@ DELTA_NETS = (
         "partial_rotary_factor": "partial_rotary_factor",
     }
 )
-# Not in the models' own files: whoever runs MaxText has to pass them.
+# Not in MaxText's model files: they have to be passed on the command line.
 GROUPED_ROUTER = {"n_routing_groups": "n_group", "topk_routing_group": "topk_group"}
 INDEXER = {
     "indexer_n_heads": "index_n_heads",
@@ -146,7 +146,7 @@ OVERRIDES = {
     "gemma4_e4b": GEMMA4 | PER_LAYER_INPUT,
     "qwen3_next": DELTA_NETS,
     "qwen3_5_moe": DELTA_NETS | {"mrope_section": "mrope_section"},
-    # without YaRN: MaxText applies it to layers with sliding attention too, which transformers does not
+    # without YaRN: MaxText also applies it to layers with sliding attention, transformers does not
     "olmo3": EVERY_MODEL | GROUPED_QUERY | LOCAL | {"rope_max_timescale": "full_attention.rope_theta"},
     "deepseek_v2": EVERY_MODEL | LATENT,
     "deepseek_v3": EVERY_MODEL | LATENT | GROUPED_ROUTER,
@@ -155,7 +155,7 @@ OVERRIDES = {
 
 SAME_AS = {"kimi_k2": "deepseek_v3"}
 
-# float32 and no shortcut: what is left is the order of additions
+# float32 without shortcuts: only the order of additions may differ
 EXACT = (
     "dtype=float32",
     "weight_dtype=float32",
@@ -170,24 +170,33 @@ EXACT = (
 
 
 def model_settings(config: Mapping[str, Any], scan: bool, ocdbt: bool = True, zarr3: bool = True) -> list[str]:
-    """`key=value` for MaxText's command line: the model, its sizes, and how its checkpoint is stored.
+    """Makes MaxText's settings for a model and its checkpoint.
 
-    config: a config.json with the defaults of its class (`to_dict` of transformers'). Raises ValueError for an
-    architecture that is not in the tables, or a key that it lacks.
+    Args:
+        config: A config.json completed with the defaults of its class (`to_dict` of transformers' config).
+        scan: Whether the checkpoint is scanned.
+        ocdbt: Whether it is stored with OCDBT.
+        zarr3: Whether its arrays are zarr3.
+
+    Returns:
+        `key=value` for MaxText's command line.
+
+    Raises:
+        ValueError: The architecture is not in the tables, or a key is missing.
     """
     values = _flat(config)
     kind = _kind(values)
     if kind not in OVERRIDES:
-        raise ValueError(f"there are no settings of MaxText for model_type {kind!r}, only for {', '.join(OVERRIDES)}")
+        raise ValueError(f"there are no MaxText settings for model_type {kind!r}, only for {', '.join(OVERRIDES)}")
     missing = [name for name in OVERRIDES[kind].values() if name not in values]
     if missing:
         raise ValueError(f"config.json has no {', '.join(missing)}")
     overrides = {key: _plain(values[name]) for key, name in OVERRIDES[kind].items()}
-    if values.get("first_k_dense_replace") == 0:  # MaxText insists, though no layer then has this size
+    if values.get("first_k_dense_replace") == 0:  # MaxText requires the key, although no layer has this size
         overrides["base_mlp_dim"] = overrides["base_moe_mlp_dim"]
-    if kind == "llama":  # with a tied head MaxText otherwise divides the logits, as Gemma's need it
+    if kind == "llama":  # with a tied output, MaxText otherwise divides the logits, as Gemma needs it
         overrides["normalize_embedding_logits"] = False
-    if kind == "gemma2":  # a layer of MaxText's is a pair
+    if kind == "gemma2":  # a layer of MaxText is two layers
         overrides["base_num_decoder_layers"] //= 2
     return [
         f"model_name={MODEL_NAMES[kind]}",
@@ -204,9 +213,9 @@ def model_settings(config: Mapping[str, Any], scan: bool, ocdbt: bool = True, za
 
 
 def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A text model's keys and those of RoPE on the same level.
+    """Puts the keys of the text model and of RoPE on one level.
 
-    Where kinds of layers have a RoPE each, its keys have the kind before them: `full_attention.rope_theta`.
+    If each kind of layer has its own RoPE, the kind comes first: `full_attention.rope_theta`.
     """
     model_type = str(config.get("model_type")).removesuffix("_text")
     values = {**config, **config.get("text_config", {}), "model_type": SAME_AS.get(model_type, model_type)}
@@ -220,13 +229,13 @@ def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
         values["full_attention.factor"] = 1.0
         return values | {f"{kind}.{key}": value for kind, keys in rope.items() for key, value in keys.items()}
     values |= rope
-    if "factor" in rope:  # MaxText scales for YaRN only where the positions are more than the original ones
+    if "factor" in rope:  # MaxText applies YaRN only if there are more positions than the original ones
         values["max_position_embeddings"] = rope["factor"] * rope["original_max_position_embeddings"]
     return values
 
 
 def _kind(values: Mapping[str, Any]) -> str:
-    """The model_type; MaxText has four models of Gemma 4's."""
+    """The key of the tables: the model_type, except that MaxText has four models for gemma4."""
     if values["model_type"] != "gemma4":
         return str(values["model_type"])
     if not values["hidden_size_per_layer_input"]:
@@ -236,7 +245,7 @@ def _kind(values: Mapping[str, Any]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """As MaxText's types want it: whole numbers without a point, and 0 where there is no q_lora_rank."""
+    """The value in MaxText's types: whole numbers as int, and 0 instead of None (q_lora_rank)."""
     if value is None:
         return 0
     return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -1,7 +1,7 @@
-"""Computes logits with the real MaxText, in whose interpreter it runs: `python maxtext_worker.py JOB.json`.
+"""Computes logits with the real MaxText, in the interpreter that has it: `python worker.py JOB.json`.
 
-It imports nothing of Ferry. JOB.json has `settings` (`key=value` for MaxText's command line), `items` (a checkpoint),
-`tokens` (an .npz of int32 prompts) and `logits` (the .npz to write).
+It imports nothing from Ferry. JOB.json has `settings` (`key=value` for MaxText's command line), `items` (the
+checkpoint), `tokens` (an .npz of int32 prompts) and `logits` (the .npz to write).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 
 
 def arguments(job: dict[str, Any], longest: int, scratch: str) -> list[str]:
-    """MaxText's command line for a job."""
+    """Returns MaxText's command line; `longest`: tokens of the longest prompt."""
     package = importlib.util.find_spec("maxtext")
     assert package is not None and package.origin is not None
     return [
@@ -36,7 +36,10 @@ def arguments(job: dict[str, Any], longest: int, scratch: str) -> list[str]:
 
 
 def logits(job: dict[str, Any], scratch: str) -> list[np.ndarray[Any, Any]]:
-    """Float32 (tokens, vocabulary) of each prompt, filled up to one length so that MaxText compiles once."""
+    """Computes float32 (tokens, vocabulary) for each prompt.
+
+    All prompts are padded to one length, so that MaxText compiles once.
+    """
     import jax
     import jax.numpy as jnp
     from flax import nnx

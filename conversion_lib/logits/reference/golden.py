@@ -1,7 +1,7 @@
 """Reference logits kept in a file, so that a check needs neither the original weights nor transformers.
 
-Ferry's own is an .npz. MaxText's are read as well: lines of JSON (.jsonl) or a pickle (.pickle, .pkl) of a list, with
-`prompt`, `tokens` and `logits` for each prompt.
+Ferry writes an .npz. It also reads MaxText's golden files: lines of JSON (.jsonl), or a pickle (.pickle, .pkl) of a
+list, with `prompt`, `tokens` and `logits` for each prompt.
 """
 
 from __future__ import annotations
@@ -32,12 +32,15 @@ PICKLED = {
     *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),
     ("_codecs", "encode"),
 }
-"""All that a pickle of arrays, numbers and texts names: anything else could run code."""
+"""All names that a pickle of arrays, numbers and texts needs. Anything else could run code."""
 
 
 def save_golden(path: Path, reference: Reference) -> None:
-    """Writes an .npz with `tokens_<i>` int32 (tokens,), `logits_<i>` float32 (tokens, vocabulary) for each prompt,
-    and `identity`, a JSON text with the model's config, its weights' dtype, and where its logits came from."""
+    """Writes a golden file, atomically.
+
+    It is an .npz with `tokens_<i>` int32 (tokens,) and `logits_<i>` float32 (tokens, vocabulary) for each prompt, and
+    `identity`, a JSON text with the model's config, the dtype of its weights, and the origin of the logits.
+    """
     arrays: dict[str, Any] = {}
     for index, (tokens, logits) in enumerate(zip(reference.prompts, reference.logits, strict=True)):
         arrays[f"tokens_{index}"] = tokens.astype(np.int32)
@@ -62,24 +65,32 @@ def save_golden(path: Path, reference: Reference) -> None:
 
 
 def require_golden_name(path: Path) -> None:
-    """Raises BadInput where --save-golden could not be read again under its name."""
+    """Checks the name for --save-golden.
+
+    Raises:
+        BadInput: It does not end in .npz, so that the file could not be read again.
+    """
     if path.suffix != NPZ:
-        raise BadInput(f"--save-golden {path}: the name should end in {NPZ}, which is what is written")
+        raise BadInput(f"--save-golden {path}: the name should end in {NPZ}, the format that is written")
 
 
 def load_golden(path: Path, config: Mapping[str, Any] | None) -> Reference:
-    """The reference in a golden file.
+    """Reads a golden file.
 
-    config: that of the checkpoint, for MaxText's files, which have none.
+    Args:
+        path: An .npz of Ferry's, or a .jsonl, .pickle or .pkl of MaxText's.
+        config: The checkpoint's config.json, for MaxText's files, which have none. None: it has no copy.
 
-    Raises BadInput where `path` is no such file, is cut off, or its arrays do not fit each other or the config.
+    Raises:
+        BadInput: It is not a golden file, is truncated, has no config, or its arrays do not match each other or the
+            config.
     """
     try:
         reference = _load_npz(path) if path.suffix == NPZ else _load_maxtexts(path, config)
     except (OSError, ValueError, KeyError, TypeError, EOFError, AttributeError, IndexError) as error:
-        raise BadInput(f"{path} is not a golden file, or is cut off: {_said(error)}") from error
+        raise BadInput(f"{path} is not a golden file, or is truncated: {_said(error)}") from error
     except (zipfile.BadZipFile, zlib.error, pickle.UnpicklingError) as error:
-        raise BadInput(f"{path} is not a golden file, or is cut off: {_said(error)}") from error
+        raise BadInput(f"{path} is not a golden file, or is truncated: {_said(error)}") from error
     if not reference.prompts:
         raise BadInput(f"{path} holds no prompt")
     text = reference.config.get("text_config")
@@ -99,7 +110,9 @@ def _load_npz(path: Path) -> Reference:
     with np.load(path, allow_pickle=False) as arrays:
         identity = json.loads(str(arrays["identity"]))
         if identity["format"] != FORMAT:
-            raise BadInput(f"{path} is a golden file of format {identity['format']}, this version reads {FORMAT}")
+            raise BadInput(
+                f"{path} is a golden file of format {identity['format']}; this version reads format {FORMAT}"
+            )
         prompts = [arrays[f"tokens_{index}"] for index in range(identity["prompts"])]
         logits = [arrays[f"logits_{index}"] for index in range(identity["prompts"])]
     return Reference(dict(identity["config"]), prompts, logits, dict(identity["origin"]), str(identity["dtype"]))
@@ -107,7 +120,7 @@ def _load_npz(path: Path) -> Reference:
 
 def _load_maxtexts(path: Path, config: Mapping[str, Any] | None) -> Reference:
     if config is None:
-        raise BadInput(f"{path} has no config, and the checkpoint no hf/config.json: nothing tells what model it is")
+        raise BadInput(f"{path} has no config, and the checkpoint no hf/config.json: the model is unknown")
     if path.suffix == JSON_LINES:
         with path.open(encoding="utf-8") as lines:
             return _points(path, (json.loads(line) for line in lines if line.strip()), config)
@@ -116,7 +129,7 @@ def _load_maxtexts(path: Path, config: Mapping[str, Any] | None) -> Reference:
         if not isinstance(points, list):
             raise BadInput(f"{path} should hold a list of prompts, not {type(points).__name__}")
         return _points(path, points, config)
-    raise BadInput(f"{path}: golden logits end in {', '.join((NPZ, JSON_LINES, *PICKLES))}")
+    raise BadInput(f"{path}: a golden file's name ends in {', '.join((NPZ, JSON_LINES, *PICKLES))}")
 
 
 def _points(path: Path, points: Iterable[Any], config: Mapping[str, Any]) -> Reference:
@@ -124,14 +137,14 @@ def _points(path: Path, points: Iterable[Any], config: Mapping[str, Any]) -> Ref
     logits: list[Array] = []
     for point in points:
         if "pixel_values" in point:
-            raise BadInput(f"{path}: prompt {len(prompts) + 1} has an image, and the check reads text only")
+            raise BadInput(f"{path}: prompt {len(prompts) + 1} has an image; the check supports text only")
         prompts.append(np.asarray(point["tokens"], np.int32))
         logits.append(np.asarray(point["logits"], np.float32))
     return Reference(dict(config), prompts, logits, {"reference": str(path)})
 
 
 class _Unpickler(pickle.Unpickler):
-    """Of arrays, numbers, texts, lists and dictionaries; refuses whatever else a pickle could call."""
+    """Loads arrays, numbers, texts, lists and dictionaries; refuses whatever else a pickle could call."""
 
     def __init__(self, stream: io.BytesIO, path: Path) -> None:
         super().__init__(stream)
@@ -139,7 +152,7 @@ class _Unpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in PICKLED:
-            raise BadInput(f"{self._path} names {module}.{name}: golden logits are arrays, and nothing else is loaded")
+            raise BadInput(f"{self._path} names {module}.{name}: golden logits are arrays; nothing else is loaded")
         return super().find_class(module, name)
 
 

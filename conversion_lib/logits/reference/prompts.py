@@ -1,4 +1,4 @@
-"""The tokens that a check runs on: always the same ones, so that two checks of one model are the same check."""
+"""The tokens that a check runs on. They are always the same, so that two checks of one model can be compared."""
 
 from __future__ import annotations
 
@@ -16,14 +16,24 @@ TOKENIZER = "tokenizer.json"
 SEED = 20240229
 SHORT_PROMPTS, SHORT_TOKENS = 3, 16
 RANDOM_TOKENS = 128
-"""Beside texts: random ids visit more of the embedding and of the experts than a text does."""
+"""Length of the random prompt next to texts: random ids reach more experts and embedding rows than text does."""
 
 
 def choose_prompts(directory: Path, vocab: int, tokens: int, max_positions: int) -> list[Array]:
-    """Prompts for the model in `directory`, int32 (length,) each; the longest has `tokens` tokens.
+    """Makes the prompts for a model: short texts, a long text and random ids; without a tokenizer, `fixed_prompts`.
 
-    With a tokenizer.json: short texts, a long one, and random ids; without one `fixed_prompts`. None is longer than
-    `max_positions`. Raises BadInput where `tokens` is not positive, or the tokenizer disagrees with `vocab`.
+    Args:
+        directory: Where the model's tokenizer.json is, if it has one.
+        vocab: Size of the vocabulary.
+        tokens: Tokens of the longest prompt.
+        max_positions: No prompt is longer.
+
+    Returns:
+        Token ids, int32 (tokens,) each.
+
+    Raises:
+        BadInput: `tokens` is not positive; the tokenizer cannot be read or has ids outside the vocabulary; or the
+            package tokenizers is missing.
     """
     fixed = fixed_prompts(vocab, tokens, max_positions)
     if not (directory / TOKENIZER).exists():
@@ -34,11 +44,20 @@ def choose_prompts(directory: Path, vocab: int, tokens: int, max_positions: int)
 
 
 def fixed_prompts(vocab: int, tokens: int, max_positions: int) -> list[Array]:
-    """Three short prompts and one of `tokens` tokens, int32 (length,) each, drawn evenly from the vocabulary.
+    """Draws three short prompts and a long one evenly from the vocabulary.
 
-    The long one is what shows a mistake in RoPE: short prompts let it pass. It is cut to `max_positions`.
+    Only the long one reveals a mistake in RoPE.
 
-    Raises BadInput where `tokens` is not positive.
+    Args:
+        vocab: Size of the vocabulary.
+        tokens: Tokens of the long prompt.
+        max_positions: No prompt is longer.
+
+    Returns:
+        Token ids, int32 (tokens,) each; the same for the same arguments.
+
+    Raises:
+        BadInput: `tokens` is not positive.
     """
     if tokens < 1:
         raise BadInput(f"a check needs at least one token, not {tokens}")
@@ -55,13 +74,13 @@ def _texts(path: Path, vocab: int) -> tuple[list[Array], Array]:
         raise BadInput(f"{path} needs tokenizers, which is not installed: {INSTALL}") from error
     try:
         tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises nothing more particular
-        raise BadInput(f"{path} is no tokenizer: {error}") from None
+    except Exception as error:  # tokenizers raises nothing more specific
+        raise BadInput(f"{path} is not a tokenizer: {error}") from None
     largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
     if largest >= vocab:
-        raise BadInput(f"{path} has a token of id {largest}, and config.json a vocabulary of {vocab}")
+        raise BadInput(f"{path} has a token with id {largest}, but config.json has a vocabulary of {vocab}")
     texts = json.loads(files("conversion_lib.logits.reference").joinpath("prompts.json").read_text())
     short, long = ([tokenizer.encode(text).ids for text in part] for part in (texts["short"], [texts["long"]]))
     if not all(short) or not all(long):
-        raise BadInput(f"{path} makes no tokens of a text")
+        raise BadInput(f"{path} encodes a text as no tokens")
     return [np.array(ids, np.int32) for ids in short], np.array(long[0], np.int32)

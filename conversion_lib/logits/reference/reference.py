@@ -1,6 +1,6 @@
 """Reference logits: the original weights, run by transformers in float32 with eager attention.
 
-The model's code is transformers' own; its weights are fetched as it runs (`streaming.py`), so that memory does not
+The model's code is transformers' own. Its weights are fetched while it runs (`streaming.py`), so that memory does not
 grow with the model.
 """
 
@@ -25,8 +25,7 @@ from conversion_lib.sources.quantization import dequantized
 from conversion_lib.sources.safetensors import SafetensorsSource
 
 MASKS_WITHOUT_POSITIONS = {"gpt_oss"}
-"""Text models that do not see by positions that start anew where a prompt begins, by `model_type`: their masks are made
-for them."""
+"""`model_type` of text models that ignore where positions restart at 0: the mask is made for them."""
 
 BLOCKS = {
     "input_layernorm": blocks.NORM_BEFORE_ATTENTION,
@@ -44,21 +43,26 @@ BLOCKS = {
     "per_layer_projection": blocks.PER_LAYER_INPUT,
     "post_per_layer_input_norm": blocks.NORM_AFTER_PER_LAYER_INPUT,
 }
-"""What a layer's modules are called in transformers' models, and which block each is."""
+"""Names of a layer's modules in transformers' models, and the block that each one is."""
 
 FACTOR_DTYPES = {"gemma3_text": "bfloat16"}
-"""The dtype that the embedding's factor, sqrt(hidden), is rounded to, by the `model_type` of the text model, where the
-original has it in another one than float32: transformers takes that of the weights, which here are float32."""
+"""Dtype that the embedding's factor, sqrt(hidden), is rounded to, by `model_type` of the text model. transformers takes
+the dtype of the weights, and here these are float32 even where the original's are not."""
 
 LayerObserver = Callable[[int, blocks.States], None]
+"""Called with the number of a layer and the outputs of its blocks."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What a checkpoint is compared with.
+    """The logits that a checkpoint is compared with.
 
-    config: the contents of config.json; prompts: int32 (tokens,) each; logits: float32 (tokens, vocabulary) for each
-    prompt; origin: what a person wants to know of where it came from; dtype: that of the original's weights.
+    Attributes:
+        config: The contents of config.json.
+        prompts: Token ids, int32 (tokens,) each.
+        logits: float32 (tokens, vocabulary) for each prompt.
+        origin: Where the logits come from, as text for display.
+        dtype: Dtype of most of the original's weights, such as `bfloat16`. Empty: unknown.
     """
 
     config: dict[str, Any]
@@ -69,13 +73,19 @@ class Reference:
 
 
 def open_reference(directory: Path) -> Source:
-    """The weights in `directory`, dequantized by us where they are quantized: transformers infers the blocks of fp8
-    scales from shapes, which is wrong where a block is cut off at an edge."""
+    """Opens the weights in `directory`, dequantized if they are quantized.
+
+    Ferry dequantizes them itself: transformers infers the block size of fp8 scales from shapes, which is wrong where
+    the last block is not full.
+
+    Raises:
+        BadInput: There are no safetensors, config.json is wrong, or the quantization is not supported.
+    """
     return dequantized(SafetensorsSource(directory), load_config(directory))
 
 
 def dtype_of(source: Source) -> str:
-    """The dtype that most of a checkpoint's bytes have."""
+    """Returns the dtype of most of a checkpoint's bytes, such as `bfloat16`."""
     sizes: dict[str, int] = {}
     for info in source.tensors.values():
         sizes[info.dtype] = sizes.get(info.dtype, 0) + info.nbytes
@@ -83,7 +93,11 @@ def dtype_of(source: Source) -> str:
 
 
 def require_libraries() -> None:
-    """Raises BadInput where torch or transformers is missing."""
+    """Checks that torch and transformers are installed.
+
+    Raises:
+        BadInput: One of them is missing; the message says how to install it.
+    """
     transformers_library.require_libraries("reference logits need")
 
 
@@ -95,12 +109,18 @@ def transformers_reference(
     observe: LayerObserver | None = None,
     task: Task | None = None,
 ) -> Reference:
-    """Runs the model in `directory` (config.json and safetensors) on `prompts`.
+    """Computes the logits of the original with transformers.
 
-    observe: called with the number of each layer and what its blocks put out, the embedding first, as soon as the
-    layer is done.
+    Args:
+        directory: config.json and safetensors.
+        prompts: Token ids, int (tokens,) each.
+        memory: How many bytes to hold at a time.
+        observe: Called after each layer, the embedding first.
+        task: Advanced by the bytes read.
 
-    Raises BadInput where torch or transformers is missing, or the directory is not a whole model.
+    Raises:
+        BadInput: torch or transformers is missing, transformers does not accept config.json, or a tensor is missing or
+            has another shape.
     """
     require_libraries()
     import torch
@@ -134,12 +154,16 @@ def transformers_reference(
 
 
 def full_config(raw: dict[str, Any]) -> dict[str, Any]:
-    """A config.json with the defaults of transformers' class. Raises BadInput where there is none, or it refuses it."""
+    """Completes a config.json with the defaults of transformers' class.
+
+    Raises:
+        BadInput: transformers has no class for its model_type or does not accept it, or is missing.
+    """
     return dict(_settings(raw).to_dict())
 
 
 def _settings(raw: dict[str, Any]) -> Any:
-    """transformers' object of a config.json."""
+    """Makes transformers' config object from a config.json."""
     require_libraries()
     from huggingface_hub.errors import StrictDataclassError
     from transformers import CONFIG_MAPPING
@@ -157,11 +181,11 @@ def _settings(raw: dict[str, Any]) -> Any:
 
 def _no_model(error: Exception) -> BadInput:
     first_line = " ".join(str(error).split()) or type(error).__name__
-    return BadInput(f"config.json: transformers makes no model of it: {first_line}")
+    return BadInput(f"config.json: transformers cannot make a model from it: {first_line}")
 
 
 def _model(config: ModelConfig, source: Source, memory: Memory, task: Task | None) -> tuple[Any, _Watch]:
-    """transformers' model for a config, without weights of its own."""
+    """Makes transformers' model for a config, without weights."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -188,9 +212,9 @@ def _model(config: ModelConfig, source: Source, memory: Memory, task: Task | Non
 
 
 def _require_a_key_for_each_head(settings: Any) -> None:
-    """Raises BadInput where latent attention is said to share keys: transformers then repeats what is there already.
+    """Raises BadInput if a config says that latent attention shares keys: transformers would repeat each key.
 
-    Settings of other families are not asked: Gemma 4's refuse to name one number of keys for all layers.
+    Other families are not checked: Gemma 4's config refuses to give one number of keys for all layers.
     """
     if not getattr(settings, "kv_lora_rank", None):
         return
@@ -198,13 +222,12 @@ def _require_a_key_for_each_head(settings: Any) -> None:
     if keys != heads:
         raise BadInput(
             f"config.json: num_key_value_heads is {keys}, expected {heads}, as num_attention_heads: latent attention "
-            "has a key for each head, and transformers fails with any other number; write it into the config"
+            "has a key for each head, and transformers fails with any other number; correct config.json"
         )
 
 
 class _Packing:
-    """Prompts one after the other in a single sequence, positions starting anew, which transformers takes as sequences
-    that do not see each other."""
+    """Prompts packed into one sequence. Positions restart at 0, which transformers takes as a new sequence."""
 
     def __init__(self, settings: Any, prompts: Sequence[Array]) -> None:
         self._settings = settings
@@ -224,7 +247,7 @@ class _Packing:
         return inputs
 
     def _masks(self, positions: Any) -> dict[str, Any]:
-        """transformers' own masks for both kinds of layer."""
+        """Makes the masks of both kinds of layer with transformers' own functions."""
         import torch
         from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
@@ -241,7 +264,7 @@ class _Packing:
         }
 
     def tokens(self, states: Any) -> Array:
-        """Float32 (all prompts' tokens, width) of a tensor with the batch's tokens on its leading axes."""
+        """A tensor with tokens on its leading axes as float32 (all prompts' tokens, width)."""
         array: Array = states.reshape(-1, states.shape[-1]).float().numpy()
         return array
 
@@ -250,7 +273,7 @@ class _Packing:
 
 
 class _Watch:
-    """Hands on what the blocks of each layer put out, when the layer is done."""
+    """Collects the outputs of a layer's blocks and passes them to the observer after the layer."""
 
     def __init__(self) -> None:
         self._packing: _Packing | None = None
@@ -259,7 +282,7 @@ class _Watch:
     def start(self, model: Any, packing: _Packing, observe: LayerObserver) -> None:
         self._packing = packing
 
-        def hand_on(number: int, block: str) -> Callable[..., None]:
+        def pass_on(number: int, block: str) -> Callable[..., None]:
             def hook(_module: Any, _inputs: Any, output: Any) -> None:
                 self._keep(block, output)
                 states, self._states = self._states, {}
@@ -271,19 +294,19 @@ class _Watch:
             return lambda _module, _inputs, output: self._keep(block, output)
 
         base = model.base_model
-        base.embed_tokens.register_forward_hook(hand_on(blocks.EMBEDDING_LAYER, blocks.EMBEDDING))
+        base.embed_tokens.register_forward_hook(pass_on(blocks.EMBEDDING_LAYER, blocks.EMBEDDING))
         for number, layer in enumerate(base.layers):
             modules = dict(layer.named_modules())
-            # with a norm before the MLP of its own, or none before attention, this one is on what attention puts out
+            # if another norm is before the MLP, or none is before attention, this one is applied to attention's output
             after = "pre_feedforward_layernorm" in modules or "input_layernorm" not in modules
             second = blocks.NORM_AFTER_ATTENTION if after else blocks.NORM_BEFORE_MLP
             names = {**BLOCKS, "post_attention_layernorm": second}
-            if "experts" in modules:  # beside the MLP, which every token goes to
+            if "experts" in modules:  # next to an MLP that every token goes to
                 names["mlp"] = blocks.SHARED_EXPERT
             for name, block in names.items():
                 if name in modules:
                     modules[name].register_forward_hook(keep(block))
-            layer.register_forward_hook(hand_on(number, blocks.STREAM))
+            layer.register_forward_hook(pass_on(number, blocks.STREAM))
 
     def experts(self, shares: Any, out: Any) -> None:
         if self._packing is not None:

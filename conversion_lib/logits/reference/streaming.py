@@ -1,9 +1,9 @@
-"""A transformers model that holds no weights: every module fetches its own when it runs, and lets go of them.
+"""A transformers model without weights: each module fetches its weights when it runs, and releases them afterwards.
 
-The code that runs is transformers': the model's forward, its layers, attention, routers, norms, masks. Only where
-weights meet activations a module's forward is replaced by one that does the same in slices: a linear map by rows of
-its weight, an embedding by the rows that the tokens ask for, experts a few at a time, by their own code. Eager
-attention runs by its own code for a block of queries at a time.
+The code that runs is transformers' own: the model's forward, its layers, attention, routers, norms, masks. Only the
+forward of modules that multiply by weights is replaced by one that does the same in slices: a linear map by rows of its
+weight, an embedding by the rows that the tokens need, experts a few at a time with their own code. Eager attention runs
+its own code for one block of queries at a time.
 """
 
 from __future__ import annotations
@@ -19,16 +19,20 @@ from torch import nn
 from conversion_lib.logits.reference.fetching import Fetcher
 
 ExpertObserver = Callable[[torch.Tensor, torch.Tensor], None]
+"""Called with each token's share of each expert, (tokens, experts), and the experts' output, (tokens, hidden)."""
 
 
 def stream_weights(model: Any, fetcher: Fetcher, slice_bytes: int, on_experts: ExpertObserver) -> None:
-    """Makes `model`, built on the meta device, fetch its weights as it runs.
+    """Makes a model fetch its weights while it runs.
 
-    slice_bytes: float32 weights held at a time; one expert is held whole. on_experts: called with each token's share
-    of each expert, (tokens, experts), zero for those that it does not go to, and what the experts put out, (tokens,
-    hidden).
+    Args:
+        model: A transformers model on the meta device. It is changed in place.
+        fetcher: Reads the weights.
+        slice_bytes: Bytes of float32 weights held at a time; one expert is held whole.
+        on_experts: Called after the experts of each layer. A share is zero for experts that a token does not go to.
 
-    Raises BadInput naming a parameter that the checkpoint lacks or holds in another shape.
+    Raises:
+        BadInput: The checkpoint lacks a parameter or has it in another shape. The message names it.
     """
     _compute_buffers(model)
     layers = list(model.base_model.layers)
@@ -48,7 +52,12 @@ def stream_weights(model: Any, fetcher: Fetcher, slice_bytes: int, on_experts: E
 
 
 def one_prompt_at_a_time(model: Any, lengths: Sequence[int]) -> None:
-    """Gives linear attention, which carries a state from token to token, the prompts of a sequence one by one."""
+    """Makes linear attention, which carries a state from token to token, process the prompts one by one.
+
+    Args:
+        model: A transformers model. It is changed in place.
+        lengths: Tokens of each prompt in the packed sequence.
+    """
     for name, module in model.named_modules():
         if name.endswith(".linear_attn"):
             _split(module, list(lengths))
@@ -56,8 +65,14 @@ def one_prompt_at_a_time(model: Any, lengths: Sequence[int]) -> None:
 
 @contextmanager
 def token_by_token(model: Any) -> Iterator[None]:
-    """Within it the model's delta nets run transformers' own recurrence, which it has for decoding, instead of its form
-    in chunks, which loses more of float32: in 48 tiny layers the largest KL was 4.9e-5 with chunks, 1.1e-5 without."""
+    """While active, the model's delta nets run transformers' recurrence instead of its chunked form.
+
+    transformers uses the recurrence for decoding. The chunked form loses more of float32's accuracy: in 48 tiny layers
+    the largest KL was 4.9e-5 with chunks and 1.1e-5 without.
+
+    Yields:
+        Nothing. Afterwards transformers' module is as before.
+    """
     if not any(name.endswith(".linear_attn") for name, _ in model.named_modules()):
         yield
         return
@@ -81,14 +96,19 @@ def _split(module: Any, lengths: list[int]) -> None:
 
 
 def indexers_in_blocks(model: Any, score_bytes: int) -> None:
-    """Gives DeepSeek V3.2's indexers a block of queries at a time, whose scores take `score_bytes`."""
+    """Makes DeepSeek V3.2's indexers process a block of queries at a time.
+
+    Args:
+        model: A transformers model. It is changed in place.
+        score_bytes: Bytes of the scores of a block.
+    """
     for name, module in model.named_modules():
         if name.endswith(".indexer"):
             _choose_in_blocks(module, score_bytes)
 
 
 class _Keys:
-    """What the indexer takes for its cache: keeps all keys when it first sees them, and then hands them out."""
+    """Stands in for the indexer's cache: keeps all keys at the first call, and returns them at later ones."""
 
     def __init__(self) -> None:
         self._all: torch.Tensor | None = None
@@ -96,7 +116,7 @@ class _Keys:
     def update_indexer(self, keys: torch.Tensor, _layer: int) -> torch.Tensor:
         if self._all is None:
             self._all = keys
-            return keys[:, :1]  # nothing is chosen yet
+            return keys[:, :1]  # the first call chooses nothing
         return self._all
 
 
@@ -131,7 +151,15 @@ def _query_blocks(tokens: int, bytes_a_query: int, most: int) -> Iterator[slice]
 
 @contextmanager
 def attention_in_blocks(model: Any, score_bytes: int) -> Iterator[None]:
-    """Within it the model's eager attention sees a block of queries at a time, whose scores take `score_bytes`."""
+    """While active, the model's eager attention processes a block of queries at a time.
+
+    Args:
+        model: A transformers model.
+        score_bytes: Bytes of the scores of a block.
+
+    Yields:
+        Nothing. Afterwards transformers' module is as before.
+    """
     code = sys.modules[type(model).__module__]
     whole = code.eager_attention_forward
 
@@ -162,7 +190,7 @@ def _path(model: Any, wanted: Any) -> str:
 
 
 def _compute_buffers(model: Any) -> None:
-    """Buffers that no checkpoint has, such as RoPE's frequencies, as transformers itself initialises them."""
+    """Computes buffers that no checkpoint has, such as RoPE's frequencies, with transformers' own initialisation."""
     owners = []
     for name, buffer in list(model.named_non_persistent_buffers()):
         owner, key = name.rpartition(".")[::2]
@@ -174,13 +202,15 @@ def _compute_buffers(model: Any) -> None:
 
 
 def _holds_experts(module: Any) -> bool:
-    """Whether a module's own parameters have all experts on their first axis."""
+    """Whether a module's own parameters hold all experts on their first axis."""
     return any(name in ("gate_up_proj", "down_proj") for name in module._parameters)
 
 
 def _small(module: Any, prefix: str) -> Iterator[tuple[str, Any, str]]:
-    """What is held whole while its layer runs: norms, routers, sinks, correction biases; (its module's name, its
-    module, its own name) each."""
+    """Yields what is held whole while its layer runs: norms, routers, sinks, correction biases.
+
+    Each as (path of its module, the module, name within the module).
+    """
     for name, inner in list(module.named_modules(prefix=prefix)):
         if type(inner) is nn.Linear or isinstance(inner, nn.Embedding) or _holds_experts(inner):
             continue
@@ -205,12 +235,12 @@ def _stream_small(layer: Any, name: str, fetcher: Fetcher) -> None:
         for module, key, parameter, _tensor in small:
             _put(module, key, fetcher.read(parameter))
 
-    def let_go(*_: Any) -> None:
+    def release(*_: Any) -> None:
         for module, key, _parameter, tensor in small:
             _put(module, key, tensor)
 
     layer.register_forward_pre_hook(fetch)
-    layer.register_forward_hook(let_go)
+    layer.register_forward_hook(release)
 
 
 def _stream_linear(module: nn.Linear, name: str, fetcher: Fetcher, slice_bytes: int) -> None:
@@ -234,12 +264,12 @@ def _stream_linear(module: nn.Linear, name: str, fetcher: Fetcher, slice_bytes: 
 
 def _stream_embedding(module: nn.Embedding, name: str, fetcher: Fetcher) -> None:
     fetcher.require(f"{name}.weight", tuple(module.weight.shape))
-    module.padding_idx = None  # says which row learns nothing; the row itself is like any other
+    module.padding_idx = None  # it matters for training only: the row is like any other
 
     def fetch(_: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        used, places = torch.unique(inputs[0], return_inverse=True)
+        used, indices = torch.unique(inputs[0], return_inverse=True)
         _put(module, "weight", fetcher.read_rows(f"{name}.weight", used.tolist()))
-        return (places, *inputs[1:])
+        return (indices, *inputs[1:])
 
     module.register_forward_pre_hook(fetch)
 
@@ -261,7 +291,7 @@ def _stream_experts(module: Any, name: str, fetcher: Fetcher, slice_bytes: int, 
             for key in shapes:
                 _put(module, key, fetcher.experts(name, key, start, stop))
             module.num_experts = stop - start
-            # each visit of a token to an expert as a token of its own: every slice then has one expert a token
+            # each (token, expert) pair counts as one token, so that every token of a slice has one expert
             visits = one_slice(states[tokens], chosen[tokens, slots][:, None] - start, shares[tokens, slots][:, None])
             total.index_add_(0, tokens, visits)
         for key, shape in shapes.items():

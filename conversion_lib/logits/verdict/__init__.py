@@ -1,1 +1,1 @@
-"""What two sets of logits say: the figures, the threshold, the report."""
+"""The verdict on two sets of logits: figures, threshold, report."""

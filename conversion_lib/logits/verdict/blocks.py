@@ -1,4 +1,4 @@
-"""The blocks of a decoder layer that a check compares, and the names they go by in reports."""
+"""The blocks of a decoder layer that a check compares, and their names in reports."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from conversion_lib.core.tensors import Array
 
 EMBEDDING_LAYER = -1
-"""The number that the embedding goes by; decoder layers count from 0."""
+"""The layer number of the embedding; decoder layers count from 0."""
 
 EMBEDDING = "embedding"
 NORM_BEFORE_ATTENTION = "norm before attention"
 ATTENTION = "attention"
 INDEXER = "indexer"
-"""Not compared itself, as what it chooses shows in attention: the places of the tokens that each token looks at,
-(all prompts' tokens, how many)."""
+"""Indices of the tokens that each query attends to, (all prompts' tokens, top_k). Not compared: a wrong choice shows in
+attention."""
 NORM_AFTER_ATTENTION = "norm after attention"
 NORM_BEFORE_MLP = "norm before the MLP"
 ROUTER = "router"
@@ -47,8 +47,8 @@ ORDER = (
     NORM_AFTER_PER_LAYER_INPUT,
     STREAM,
 )
-"""The order in which a layer computes them. `stream` is what the layer hands on."""
+"""The order in which a layer computes them. `stream` is the residual stream after the layer."""
 
 States = Mapping[str, Array]
-"""What blocks of one layer put out, float32 (all prompts' tokens, width) each. The router's width is the number of
-experts: each token's share of each, zero for those that it does not go to."""
+"""Outputs of the blocks of one layer by name, float32 (all prompts' tokens, width) each. The router's output is each
+token's share of each expert, (all prompts' tokens, experts), zero for experts that the token does not go to."""

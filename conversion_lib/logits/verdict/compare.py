@@ -1,4 +1,4 @@
-"""How far two sets of logits are apart, and where in the model they part."""
+"""How far two sets of logits are apart, and where in the model the difference begins."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from conversion_lib.errors import BadInput
 from conversion_lib.logits.verdict import blocks
 
 ROWS = 32
-"""Tokens that a thread compares at a time: a row of a large vocabulary is a megabyte in float64, several times."""
+"""Tokens that a thread compares at a time: with a large vocabulary, a row takes several megabytes in float64."""
 
 THREADS = 2
 
 HISTOGRAM_EDGES = np.concatenate([[0.0], np.logspace(-9, 3, 49), [np.inf]])
-"""Of differences between logits: four bins a decade; what is equal or next to it lies in the first."""
+"""Bins for differences between logits, four for each decade. The first holds equal and almost equal logits."""
 
 
 class Relative(BaseModel):
-    """How far off vectors are, one a token: |difference| / |reference| (Euclidean), the mean and the largest."""
+    """Relative error of vectors, |difference| / |reference| (Euclidean): mean over the tokens, and the largest."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
@@ -32,39 +32,41 @@ class Relative(BaseModel):
 
 
 class BlockDifference(BaseModel):
-    """What one block of a layer puts out, in both models, from inputs that are the same or next to it."""
+    """The difference in the output of one block, from inputs that are equal or almost equal."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
     relative: Relative
     allowed: Relative
-    """What float32 sums and the plan's rounding explain."""
+    """What the order of float32 sums and the conversion's rounding explain."""
 
     @property
     def departs(self) -> bool:
+        """Whether the block differs by more than is allowed, or is not finite."""
         return not (self.relative.mean <= self.allowed.mean and self.relative.largest <= self.allowed.largest)
 
 
 class LayerDifference(BaseModel):
-    """One layer in both models; -1 is the embedding, decoder layers count from 0."""
+    """The difference in one layer. Layer -1 is the embedding; decoder layers count from 0."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
     layer: int
     max_abs_diff: float
-    """Of the stream behind the layer, which holds what all layers so far have added up to."""
+    """Of the residual stream after the layer, to which all layers so far have added."""
     relative: float
-    """Of the same, the largest of a token."""
+    """Of the same stream: the largest relative error of a token."""
     blocks: dict[str, BlockDifference]
     """In the order in which the layer computes them."""
 
     @property
     def departs(self) -> bool:
+        """Whether one of its blocks departs."""
         return any(block.departs for block in self.blocks.values())
 
 
 class Spot(BaseModel):
-    """A block of a layer, where something begins."""
+    """A block of a layer, where a difference begins."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -77,12 +79,19 @@ class Spot(BaseModel):
 
 @dataclass(frozen=True)
 class Comparison:
-    """Logits of the same tokens by two models; `kl` is float64 (tokens of all prompts,).
+    """The differences between two models' logits of the same tokens.
 
-    top1: share of tokens whose most likely next token is the same. Of the ten most likely of each (of all, in a
-    smaller vocabulary), as means over the tokens: top10, the share that both have; jaccard, shared over all that
-    either has; rank_agreement, the share of ranks that hold the same token. histogram: how many differences of logits
-    lie between HISTOGRAM_EDGES.
+    top10, jaccard and rank_agreement are means over the tokens. They compare the ten most likely next tokens of each
+    model, or all in a smaller vocabulary.
+
+    Attributes:
+        kl: KL(reference || candidate) of each token in nats, float64 (tokens of all prompts,).
+        max_abs_diff: The largest difference of a logit; infinite where one is not finite.
+        top1: Share of tokens with the same most likely next token.
+        top10: Share of the ten that both have.
+        jaccard: Tokens that both have, divided by tokens that either has.
+        rank_agreement: Share of ranks that hold the same token.
+        histogram: Number of logit differences between the HISTOGRAM_EDGES, int64 (edges - 1,).
     """
 
     kl: Array
@@ -95,35 +104,49 @@ class Comparison:
 
     @property
     def max_kl(self) -> float:
+        """The largest KL of a token, in nats."""
         return float(np.max(self.kl))
 
     @property
     def mean_kl(self) -> float:
+        """The mean KL over the tokens, in nats."""
         return float(np.mean(self.kl))
 
 
 def log_softmax(logits: Array) -> Array:
-    """Over the last axis, in float64."""
+    """Computes log(softmax(logits)) over the last axis, in float64."""
     shifted = logits.astype(np.float64) - np.max(logits, axis=-1, keepdims=True)
     result: Array = shifted - np.log(np.sum(np.exp(shifted), axis=-1, keepdims=True))
     return result
 
 
 def kl_per_token(reference: Array, candidate: Array) -> Array:
-    """KL(reference || candidate) in nats, float64 (tokens,), for logits (tokens, vocabulary).
+    """Computes the KL divergence of the next-token distributions, KL(reference || candidate).
 
-    Infinite where either row has a NaN or an infinity: no distance can be told there.
+    Args:
+        reference: Logits, (tokens, vocabulary).
+        candidate: Logits, (tokens, vocabulary).
+
+    Returns:
+        Nats, float64 (tokens,). Infinite where either row has a NaN or an infinity.
     """
     log_p, log_q = log_softmax(reference), log_softmax(candidate)
-    # by rounding alone a sum of zeros can fall below zero, by 1e-16
+    # rounding alone can push a sum of zeros below zero, by 1e-16
     kl = np.maximum(np.sum(np.exp(log_p) * (log_p - log_q), axis=-1), 0.0)
     finite = np.isfinite(reference).all(axis=-1) & np.isfinite(candidate).all(axis=-1)
     return np.where(finite, kl, np.inf)
 
 
 def top_tokens(logits: Array, count: int) -> Array:
-    """The ids of the `count` largest logits of each row (all, where there are fewer), largest first; of equal
-    ones among them the lower id first. logits: (tokens, vocabulary)."""
+    """Finds the ids of the largest logits of each row.
+
+    Args:
+        logits: (tokens, vocabulary).
+        count: How many; all of them in a smaller vocabulary.
+
+    Returns:
+        int64 (tokens, count), the largest first; among equal ones, the lower id first.
+    """
     count = min(count, logits.shape[-1])
     best = np.sort(np.argpartition(-logits, count - 1, axis=-1)[:, :count], axis=-1)
     order = np.argsort(-np.take_along_axis(logits, best, axis=-1), axis=-1, kind="stable")
@@ -131,32 +154,43 @@ def top_tokens(logits: Array, count: int) -> Array:
 
 
 def compare_logits(reference: Sequence[Array], candidate: Sequence[Array]) -> Comparison:
-    """Compares logits prompt by prompt, float32 (tokens, vocabulary) each. Raises BadInput where shapes differ."""
+    """Compares the logits of two models.
+
+    Args:
+        reference: The original's logits, float32 (tokens, vocabulary) for each prompt.
+        candidate: The checkpoint's, in the same shapes.
+
+    Raises:
+        BadInput: The shapes differ.
+    """
     pieces = []
-    for index, (wanted, found) in enumerate(zip(reference, candidate, strict=True)):
-        if wanted.shape != found.shape:
-            raise BadInput(f"prompt {index}: the reference's logits are {wanted.shape}, the checkpoint's {found.shape}")
-        pieces += [(wanted[start : start + ROWS], found[start : start + ROWS]) for start in range(0, len(wanted), ROWS)]
+    for index, (expected, found) in enumerate(zip(reference, candidate, strict=True)):
+        if expected.shape != found.shape:
+            raise BadInput(
+                f"prompt {index}: the reference's logits are {expected.shape}, the checkpoint's {found.shape}"
+            )
+        pieces += [
+            (expected[start : start + ROWS], found[start : start + ROWS]) for start in range(0, len(expected), ROWS)
+        ]
     with ThreadPoolExecutor(THREADS) as pool:
         kl, largest, histograms, best = zip(*pool.map(_compare_rows, pieces), strict=True)
     histogram = np.sum(histograms, axis=0)
-    wanted_best, found_best = np.concatenate(best, axis=1)
-    shared = (wanted_best[:, :, None] == found_best[:, None, :]).any(-1).sum(-1)
-    count = wanted_best.shape[1]
+    expected_best, found_best = np.concatenate(best, axis=1)
+    shared = (expected_best[:, :, None] == found_best[:, None, :]).any(-1).sum(-1)
+    count = expected_best.shape[1]
     return Comparison(
         kl=np.concatenate(kl),
         max_abs_diff=max(largest) if np.isfinite(largest).all() else np.inf,
-        top1=float(np.mean(wanted_best[:, 0] == found_best[:, 0])),
+        top1=float(np.mean(expected_best[:, 0] == found_best[:, 0])),
         top10=float(np.mean(shared / count)),
         jaccard=float(np.mean(shared / (2 * count - shared))),
-        rank_agreement=float(np.mean(wanted_best == found_best)),
+        rank_agreement=float(np.mean(expected_best == found_best)),
         histogram=histogram,
     )
 
 
 def _compare_rows(piece: tuple[Array, Array]) -> tuple[Array, float, Array, Array]:
-    """Of some tokens: KL, the largest difference of a logit, the histogram, the ten most likely of both, (2, tokens,
-    10)."""
+    """For some tokens: KL, the largest difference, the histogram, and the ten most likely of both, (2, tokens, 10)."""
     a, b = piece
     with np.errstate(invalid="ignore", over="ignore"):
         kl = kl_per_token(a, b)
@@ -168,25 +202,28 @@ def _compare_rows(piece: tuple[Array, Array]) -> tuple[Array, float, Array, Arra
 
 
 def relative_difference(*pairs: tuple[Array, Array]) -> Relative:
-    """How far the second of each pair is from the first, the reference's, both float32 (tokens, width), over the tokens
-    of all pairs. Equal tokens are 0 off, also zeros."""
-    ratios = np.concatenate([_ratios(wanted, found) for wanted, found in pairs])
+    """Computes the relative error over the tokens of all pairs.
+
+    Args:
+        pairs: (reference, candidate), float32 (tokens, width) each. Equal vectors have an error of 0, zeros too.
+    """
+    ratios = np.concatenate([_ratios(reference, candidate) for reference, candidate in pairs])
     return Relative(mean=float(np.mean(ratios)), largest=float(np.max(ratios)))
 
 
-def _ratios(wanted: Array, found: Array) -> Array:
-    """|difference| / |wanted|, float64 (tokens,); a few tokens at a time, since logits are wide."""
-    ratios = np.empty(len(wanted))
-    for start in range(0, len(wanted), ROWS):
+def _ratios(reference: Array, candidate: Array) -> Array:
+    """|difference| / |reference|, float64 (tokens,); a few tokens at a time, since logits are wide."""
+    ratios = np.empty(len(reference))
+    for start in range(0, len(reference), ROWS):
         rows = slice(start, start + ROWS)
         with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-            distance, length = _lengths(found[rows] - wanted[rows]), _lengths(wanted[rows])
+            distance, length = _lengths(candidate[rows] - reference[rows]), _lengths(reference[rows])
             ratios[rows] = np.where(distance == 0, 0.0, distance / length)
     return ratios
 
 
 def _lengths(rows: Array) -> Array:
-    """Euclidean, float64 (tokens,)."""
+    """Euclidean lengths, float64 (tokens,)."""
     squares: Array = np.einsum("tw,tw->t", rows, rows, dtype=np.float64)
     return np.sqrt(squares)
 
@@ -194,7 +231,14 @@ def _lengths(rows: Array) -> Array:
 def compare_layer(
     layer: int, reference: blocks.States, candidate: blocks.States, allowed: Mapping[str, Relative]
 ) -> LayerDifference:
-    """What `layer` puts out in the reference and in the checkpoint. allowed: by block."""
+    """Compares a layer of the reference and of the checkpoint.
+
+    Args:
+        layer: Its number.
+        reference: Outputs of the original's blocks.
+        candidate: Outputs of the checkpoint's blocks.
+        allowed: The largest allowed error of each block, by name.
+    """
     last = next(block for block in reversed(blocks.ORDER) if block in reference and block in candidate)
     with np.errstate(invalid="ignore", over="ignore"):
         largest = np.max(np.abs(candidate[last] - reference[last]))
@@ -209,7 +253,7 @@ def compare_layer(
 def compare_blocks(
     reference: blocks.States, candidate: blocks.States, allowed: Mapping[str, Relative]
 ) -> dict[str, BlockDifference]:
-    """What the blocks of a layer put out in both; those that one of them does not tell apart are left out."""
+    """Compares the blocks of a layer that both sides have. `allowed`: the largest allowed error of each, by name."""
     return {
         block: BlockDifference(
             relative=relative_difference((reference[block], candidate[block])), allowed=allowed[block]
@@ -220,7 +264,7 @@ def compare_blocks(
 
 
 def first_departing(layers: Sequence[LayerDifference]) -> Spot | None:
-    """The first block of the first layer that differs by more than is allowed; None where none does."""
+    """Returns the first block of the first layer that departs; None if none does."""
     return next(
         (
             Spot(layer=entry.layer, block=name)
@@ -233,6 +277,6 @@ def first_departing(layers: Sequence[LayerDifference]) -> Spot | None:
 
 
 def not_finite(layer: int, states: blocks.States) -> Spot | None:
-    """The first block whose output has a NaN or an infinity."""
+    """Returns the first block whose output has a NaN or an infinity; None if all are finite."""
     lost = (name for name in blocks.ORDER if name in states and not np.isfinite(states[name]).all())
     return next((Spot(layer=layer, block=name) for name in lost), None)

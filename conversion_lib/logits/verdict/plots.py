@@ -1,4 +1,4 @@
-"""The plots of a check's report, as <svg> elements; text stays text, in the page's fonts."""
+"""The plots of a check's report, as <svg> elements. Text stays text, in the fonts of the page."""
 
 from __future__ import annotations
 
@@ -15,13 +15,17 @@ from conversion_lib.logits.verdict.compare import HISTOGRAM_EDGES, Comparison, L
 from conversion_lib.models.transformers_library import INSTALL
 
 FLOOR = 1e-17
-"""What zero is drawn as, on a scale of logarithms."""
+"""Where zero is drawn on a logarithmic scale."""
 
 BLUE, RED, GREY, INK = "#2f5fb3", "#b42318", "#aeb6c2", "#1c2330"
 
 
 def require_plotting() -> None:
-    """Raises BadInput where matplotlib is missing: better before an hour's work than after it."""
+    """Checks that matplotlib is installed, before a check that may take an hour.
+
+    Raises:
+        BadInput: It is not.
+    """
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
@@ -29,7 +33,7 @@ def require_plotting() -> None:
 
 
 def kl_by_token(comparison: Comparison, threshold: float, prompts: Sequence[Array]) -> str:
-    """A point for each token, in the order of the prompts."""
+    """Draws the KL of each token in nats, in the order of the prompts. `prompts`: token ids, (tokens,) each."""
     kl = comparison.kl
     figure, axes = _axes("token", "KL, nats")
     where, finite, drawn = np.arange(1, len(kl) + 1), np.isfinite(kl), np.maximum(kl, FLOOR)
@@ -45,7 +49,7 @@ def kl_by_token(comparison: Comparison, threshold: float, prompts: Sequence[Arra
 
 
 def streams(layers: Sequence[LayerDifference]) -> str:
-    """The stream behind each layer; what is equal lies at the bottom."""
+    """Draws the relative error of the residual stream after each layer; equal streams are at the bottom."""
     figure, axes = _axes("layer", "relative difference")
     known = [entry for entry in layers if np.isfinite(entry.relative)]
     other = [entry.relative for entry in known if entry.relative > 0] or [1.0]
@@ -63,7 +67,7 @@ def streams(layers: Sequence[LayerDifference]) -> str:
 
 
 def blocks_by_layer(layers: Sequence[LayerDifference]) -> str:
-    """How far each block of each layer is off, as a grid of colours; what departs is framed."""
+    """Draws the relative error of each block of each layer as a grid of colours; blocks that depart are framed."""
     from matplotlib.colors import LogNorm
     from matplotlib.patches import Rectangle
 
@@ -87,7 +91,7 @@ def blocks_by_layer(layers: Sequence[LayerDifference]) -> str:
 
 
 def logit_differences(comparison: Comparison) -> str:
-    """How many logits differ by how much."""
+    """Draws the histogram of logit differences."""
     figure, axes = _axes("|difference| of a logit", "logits")
     edges = HISTOGRAM_EDGES[1:-1]
     counts = comparison.histogram[1:-1].astype(float)
@@ -110,13 +114,13 @@ def _axes(x_label: str, y_label: str, height: float = 3) -> tuple[Any, Any]:
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     axes.set_yscale("log")
-    axes.set_autoscaley_on(False)  # each plot sets its range
+    axes.set_autoscaley_on(False)  # each plot sets its own range
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
 
 
 def _finish(axes: Any, values: Sequence[float]) -> None:
-    """A range that shows all of `values` and the floor, and the legend above the plot, out of the points' way."""
+    """Sets a range that shows all of `values` and the floor, and puts the legend above the points."""
     axes.set_ylim(FLOOR / 3, 3 * max(values))
     axes.legend(loc="lower right", bbox_to_anchor=(1, 1), frameon=False, borderpad=0)
 

@@ -1,4 +1,4 @@
-"""The report of a check: one HTML file that needs nothing beside it."""
+"""The report of a check: one HTML file without any other files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,14 @@ from conversion_lib.logits.verdict.result import CheckResult
 
 @dataclass(frozen=True)
 class ReportData:
-    """Everything the report shows."""
+    """Everything that the report shows.
+
+    Attributes:
+        title: The model's name, or the path of the checkpoint.
+        prompts: Token ids, int32 (tokens,) each.
+        reference: The original's logits, float32 (tokens, vocabulary) for each prompt.
+        candidate: The checkpoint's logits, in the same shapes.
+    """
 
     title: str
     result: CheckResult
@@ -29,7 +36,7 @@ class ReportData:
 
 
 def render(data: ReportData) -> str:
-    """The report as HTML with its plots inside."""
+    """Returns the report as one HTML page, plots included."""
     environment = Environment(
         loader=PackageLoader("conversion_lib.logits.verdict", "."), autoescape=True, undefined=StrictUndefined
     )
@@ -50,7 +57,7 @@ def render(data: ReportData) -> str:
 
 
 def summary(result: CheckResult) -> list[str]:
-    """The verdict and its figures as lines of Markdown: for a terminal, and to paste into a pull request."""
+    """Returns verdict and figures as lines of Markdown, for a terminal or a pull request."""
     rows = [f"| {name} | {value} |" for name, value in figures(result)]
     notes = [f"Note: {note}." for note in result.notes]
     return [
@@ -66,7 +73,7 @@ def summary(result: CheckResult) -> list[str]:
 
 
 def figures(result: CheckResult) -> list[tuple[str, str]]:
-    """The figures of a check by their names, ready for display."""
+    """Returns the figures of a check as (name, value), both as text for display."""
     mean = "mean KL" if result.mean_threshold is None else f"mean KL (threshold {result.mean_threshold:.2g})"
     return [
         ("largest KL of a token", f"{result.max_kl:.2e}"),
@@ -82,7 +89,7 @@ def figures(result: CheckResult) -> list[tuple[str, str]]:
 
 
 def _positions(comparison: Comparison, prompts: Sequence[Array]) -> list[int]:
-    """The worst token, and the last of the first and of the last prompt, counted over all prompts."""
+    """The worst token and the last tokens of the first and the last prompt, counted over all prompts."""
     ends = np.cumsum([len(prompt) for prompt in prompts]) - 1
     return list(dict.fromkeys([int(np.argmax(comparison.kl)), int(ends[0]), int(ends[-1])]))
 

@@ -1,4 +1,4 @@
-"""What a check found, and how it is said."""
+"""The result of a check, and its wording."""
 
 from __future__ import annotations
 
@@ -16,60 +16,63 @@ Engine = Literal["ferry", "maxtext"]
 
 
 class CheckResult(BaseModel):
-    """What a check found: `check.json`."""
+    """The result of a check, as in `check.json`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
     verdict: Literal["pass", "fail"]
     reason: str
-    """What the verdict rests on and, of a failure, where to look."""
+    """The figures behind the verdict and, after a failure, where to look."""
     max_kl: float
     """The largest KL(original || checkpoint) of a token, in nats; infinite where a logit is not finite."""
     mean_kl: float
+    """In nats. This and the figures up to `rank_agreement` are those of `Comparison`."""
     max_abs_diff: float
     top1: float
     top10: float
     jaccard: float
     rank_agreement: float
     threshold: float
-    """On max_kl."""
+    """Limit on max_kl, in nats."""
     mean_threshold: float | None
-    """On mean_kl, where what is allowed was measured; None where the largest says enough."""
+    """Limit on mean_kl, in nats, if the threshold was measured; None if only max_kl is limited."""
     threshold_rests_on: str
+    """Where the threshold comes from, or `--max-kl`."""
     layers: list[LayerDifference]
-    """Empty where only one side's layers were seen: golden logits have none, and MaxText shows none."""
+    """Empty if only one side's layers were seen: a golden file has none, and MaxText shows none."""
     output: BlockDifference | None
-    """The final norm and the projection to logits; None where `layers` is empty."""
+    """The final norm and the output projection; None if `layers` is empty."""
     first_departing: Spot | None
-    """Of a failed check: the first block that is off, None where every block agrees or none was compared."""
+    """The first block that departs in a failed check; None if every block agrees or none was compared."""
     not_finite: Spot | None
-    """Where the checkpoint's values stopped being finite."""
+    """The first block of the checkpoint with a NaN or an infinity; None if there is none."""
     engine: Engine
-    """What ran the checkpoint."""
+    """What computed the checkpoint's logits."""
     digest: str
-    """Of the checkpoint that was checked; the verdict is about nothing else."""
+    """Digest of the checkpoint that was checked. The verdict holds only for this digest."""
     notes: list[str]
-    """What the check did not look at: experts that no token went to, an indexer that had nothing to choose."""
+    """What was not checked: experts without a token, an indexer that had nothing to choose."""
     report: str
+    """Path or URL of the HTML report."""
     reference: str
-    """What it was compared with: hex sha256 of the golden file, or of the directory as `identity.py` has it."""
+    """Identity of the reference: hex sha256 of the golden file, or `source_identity` of the directory."""
     tokens: int
-    """Asked for as the longest prompt."""
+    """Requested length of the longest prompt."""
     tokens_compared: int
-    """Of all prompts."""
+    """Tokens of all prompts."""
     already: bool = False
-    """True where an earlier check of the same things passed, and was not done again."""
+    """True if an earlier check of the same inputs had passed and was not repeated."""
     bytes_in: int
-    """Of the checkpoint's leaves, all of which were read."""
+    """Bytes of the checkpoint's leaves."""
     seconds: float
     identity: dict[str, str]
-    """What was compared, by whom and when: names of repository, commit, target, versions; ready for display."""
+    """What was compared and when: repository, commit, target, versions, as text for display."""
     peak_bytes: int
-    """The largest resident memory of the process that checked; with MaxText as the engine, its own is not in it."""
+    """Peak resident bytes of the checking process. Those of MaxText, a process of its own, are not included."""
 
 
 def earlier_result(path: Location) -> CheckResult | None:
-    """The verdict that an earlier check left, None where there is none of this version."""
+    """Reads the result of an earlier check; None if there is none, or it does not have the fields of this version."""
     try:
         return CheckResult.model_validate_json(path.read() or b"")
     except (OSError, ValidationError):
@@ -77,7 +80,7 @@ def earlier_result(path: Location) -> CheckResult | None:
 
 
 def reason(result: CheckResult, config: ForwardConfig) -> str:
-    """One sentence or two."""
+    """Words the verdict: the figures behind it and, after a failure, where to look."""
     largest = f"Largest KL of a token {result.max_kl:.2e}, threshold {result.threshold:.2g}"
     if result.mean_threshold is not None:
         largest += f"; mean {result.mean_kl:.2e}, threshold {result.mean_threshold:.2g}"
@@ -87,10 +90,10 @@ def reason(result: CheckResult, config: ForwardConfig) -> str:
     if result.not_finite is not None:
         where = f"values are not finite from {spot} on"
     elif spot is not None and spot.layer == -1:
-        where = "the embedding is off already"
+        where = "the embedding itself departs"
     elif spot is not None:
         where = (
-            f"{spot} is the first block (of layers 0 to {len(config.layers) - 1}) that departs from the original; it "
+            f"{spot} is the first block (of layers 0 to {len(config.layers) - 1}) that departs from the original: it "
             f"{_by_how_much(_block(result.layers, spot))}"
         )
     elif result.output is not None:
@@ -115,18 +118,18 @@ def _by_how_much(block: BlockDifference) -> str:
 
 
 def notes(config: ForwardConfig, prompts: Sequence[Array], idle_experts: int) -> list[str]:
-    """What a check of these prompts leaves open."""
+    """Returns a note on each thing that a check of these prompts, int32 (tokens,) each, does not cover."""
     found = []
     if idle_experts:
         found.append(
-            f"no token of the prompts went to {idle_experts} of {config.experts} experts, so their weights are "
-            "unchecked: --tokens with a larger number reaches more"
+            f"{idle_experts} of {config.experts} experts received no token, so their weights are unchecked: "
+            "more --tokens reach more experts"
         )
     latent = next((layer.attention for layer in config.layers if isinstance(layer.attention, Latent)), None)
     indexer = latent.indexer if latent else None
     if indexer is not None and max(map(len, prompts)) <= indexer.top_k:
         found.append(
-            f"the indexer keeps {indexer.top_k} tokens, as many as the longest prompt has or more, so its "
-            f"weights are unchecked: --tokens above {indexer.top_k} puts it to work"
+            f"the indexer keeps {indexer.top_k} tokens, and no prompt is longer, so its weights are unchecked: "
+            f"use --tokens above {indexer.top_k}"
         )
     return found

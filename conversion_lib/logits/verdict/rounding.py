@@ -1,11 +1,11 @@
-"""What a check allows: float32's own error, and where that or a plan's rounding does more to a model, what it does.
+"""What a check allows: the error of float32, and the measured effect of rounding or of delta nets if that is larger.
 
-MaxText holds some weights in other values than the source, a query divided by sqrt(head_dim) for one, and a float32
-source saved in bfloat16 is rounded everywhere. How far that moves the logits depends on the model, so it is measured
-there: a second run whose rounded weights are moved by as much as rounding can have moved any of them, up or down at
-random. That is sqrt(3) times what rounding moves them by on average (root mean square), and three times its KL.
+MaxText scales some weights, such as the query by 1 / sqrt(head_dim), so that they are rounded once more than in the
+source. A float32 source saved in bfloat16 is rounded everywhere. How far this moves the logits depends on the model, so
+it is measured: a second run moves each rounded weight up or down at random, by the most that rounding can have moved
+it. That is sqrt(3) times the root mean square of rounding errors, and three times their KL.
 
-Delta nets magnify what float32 itself loses, each model in its own measure, and there a second run measures that.
+Delta nets amplify the error of float32 itself, by a factor that depends on the model. There a second run measures it.
 """
 
 from __future__ import annotations
@@ -20,51 +20,54 @@ from conversion_lib.logits.verdict import blocks
 from conversion_lib.logits.verdict.compare import Relative, compare_logits, relative_difference
 
 EXACT_KL = 1e-5
-"""Where both sides hold the same bits, what is left is the order of float32 sums: on tiny models of all
-families at most 5e-9. Real models are deeper and their sums longer, so there is room above that."""
+"""Limit on the KL of a token, in nats, if both sides hold the same values. Only the order of float32 sums differs then.
+On tiny models of all families this gives at most 5e-9. Real models are deeper and have longer sums."""
 
 
 EXACT_BLOCK = Relative(mean=5e-4, largest=5e-3)
-"""How far off a block may be. Blocks of the same bits, given the same inputs, stayed below 2e-5 on tiny models. A token
-whose output is a small difference of large numbers may lose more than others: hence ten times as much for a single
-one."""
+"""Limit on the relative error of a block. With equal weights and inputs it stayed below 2e-5 on tiny models. A token
+whose output is a small difference of large numbers loses more, so a single token may be off by ten times as much."""
 
 EXACT_TIE, DELTA_NETS_TIE = 5e-4, 1e-2
-"""The share of a score by which scores may differ and count as equal: of experts, and of an indexer's tokens."""
+"""Scores of experts, or of an indexer's tokens, count as equal if they differ by at most this share."""
 
 ROUNDED_TIE = 0.05
-"""The same where a plan rounds, which moves scores of experts by up to some hundredths."""
+"""The same if the conversion rounds, which moves scores of experts by a few hundredths."""
 
 BFLOAT16_BITS, SUM_BITS = 8, 22
-"""Significant bits of bfloat16; and of a float32 that lost in sums what the two libraries' orders of summing differ by.
-In tiny models of 48 and 60 layers with delta nets, with random weights of four seeds, three times the KL measured so
-was 7 to 1,700 times the true one, which was 5e-6 to 1.3e-4; with 24 bits, float32's own, it was below it in three of
-eight."""
+"""Significant bits of bfloat16, and bits that simulate what the two libraries' orders of float32 sums differ by.
+Measured on tiny models of 48 and 60 layers with delta nets and random weights of four seeds: with 22 bits, three times
+the measured KL was 7 to 1,700 times the true one, which was 5e-6 to 1.3e-4. With 24 bits, those of float32, it was
+below the true one in three of eight models."""
 
 LARGEST_MARGIN, BLOCK_MARGIN = 3, 1.5
-"""Of what a check allows over what the second run measured: the largest of a token, one draw against another, and the
-mean of a block, for a router's few biases may add up. The mean KL has none."""
+"""Factors on what the second run measured. The largest value of a token is one random draw against another. The mean of
+a block can be off because the few biases of a router add up. The mean KL has no margin."""
 
 WIDER = ("float32", "float16", "float64")
-"""Dtypes with more bits than bfloat16's eight."""
+"""Dtypes with more significant bits than bfloat16, which has eight."""
 
 
 @dataclass(frozen=True)
 class Dither:
-    """What a second run changes to measure what a loss of accuracy does to a model: values of `leaves`, up or down at
-    random, by half a unit in the last place of a number of so many significant bits."""
+    """Noise that a second run adds to weights, to measure the effect of a loss of accuracy on the model.
+
+    Attributes:
+        leaves: Full paths of the leaves that get noise.
+        bits: Each value moves up or down at random, by half a unit in the last place of this many significant bits.
+    """
 
     leaves: frozenset[str]
     bits: int
 
     @property
     def is_rounding(self) -> bool:
-        """Whether the values are roundings of the source's, rather than all that float32 may lose in sums."""
+        """Whether the noise stands for rounded weights, not for the error of float32 sums."""
         return self.bits == BFLOAT16_BITS
 
 
 def tie_share(config: ForwardConfig, dither: Dither | None = None) -> float:
-    """By what share scores may differ and count as equal."""
+    """Returns the share by which scores may differ and still count as equal. `dither`: None if nothing is rounded."""
     rounded = ROUNDED_TIE if dither is not None and dither.is_rounding else 0
     return max(DELTA_NETS_TIE if _has_delta_nets(config) else EXACT_TIE, rounded)
 
@@ -74,9 +77,15 @@ def _has_delta_nets(config: ForwardConfig) -> bool:
 
 
 def rounded_leaves(config: ForwardConfig, tensors: Mapping[str, TensorInfo], source_dtype: str) -> frozenset[str]:
-    """The leaves of a checkpoint that are roundings of their source's values.
+    """Finds the leaves of a checkpoint whose values are rounded.
 
-    source_dtype: that of the original's weights; empty where nobody knows, and then bfloat16 is assumed.
+    Args:
+        config: The model.
+        tensors: The checkpoint's leaves by full path.
+        source_dtype: Dtype of the original's weights, such as `float32`. Empty: unknown, taken as bfloat16.
+
+    Returns:
+        Their full paths.
     """
     return frozenset(
         name
@@ -86,23 +95,32 @@ def rounded_leaves(config: ForwardConfig, tensors: Mapping[str, TensorInfo], sou
 
 
 def dither_of(config: ForwardConfig, tensors: Mapping[str, TensorInfo], source_dtype: str) -> Dither | None:
-    """How a second run measures what is to be allowed; None where EXACT_KL says enough. source_dtype: as
-    `rounded_leaves` has it."""
+    """Returns the noise of a second run that measures the threshold; None if EXACT_KL is the threshold.
+
+    Args:
+        config: The model.
+        tensors: The checkpoint's leaves by full path.
+        source_dtype: As in `rounded_leaves`.
+    """
     if rounded := rounded_leaves(config, tensors, source_dtype):
         return Dither(rounded, BFLOAT16_BITS)
     return Dither(frozenset(tensors), SUM_BITS) if _has_delta_nets(config) else None
 
 
 class Allowance:
-    """What a check allows, by the runs with and without dither. max_kl: of any token, in nats; mean_kl: of all, None
-    where the largest says enough."""
+    """The limits of a check, from the runs with and without dither.
+
+    Attributes:
+        max_kl: Limit on the KL of any token, in nats.
+        mean_kl: Limit on the mean KL, in nats. None: there is none.
+    """
 
     def __init__(self) -> None:
         self.max_kl: float = EXACT_KL
         self.mean_kl: float | None = None
 
     def of_blocks(self, found: blocks.States, dithered: blocks.States | None) -> Mapping[str, Relative]:
-        """How far off each block of a layer may be, by what it put out in both runs."""
+        """Returns the allowed error of each block by name. `dithered`: the outputs of the second run, if any."""
         allowed: dict[str, Relative] = defaultdict(lambda: EXACT_BLOCK)
         for name in dithered or {}:
             assert dithered is not None
@@ -110,7 +128,7 @@ class Allowance:
         return allowed
 
     def of_block(self, measured: Relative | None) -> Relative:
-        """How far off a block may be that rounding moves by `measured`."""
+        """Returns the allowed error of a block. `measured`: its error in the dithered run; None: there is none."""
         if measured is None or not measured.largest < float("inf"):
             return EXACT_BLOCK
         return Relative(
@@ -119,7 +137,7 @@ class Allowance:
         )
 
     def of_logits(self, found: Sequence[Array], dithered: Sequence[Array]) -> None:
-        """Sets `max_kl` and `mean_kl` by the logits of both runs."""
+        """Sets `max_kl` and `mean_kl` from the logits of both runs, float32 (tokens, vocabulary) for each prompt."""
         measured = compare_logits(found, dithered)
         if measured.max_kl < float("inf"):
             self.max_kl = max(EXACT_KL, LARGEST_MARGIN * measured.max_kl)

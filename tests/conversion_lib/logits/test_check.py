@@ -235,7 +235,7 @@ class TestThreshold:
         assert result.verdict == "pass"
         assert 2 * result.max_kl < result.threshold < 100 * result.max_kl
         assert 2 * result.mean_kl < result.mean_threshold < 5 * result.mean_kl
-        assert result.threshold_rests_on.startswith("what rounding the values of 1 leaves does")
+        assert result.threshold_rests_on.startswith("the measured effect of rounding the values of 1 leaves")
         assert {block.departs for layer in result.layers for block in layer.blocks.values()} == {False}
         strict = run_check(root, hf, options=Options(max_kl=1e-9))
         assert (strict.verdict, strict.threshold, strict.threshold_rests_on) == ("fail", 1e-9, "--max-kl")

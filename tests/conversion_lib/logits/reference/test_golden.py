@@ -103,14 +103,14 @@ class TestMaxTextsGolden:
     def test_cut_off(self, name, checkpoint, points, tmp_path):
         content = self.lines(points).encode() if name.endswith("jsonl") else pickle.dumps(points)
         (tmp_path / name).write_bytes(content[: len(content) // 2])
-        with pytest.raises(BadInput, match="is not a golden file, or is cut off"):
+        with pytest.raises(BadInput, match="is not a golden file, or is truncated"):
             run_check(checkpoint, tmp_path / name)
 
     def test_npz_cut_off(self, checkpoint, model_dir, tmp_path):
         golden = tmp_path / "golden.npz"
         run_check(checkpoint, model_dir("llama_tied"), options=Options(save_golden=golden))
         golden.write_bytes(golden.read_bytes()[:-1000])
-        with pytest.raises(BadInput, match="is not a golden file, or is cut off"):
+        with pytest.raises(BadInput, match="is not a golden file, or is truncated"):
             run_check(checkpoint, golden)
 
     def test_logits_of_another_vocabulary(self, checkpoint, points, tmp_path):

@@ -97,7 +97,7 @@ def test_a_weight_of_another_shape(name, tensor, model_dir, tmp_path):
     weights[tensor] = weights[tensor][..., :-1].copy()
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     shutil.copy(model_dir(name) / "config.json", tmp_path)
-    with pytest.raises(BadInput, match=rf"tensor {tensor} is \[.*config.json asks for \["):
+    with pytest.raises(BadInput, match=rf"tensor {tensor} has shape \[.*config.json requires \["):
         transformers_reference(tmp_path, PROMPTS)
 
 
@@ -128,13 +128,13 @@ class TestTokenizer:
 
     def test_that_disagrees_with_the_vocabulary(self, directory):
         with pytest.raises(
-            BadInput, match=r"tokenizer.json has a token of id \d+, and config.json a vocabulary of 100"
+            BadInput, match=r"tokenizer.json has a token with id \d+, but config.json has a vocabulary of 100"
         ):
             choose_prompts(directory, 100, 512, 4096)
 
     def test_that_is_none(self, directory):
         (directory / "tokenizer.json").write_text("{}")
-        with pytest.raises(BadInput, match=r"tokenizer.json is no tokenizer"):
+        with pytest.raises(BadInput, match=r"tokenizer.json is not a tokenizer"):
             choose_prompts(directory, 4096, 512, 4096)
 
 
@@ -143,7 +143,7 @@ def test_a_config_that_transformers_makes_no_model_of(change, model_dir, tmp_pat
     shutil.copytree(model_dir("llama_tied"), tmp_path / "hf")
     config = json.loads((tmp_path / "hf" / "config.json").read_text())
     (tmp_path / "hf" / "config.json").write_text(json.dumps(config | change))
-    with pytest.raises(BadInput, match=r"config.json: transformers (has no model_type|makes no model)"):
+    with pytest.raises(BadInput, match=r"config.json: transformers (has no model_type|cannot make a model)"):
         transformers_reference(tmp_path / "hf", PROMPTS)
 
 
