@@ -1,1 +1,1 @@
-"""The demo: the whole DAG on a small fp8 DeepSeek-V3, with a Hub of its own."""
+"""The demo: the whole DAG on a small fp8 DeepSeek-V3, with its own local Hub."""

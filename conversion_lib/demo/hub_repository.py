@@ -1,4 +1,4 @@
-"""A directory as a repository on the Hub: its files with their hashes, its commit, and how the Hub describes both."""
+"""A directory as a repository on the Hub: its files with their hashes, its commit, and the Hub's JSON for both."""
 
 from __future__ import annotations
 
@@ -17,7 +17,15 @@ BLOCK = 1 << 20
 
 @dataclass(frozen=True)
 class HubFile:
-    """A served file: `blob_id` is its git id (of the LFS pointer where `sha256` is set)."""
+    """A served file.
+
+    Attributes:
+        path: Within the repository.
+        source: The file on disk.
+        size: Bytes.
+        blob_id: Hex id of its git blob; for a file in Git LFS, that of the pointer.
+        sha256: Hex digest of a file in Git LFS. None: the file is not in LFS.
+    """
 
     path: str
     source: Path
@@ -28,7 +36,7 @@ class HubFile:
 
 @dataclass(frozen=True)
 class HubRepo:
-    """A directory as the Hub shows it: `commit` follows from the files' names and contents alone."""
+    """A directory as a repository. `commit`, hex, depends only on the names and contents of the files, by path."""
 
     name: str
     commit: str
@@ -36,7 +44,7 @@ class HubRepo:
 
 
 def git_blob_id(content_size: int, update: Callable[[Any], None]) -> str:
-    """The id git gives a blob of `content_size` bytes that `update` feeds to the hash it is handed."""
+    """The hex id of a git blob of `content_size` bytes. `update` feeds these bytes to the hash that it gets."""
     digest = hashlib.sha1(f"blob {content_size}\0".encode(), usedforsecurity=False)
     update(digest)
     return digest.hexdigest()
@@ -62,7 +70,7 @@ def _index_file(root: Path, source: Path) -> HubFile:
 
 
 def index_repo(name: str, root: Path) -> HubRepo:
-    """Lists and hashes every file under `root`, hidden ones left out."""
+    """Lists and hashes all files under `root` except hidden ones."""
     sources = sorted(p for p in root.rglob("*") if p.is_file())
     files = [_index_file(root, p) for p in sources if not any(x.startswith(".") for x in p.relative_to(root).parts)]
     listing = json.dumps([[f.path, f.blob_id] for f in files]).encode()
@@ -75,6 +83,7 @@ def _lfs(file: HubFile, key: str) -> dict[str, object]:
 
 
 def model_info(repo: HubRepo) -> dict[str, object]:
+    """Makes the answer to GET /api/models/REPO, with the sizes and hashes of the files."""
     siblings = [
         {"rfilename": f.path, "size": f.size, "blobId": f.blob_id, **_lfs(f, "sha256")} for f in repo.files.values()
     ]
@@ -93,6 +102,8 @@ def model_info(repo: HubRepo) -> dict[str, object]:
 
 
 def refs(repo: HubRepo, tags: Mapping[str, str]) -> dict[str, object]:
+    """Makes the answer to GET /api/models/REPO/refs. `tags`: commits by tag."""
+
     def listed(kind: str, commits: Mapping[str, str]) -> list[dict[str, str]]:
         return [
             {"name": name, "ref": f"refs/{kind}/{name}", "targetCommit": commit} for name, commit in commits.items()
@@ -102,4 +113,5 @@ def refs(repo: HubRepo, tags: Mapping[str, str]) -> dict[str, object]:
 
 
 def tree_entry(file: HubFile) -> dict[str, object]:
+    """Makes the entry of a file in the answer to GET /api/models/REPO/tree/REVISION."""
     return {"type": "file", "path": file.path, "size": file.size, "oid": file.blob_id, **_lfs(file, "oid")}

@@ -1,14 +1,13 @@
-"""A small Hub on this machine: serves directories as model repositories to the real huggingface_hub client.
+"""A small local Hub: serves directories as model repositories to the real huggingface_hub client.
 
     with LocalHub({"acme/tiny": directory}) as hub:
         os.environ["HF_ENDPOINT"] = hub.endpoint
 
-or `python -m conversion_lib.demo.local_hub acme/tiny=DIR --port 8899`. It knows what a download needs: the
-repository's description, its tree, and its files. Weights are answered the way the Hub answers files of Git LFS,
-with a redirect to another host name. It binds 127.0.0.1 only, and reads a directory's names and hashes once, when
-it starts.
+or `python -m conversion_lib.demo.local_hub acme/tiny=DIR --port 8899`. It serves what a download needs: the
+repository's description, its tree and its files. Requests for weights are redirected to another host name, as the Hub
+does for files in Git LFS. It binds 127.0.0.1 only, and lists and hashes the files once, when it starts.
 
-Faults for tests: a list of `Fault`, each taken by as many matching requests as its `times` says.
+For tests it can fail: each `Fault` hits as many matching requests as its `times` says.
 """
 
 from __future__ import annotations
@@ -34,21 +33,24 @@ from conversion_lib.demo.hub_repository import HubFile, HubRepo, index_repo, mod
 BLOCK = 1 << 20
 SLOW_BLOCK = 64 << 10
 WHOLE = ("corrupt", "slow")
-"""Kinds of fault that send the whole body all the same."""
+"""Kinds of fault that still send the whole body."""
 REFUSALS = {"unavailable": (503, {}), "busy": (429, {"Retry-After": "1"})}
-"""Kinds of fault that answer a request before anything else."""
+"""Kinds of fault that refuse a request: status and headers."""
 
 
 @dataclass
 class Fault:
-    """One thing that goes wrong.
+    """One fault of the server.
 
-    kind: "truncate" closes the connection cleanly after `after` bytes of the body; "reset" resets it there;
-    "stall" sends nothing more from there until the Hub stops; "corrupt" flips the byte there; "slow" sends the body
-    in SLOW_BLOCK at a time, `seconds` apart; "unavailable" answers 503 before anything else, "busy" 429 with
-    `Retry-After: 1`.
-    path: pattern (fnmatch) of the file asked for; "api" stands for requests about the repository.
-    times: how many requests it hits. All but "unavailable" and "busy" hit requests for a file's content only.
+    Attributes:
+        kind: "truncate" closes the connection cleanly after `after` bytes of the body; "reset" resets it there;
+            "stall" sends nothing more from there until the Hub stops; "corrupt" flips the byte there; "slow" sends the
+            body in blocks of SLOW_BLOCK bytes, `seconds` apart; "unavailable" answers 503, "busy" 429 with
+            `Retry-After: 1`. All but the last two hit only requests for a file's content.
+        path: Pattern (fnmatch) of the requested file; "api" for requests about the repository.
+        times: How many requests it hits; counted down.
+        after: Bytes of the body.
+        seconds: Pause of "slow" between blocks.
     """
 
     kind: Literal["truncate", "reset", "stall", "corrupt", "slow", "unavailable", "busy"]
@@ -60,9 +62,12 @@ class Fault:
 
 @dataclass
 class Faults:
-    """What goes wrong, and which repositories want a token (`gated`: repository -> the token that opens it).
+    """Faults, gated repositories and renamed ones. Thread-safe through `take`.
 
-    renamed: a repository's old name and the one that the Hub sends on to.
+    Attributes:
+        planned: The faults, tried in order.
+        gated: The required token, by repository.
+        renamed: The new name that the Hub redirects to, by old name.
     """
 
     planned: list[Fault] = field(default_factory=list)
@@ -71,7 +76,15 @@ class Faults:
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def take(self, path: str, *, body: bool) -> Fault | None:
-        """The fault that hits this request, counted as used; None where it goes well."""
+        """Takes the first fault that hits a request, and counts it as used.
+
+        Args:
+            path: The requested file, or "api".
+            body: Whether a file's content is about to be sent.
+
+        Returns:
+            None: the request succeeds.
+        """
         with self._lock:
             for fault in self.planned:
                 if fault.times > 0 and fnmatch(path, fault.path) and body == (fault.kind not in REFUSALS):
@@ -81,11 +94,21 @@ class Faults:
 
 
 class LocalHub:
-    """The server, as a context manager; `repos` maps repository names to directories.
+    """The server, as a context manager.
 
-    endpoint: what HF_ENDPOINT is to be. repos: what is served. requests: every request so far, as
-    (method, path). faults: may be changed while it runs. tags: of each repository, the commits by name; they are
-    listed, and no more.
+    Args:
+        repos: Directories by repository name. Their files are hashed in the constructor.
+        faults: What goes wrong. None: nothing.
+        port: 0 takes any free port.
+
+    Attributes:
+        endpoint: The value for HF_ENDPOINT.
+        port: The port that it listens on.
+        repos: What is served, by repository name.
+        faults: May be changed while it runs.
+        requests: Every request so far, as (method, path).
+        tags: Commits by tag, by repository name. Tags are only listed; their commits are not served.
+        stopping: Set when the server stops.
     """
 
     def __init__(self, repos: Mapping[str, Path], *, faults: Faults | None = None, port: int = 0) -> None:
@@ -115,7 +138,7 @@ class LocalHub:
 class _Handler(BaseHTTPRequestHandler):
     hub: LocalHub
     protocol_version = "HTTP/1.1"
-    # headers and body leave in separate writes: without this each answer waits for the client's delayed ACK
+    # headers and body are sent in separate writes: otherwise each answer waits for the client's delayed ACK
     disable_nagle_algorithm = True
 
     def do_GET(self) -> None:
@@ -125,7 +148,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer()
 
     def log_message(self, format: str, *args: object) -> None:
-        """Silent: `LocalHub.requests` has every request."""
+        """Logs nothing: `LocalHub.requests` has every request."""
 
     def _answer(self) -> None:
         path = urlsplit(self.path).path
@@ -139,10 +162,10 @@ class _Handler(BaseHTTPRequestHandler):
             else:
                 self._answer_resolve(parts)
         except (BrokenPipeError, ConnectionResetError):
-            self.close_connection = True  # the client went away
+            self.close_connection = True  # the client has disconnected
 
     def _find_repo(self, parts: list[str]) -> tuple[HubRepo, list[str]] | None:
-        """The repository that `parts` begins with, and the rest; answers itself where there is none of that name."""
+        """The repository that `parts` begins with, and the rest; None after a redirect or an error was sent."""
         for length in (2, 1):
             if new := self.hub.faults.renamed.get(old := "/".join(parts[:length])):
                 self._send(307, b"", {"Location": self.path.replace(old, new, 1)})
@@ -187,7 +210,7 @@ class _Handler(BaseHTTPRequestHandler):
             headers = {"X-Repo-Commit": repo.commit, "ETag": f'"{file.blob_id}"'}
             self._send_content(file, headers)
         else:
-            # another host name than the endpoint's: the client takes that for a file server, as with the Hub's CDN
+            # not the endpoint's host name: the client then treats it as a file server, like the Hub's CDN
             location = f"http://localhost:{self.hub.port}/lfs/{file.sha256}/{quote(file.path)}"
             linked = {"X-Linked-Etag": f'"{file.sha256}"', "X-Linked-Size": str(file.size)}
             headers = {"X-Repo-Commit": repo.commit, "ETag": f'"{file.blob_id}"', "Location": location, **linked}
@@ -265,7 +288,7 @@ class _Handler(BaseHTTPRequestHandler):
                     block[start + fault.after - position] ^= 0xFF
                 self.wfile.write(block)
                 position += len(block)
-        if fault is None or position == stop:  # a client that has all of it may use the connection again
+        if fault is None or position == stop:  # a client that has the whole body may reuse the connection
             return
         self.close_connection = True
         self.wfile.flush()
@@ -278,7 +301,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _parse_range(header: str | None, size: int) -> tuple[int, int] | None:
-    """(start, stop) of `bytes=a-b` or `bytes=a-`; everything without a header; None where it cannot be met."""
+    """(start, stop) of `bytes=a-b` or `bytes=a-`; the whole file without a header; None if it cannot be satisfied."""
     if header is None:
         return 0, size
     first, _, last = header.removeprefix("bytes=").partition("-")
@@ -287,7 +310,7 @@ def _parse_range(header: str | None, size: int) -> tuple[int, int] | None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Serves until interrupted; prints the endpoint on standard output."""
+    """Serves until interrupted. Prints the endpoint to standard output."""
     parser = argparse.ArgumentParser(prog="local_hub", description="Serve directories as Hub repositories.")
     parser.add_argument("repos", nargs="+", metavar="NAME=DIR", help="repository name and its directory")
     parser.add_argument("--port", type=int, default=8899, help="0 takes any free port (default: %(default)s)")

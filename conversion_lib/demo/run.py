@@ -1,7 +1,7 @@
-"""`ferry demo`: the real DAG, in the real Airflow, on a small fp8 DeepSeek-V3 from a Hub on this machine.
+"""`ferry demo`: the real DAG in the real Airflow, on a small fp8 DeepSeek-V3 from a local Hub.
 
-Airflow runs as a subprocess with a home of its own: the library itself does not know Airflow. What the demo shows
-comes from the manifests that the DAG's stages leave.
+Airflow runs as a subprocess with its own home, because the library does not import Airflow. The demo shows what the
+DAG's stages write to their manifests.
 """
 
 from __future__ import annotations
@@ -31,15 +31,23 @@ DAG_ID = "onboard_checkpoint"
 REPO = "demo/tiny-deepseek-v3"
 STAGES = ("resolve", "download", "dequantize", "convert", "finalize", "check", "publish")
 MARKER = ".ferry-demo"
+"""File that marks a directory as made by a demo."""
 ENDING_SECONDS = 5.0
-"""What Airflow gets to end in, where the demo is interrupted."""
+"""Time for Airflow to exit when the demo is interrupted."""
 POLL_SECONDS = 0.1
 FINAL = (CheckFailed.exit_code, BadInput.exit_code)
-"""Exit codes after which Airflow does not try a stage again."""
+"""Exit codes after which Airflow does not retry a stage."""
 
 
 class StageFigures(BaseModel):
-    """What a stage took. Bytes; seconds; `peak_bytes` is None where the stage ran inside Airflow's own process."""
+    """What one stage took, from its manifest.
+
+    Attributes:
+        seconds: Duration.
+        bytes_in: Bytes read.
+        bytes_out: Bytes written.
+        peak_bytes: Peak resident bytes. None: the stage ran in Airflow's own process.
+    """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -51,7 +59,14 @@ class StageFigures(BaseModel):
 
 
 class DemoResult(BaseModel):
-    """What the demo did; `checkpoint` and `report` are paths."""
+    """The result of the demo.
+
+    Attributes:
+        max_kl: The largest KL divergence of a token in the logit check, in nats.
+        checkpoint: Path of the published checkpoint.
+        report: Path of the check's HTML report.
+        seconds: Duration of the whole demo.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -63,10 +78,16 @@ class DemoResult(BaseModel):
 
 
 def run_demo(work_dir: Path, reporter: Reporter) -> DemoResult:
-    """Runs the demo in `work_dir`, which is made; what an earlier demo left there is removed first.
+    """Runs the demo.
 
-    Raises BadInput where Airflow or the check's packages are not installed, or where the directory holds something
-    else; CheckFailed or OutsideFailure, naming the stage and the log, where the run fails.
+    Args:
+        work_dir: Created if missing. What an earlier demo left there is removed first.
+        reporter: Shows messages.
+
+    Raises:
+        BadInput: Airflow or the check's packages are not installed, or the directory holds something else.
+        CheckFailed: The logit check failed.
+        OutsideFailure: Another stage failed, or Airflow itself. The message names the stage and the log.
     """
     _require_extras()
     started = time.monotonic()
@@ -76,7 +97,7 @@ def run_demo(work_dir: Path, reporter: Reporter) -> DemoResult:
         source = _make_checkpoint(directory / "source", reporter)
         reporter.say("Starting Airflow")
         if migration.wait():
-            raise OutsideFailure(f"Airflow could not make its database; its log is {airflow.log}")
+            raise OutsideFailure(f"Airflow could not create its database (log: {airflow.log})")
     manifests = _onboard(airflow, source, reporter)
     return DemoResult(
         stages=[StageFigures.model_validate(manifests[stage]) for stage in STAGES],
@@ -88,7 +109,7 @@ def run_demo(work_dir: Path, reporter: Reporter) -> DemoResult:
 
 
 def summary(result: DemoResult) -> list[RenderableType]:
-    """What a person sees at the end."""
+    """Returns what the command prints at the end: a table of the stages, and lines with the results."""
     table = Table("stage", title=f"{DAG_ID}: {REPO}", title_justify="left")
     for heading in ("time", "bytes in", "bytes out", "peak memory"):
         table.add_column(heading, justify="right")
@@ -98,13 +119,13 @@ def summary(result: DemoResult) -> list[RenderableType]:
         f"Largest KL of a token, against transformers: {result.max_kl:.2e}",
         f"Checkpoint: {_shown(result.checkpoint)}",
         f"Report:     {_shown(result.report)}",
-        f"All in {result.seconds:.0f} s",
+        f"Total time: {result.seconds:.0f} s",
     )
     return [table, *(Text(line, overflow="fold") for line in lines)]
 
 
 def _shown(path: str) -> str:
-    """As short as it can be and still be opened from here."""
+    """The path relative to the working directory if it is below it."""
     here = Path.cwd()
     return str(Path(path).relative_to(here)) if Path(path).is_relative_to(here) else path
 
@@ -124,7 +145,7 @@ def _fresh(directory: Path) -> Path:
     """Empties the directory, if a demo made it; refuses one with anything else in it."""
     if directory.is_dir() and any(directory.iterdir()):
         if not (directory / MARKER).exists():
-            raise BadInput(f"{directory} is not empty and was not made by a demo; give it a directory of its own")
+            raise BadInput(f"{directory} is not empty and was not made by a demo: use another directory")
         shutil.rmtree(directory)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / MARKER).touch()
@@ -136,19 +157,19 @@ def _make_checkpoint(destination: Path, reporter: Reporter) -> Path:
 
     path = make_tiny_deepseek_v3(destination)
     size = sum(file.stat().st_size for file in path.iterdir())
-    reporter.say(f"Made a DeepSeek-V3 of {format_bytes(size)} in fp8: {path}")
+    reporter.say(f"Made an fp8 DeepSeek-V3 of {format_bytes(size)}: {path}")
     return path
 
 
 class _Airflow:
-    """Airflow in `directory`: its own home, an embedded database, and the DAGs that were installed with Ferry."""
+    """Airflow in `directory`, with its own home, an embedded database, and the DAGs installed with Ferry."""
 
     def __init__(self, directory: Path) -> None:
         self.log = directory / "airflow.log"
         self.work_dir = directory / "work"
         self.published = directory / "published"
         self._environment = {
-            # nothing of another Airflow, another Hub, or another Ferry
+            # no settings of another Airflow, Hub or Ferry
             **{name: value for name, value in os.environ.items() if not name.startswith(("AIRFLOW", "FERRY_", "HF_"))},
             "AIRFLOW_HOME": str(directory / "airflow"),
             "AIRFLOW__CORE__DAGS_FOLDER": str(_dags_folder()),
@@ -162,7 +183,7 @@ class _Airflow:
 
     @contextmanager
     def command(self, *arguments: str, **environment: str) -> Iterator[Child]:
-        """`airflow <arguments>`, writing to the log; it does not outlive the block."""
+        """Runs `airflow <arguments>`, with its output in the log; it is ended with the block."""
         with (
             self.log.open("ab") as log,
             Child(
@@ -176,21 +197,21 @@ class _Airflow:
             yield process
 
     def manifests(self) -> dict[str, dict[str, Any]]:
-        """What the stages of the run have left so far, by stage; the conversion has one part, the part 0."""
+        """Reads the manifests written so far, by stage. The conversion has a single part, part 0."""
         paths = (self.work_dir / "runs").glob("*/*.json")
         return {path.stem.removesuffix("-0"): json.loads(path.read_bytes()) for path in paths}
 
 
 def _dags_folder() -> Path:
-    """The DAGs of `ferry_airflow`, which is looked for and not imported: the library knows nothing of Airflow."""
+    """The DAGs of `ferry_airflow`, found without importing it, because the library does not import Airflow."""
     spec = find_spec("ferry_airflow")
     if spec is None or spec.origin is None:
-        raise BadInput("the DAGs of ferry are not installed beside it: pip install 'ferry-checkpoints[airflow,check]'")
+        raise BadInput("ferry's DAGs are not installed: pip install 'ferry-checkpoints[airflow,check]'")
     return Path(spec.origin).parent / "dags"
 
 
 def _onboard(airflow: _Airflow, source: Path, reporter: Reporter) -> dict[str, dict[str, Any]]:
-    """Runs the DAG against a Hub of its own; returns the stages' manifests."""
+    """Runs the DAG against its own local Hub; returns the stages' manifests."""
     from conversion_lib.demo.local_hub import LocalHub
 
     conf = json.dumps({"repo": REPO, "destination": str(airflow.published)})
@@ -198,7 +219,7 @@ def _onboard(airflow: _Airflow, source: Path, reporter: Reporter) -> dict[str, d
         LocalHub({REPO: source}) as hub,
         airflow.command("dags", "test", DAG_ID, "--conf", conf, HF_ENDPOINT=hub.endpoint) as run,
     ):
-        reporter.say(f"Running the DAG {DAG_ID}; its log is {airflow.log}")
+        reporter.say(f"Running the DAG {DAG_ID} (log: {airflow.log})")
         told: dict[str, dict[str, Any]] = {}
         code = None
         while code is None:
@@ -212,13 +233,13 @@ def _onboard(airflow: _Airflow, source: Path, reporter: Reporter) -> dict[str, d
 def _tell_news(
     manifests: dict[str, dict[str, Any]], told: dict[str, dict[str, Any]], reporter: Reporter
 ) -> dict[str, dict[str, Any]]:
-    """A line for each stage that has ended, well or not, since the last time."""
+    """Reports each stage that has succeeded or failed since the last call."""
     for stage in STAGES:
         manifest = manifests.get(stage)
         if manifest is None or manifest == told.get(stage):
             continue
         if "error" in manifest:
-            again = "" if manifest["exit_code"] in FINAL else " (Airflow tries it again)"
+            again = "" if manifest["exit_code"] in FINAL else " (Airflow retries it)"
             reporter.say(f"✗ {stage:<11} {_error_of(manifest)}{again}")
         else:
             seconds, bytes_in, bytes_out, peak = _cells(StageFigures.model_validate(manifest))
@@ -231,13 +252,13 @@ def _require_success(exit_code: int, manifests: dict[str, dict[str, Any]], log: 
         manifest = manifests.get(stage, {})
         if "error" in manifest:
             kind = CheckFailed if manifest["exit_code"] == CheckFailed.exit_code else OutsideFailure
-            raise kind(f"the demo failed in its stage {stage}: {_error_of(manifest)} (log: {log})")
+            raise kind(f"the demo failed in stage {stage}: {_error_of(manifest)} (log: {log})")
     if exit_code or not set(STAGES) <= set(manifests):
-        raise OutsideFailure(f"the demo's DAG did not succeed; its log is {log}")
+        raise OutsideFailure(f"the demo's DAG did not succeed (log: {log})")
 
 
 def _published_report(manifests: dict[str, dict[str, Any]]) -> str:
-    """The report lies beside the published checkpoint under the name that the check gave it."""
+    """The report's path: the publish stage copies it to the published checkpoint."""
     check = manifests["check"]
     page = Path(check["report"]).relative_to(Path(check["report_dir"]).parent)
     return str(Path(manifests["publish"]["url"]) / page)

@@ -1,10 +1,10 @@
-"""A small checkpoint of DeepSeek-V3's architecture, stored the way the real one is.
+"""A small checkpoint of DeepSeek-V3's architecture, stored like the real one.
 
-What the real one has, this has: low-rank attention (MLA) with compressed queries, one dense layer before the
-expert layers, grouped routing with a correction bias, a shared expert, YaRN, a multi-token-prediction (MTP) layer
-behind the last decoder layer, fp8 weights with a float32 scale for each block of 128 × 128, several shards. The
-weights are random and the sizes small; several are no multiple of a block, so that ragged edges occur in rows, in
-columns and in both.
+It has what the real one has: latent attention (MLA) with compressed queries, a dense layer before the expert layers,
+grouped routing with a correction bias, a shared expert, YaRN, a multi-token-prediction (MTP) layer after the last
+decoder layer, fp8 weights with a float32 scale for each block of 128 × 128, and several shards. The weights are random
+and the sizes small. Some sizes are not multiples of a block, so that rows, columns or both have a partial block at the
+end.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ CONFIG: dict[str, Any] = {
     "v_head_dim": 96,
     "vocab_size": 512,
 }
-"""config.json, in the Hub's spelling."""
+"""config.json with the keys of the published one."""
 
 GENERATION_CONFIG = {
     "_from_model_config": True,
@@ -114,9 +114,16 @@ CHAT_TEMPLATE = (
 
 
 def make_tiny_deepseek_v3(destination: Path, *, seed: int = 0) -> Path:
-    """Writes the checkpoint (about 12 MB in four shards) to `destination`, which is made, and returns it.
+    """Writes the checkpoint, about 12 MB in four shards.
 
-    The same seed gives the same files, byte for byte. Needs the `tokenizers` package, which transformers brings.
+    Needs the `tokenizers` package, which transformers installs.
+
+    Args:
+        destination: The directory to write; created if missing.
+        seed: The same seed gives the same files, byte for byte.
+
+    Returns:
+        `destination`.
     """
     destination.mkdir(parents=True, exist_ok=True)
     _write_json(destination / "config.json", CONFIG)
@@ -127,11 +134,17 @@ def make_tiny_deepseek_v3(destination: Path, *, seed: int = 0) -> Path:
 
 
 def quantize_block_fp8(weight: Array, block: int = BLOCK) -> tuple[Array, Array]:
-    """Quantizes `weight` (rows, columns) float32 to float8_e4m3fn with one scale for each block × block.
+    """Quantizes a weight to fp8 with one scale for each block, as DeepSeek-V3 is published.
 
-    Returns the values, same shape, and the inverse scales, float32, (ceil(rows / block), ceil(columns / block)):
-    `values[i, j] * scales[i // block, j // block]` gives the weight back. A block's largest absolute value maps
-    to 448, the largest float8; a block of zeros gets the scale 1.
+    The largest absolute value of a block maps to 448, the largest float8_e4m3fn. A block of zeros gets the scale 1.
+
+    Args:
+        weight: float32 (rows, columns).
+        block: Rows and columns of a block.
+
+    Returns:
+        The values, float8_e4m3fn (rows, columns), and the inverse scales, float32 (ceil(rows / block),
+        ceil(columns / block)): `values[i, j] * scales[i // block, j // block]` restores the weight.
     """
     rows, columns = weight.shape
     edges = (-rows % block, -columns % block)
@@ -139,14 +152,14 @@ def quantize_block_fp8(weight: Array, block: int = BLOCK) -> tuple[Array, Array]
     blocks = padded.reshape(padded.shape[0] // block, block, padded.shape[1] // block, block)
     largest = np.abs(blocks).max(axis=(1, 3))
     scales = np.where(largest > 0, largest / np.float32(FP8_MAX), np.float32(1)).astype(np.float32)
-    # the division may round a hair above 448, which float8_e4m3fn would turn into NaN
+    # the division may round to slightly above 448, which float8_e4m3fn would turn into NaN
     scaled = np.clip(blocks / scales[:, None, :, None], -FP8_MAX, FP8_MAX)
     values = scaled.reshape(padded.shape)[:rows, :columns].astype(ml_dtypes.float8_e4m3fn)
     return np.ascontiguousarray(values), scales
 
 
 def _stored_tensors(rng: np.random.Generator) -> Iterator[tuple[str, Array]]:
-    """Every tensor as it lies on disk, in the order of the layers."""
+    """Every tensor as stored on disk, in the order of the layers."""
     for name, weight in _weights(rng):
         if _is_quantized(name):
             values, scales = quantize_block_fp8(weight)
@@ -159,7 +172,7 @@ def _stored_tensors(rng: np.random.Generator) -> Iterator[tuple[str, Array]]:
 
 
 def _is_quantized(name: str) -> bool:
-    """Linear layers are, except the router, the two heads and the MTP layer's input projection."""
+    """Linear layers are quantized, except the router, the two heads and the MTP layer's input projection."""
     plain = ("embed_tokens.", "lm_head.", "head.weight", "norm.", "mlp.gate.", "eh_proj.")
     return not any(word in name for word in plain)
 
@@ -225,7 +238,7 @@ def _norm(rng: np.random.Generator, size: int) -> Array:
 
 
 def _write_shards(destination: Path, tensors: Iterator[tuple[str, Array]]) -> None:
-    """Fills shards up to SHARD_BYTES in the given order; a weight's scales may lie in the next one, as may be."""
+    """Fills shards up to SHARD_BYTES in the given order. A weight's scales may be in the next shard."""
     shards: list[dict[str, Array]] = [{}]
     filled = 0
     for name, array in tensors:
@@ -256,7 +269,7 @@ def _write_safetensors(path: Path, tensors: dict[str, Array]) -> None:
 
 
 def _write_tokenizer(destination: Path) -> None:
-    """A byte-level BPE tokenizer with the special tokens first, and not more entries than `vocab_size`."""
+    """A byte-level BPE tokenizer, special tokens first, with at most `vocab_size` entries."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
     special = ["<|begin_of_sentence|>", "<|end_of_sentence|>", "<|user|>", "<|assistant|>", "<|pad|>"]

@@ -55,7 +55,7 @@ def test_stages_are_told_once_as_they_end():
     told = run._tell_news({**told, "download": manifest("download", error="ferry: lost", exit_code=3)}, told, reporter)
     told = run._tell_news({**told, "download": manifest("download")}, told, reporter)
     assert [line.split()[:2] for line in reporter.lines] == [["✓", "resolve"], ["✗", "download"], ["✓", "download"]]
-    assert reporter.lines[1].endswith("lost (Airflow tries it again)")
+    assert reporter.lines[1].endswith("lost (Airflow retries it)")
     assert "3.0 MB peak" in reporter.lines[2]
 
 
