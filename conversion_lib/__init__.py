@@ -1,3 +1,3 @@
-"""Ferry: carries checkpoints between Hugging Face (safetensors) and MaxText (Orbax). Its functions are in `api`."""
+"""Ferry converts checkpoints between Hugging Face (safetensors) and MaxText (Orbax). Its functions are in `api`."""
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""`python -m conversion_lib` is `ferry`."""
+"""Runs `ferry` as `python -m conversion_lib`."""
 
 from conversion_lib.cli.main import main
 

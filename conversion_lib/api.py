@@ -1,10 +1,10 @@
-"""The public functions, in the order of a model's way, and what they take.
+"""The public functions, in the order in which a model passes through them.
 
-Paths may be text. A source is a directory with safetensors and config.json, a repository on the Hub, which is
-downloaded first, with the token in HF_TOKEN, or gs://bucket/prefix, which is read where it lies. A MaxText checkpoint
-is DST, DST/0 or DST/0/items alike, in a directory or at gs://bucket/prefix. Everything raises BadInput where what it is
-given is wrong and trying again is of no use, and OutsideFailure where something outside failed and a retry may help;
-both are FerryError, and their text is one line. Nothing prints unless a Reporter is passed.
+Paths may be strings. A source is a directory with safetensors and config.json, a Hub repository (downloaded first, with
+the token in HF_TOKEN), or gs://bucket/prefix (read in place). A MaxText checkpoint is given as DST, DST/0 or
+DST/0/items, in a directory or at gs://bucket/prefix. Every function raises BadInput if its input is wrong and a retry
+cannot help, and OutsideFailure if something outside failed and a retry may help. Both are FerryErrors, and their text
+is one line. Nothing is printed unless a Reporter is passed.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def download(
 
     Raises:
         BadInput: The repository or the revision does not exist, the token does not open it, or it has no safetensors.
-        OutsideFailure: The Hub does not answer, or sends other bytes than it announced.
+        OutsideFailure: The Hub does not answer, or what it sends does not match its hash.
     """
     from conversion_lib import hub
 
@@ -87,25 +87,26 @@ def plan(
     memory_budget: int = DEFAULT_BUDGET,
     reporter: Reporter = SILENT,
 ) -> Plan:
-    """Plans a conversion from headers and config alone. Of a repository, no weights are downloaded.
+    """Plans a conversion from headers and config alone. No weights of a Hub repository are downloaded.
 
     Args:
         source: A directory, a repository on the Hub, or gs://bucket/prefix.
         target: Layout, dtype and storage. None: scanned, bfloat16, OCDBT and zarr3.
-        model: A name of `ferry models`, which says the family. None: config.json does.
-        revision: Of a repository: a branch, a tag or a commit.
+        model: A name from `ferry models`, which determines the family. None: config.json determines it.
+        revision: Branch, tag or commit of a Hub repository. None: main.
         loader: `safetensors`, or `transformers`, which holds the whole model in memory.
         memory_budget: Bytes. A chunk takes at most an eighth of it.
         reporter: Shows progress and messages.
 
     Returns:
         The plan. `arrays` has each leaf's `path`, `shape` (elements), `dtype` (a name such as bfloat16),
-        `chunk_shape` and `sources`; `bytes_out` their bytes; `exact` whether a round trip gives back the source's
-        bits; `dropped` a line for each rule that leaves tensors out; `to_json()` all of it.
+        `chunk_shape` and `sources`. `bytes_out` is their total size. `exact` tells whether a round trip restores the
+        source's bits. `dropped` has one line for each rule that leaves tensors out. `to_json()` returns all of it.
 
     Raises:
-        BadInput: Headers or config are wrong: an unknown architecture, or a tensor that is missing, has another
-            shape than config.json says, or that no rule takes. The message names the tensor and its file.
+        BadInput: Headers or config are wrong: the architecture is unknown, or a tensor is missing, its shape
+            contradicts config.json, or no rule takes it. The message names the tensor and its file.
+        OutsideFailure: The Hub or Cloud Storage does not answer.
     """
     from conversion_lib.conversions.convert import prepare
     from conversion_lib.conversions.opening import headers
@@ -120,7 +121,7 @@ def dequantize(
 ) -> ConvertResult:
     """Writes a quantized checkpoint as a bfloat16 one: shards, index, config and all other files.
 
-    The values are those that `convert` makes of the quantized source itself. Resumes as `convert` does.
+    The values are the same as those that `convert` computes from the quantized source. Resumes like `convert`.
 
     Args:
         source: A directory, a repository on the Hub, or gs://bucket/prefix.
@@ -129,11 +130,11 @@ def dequantize(
         reporter: Shows progress and messages.
 
     Returns:
-        Bytes read and written, and whether it had been done before.
+        Bytes read and written, and whether the output was complete already.
 
     Raises:
-        BadInput: The source is not quantized, or in a way that is not known.
-        OutsideFailure: Writing failed, or another run is at work.
+        BadInput: The source is not quantized, or its quantization is not supported.
+        OutsideFailure: Reading or writing failed, or another run is writing the same destination.
     """
     from conversion_lib.conversions.dequantize import dequantize as dequantize_checkpoint
     from conversion_lib.conversions.opening import opened
@@ -171,19 +172,20 @@ def convert(
         model: As for `plan`.
         revision: As for `plan`.
         loader: As for `plan`.
-        hf_config: Of a MaxText checkpoint: a directory with config.json, where there is none beside it.
-        written_by: Of a MaxText checkpoint: the MaxText that wrote it, 0.2.5 or main, where that cannot be seen.
+        hf_config: For a MaxText source: a directory with config.json, if there is none beside the checkpoint.
+        written_by: For a MaxText source: the release that wrote it, 0.2.5 or main, if the checkpoint does not say.
         options: Memory budget, threads, whether to overwrite, and the part of a split conversion as
             `Part.parse("0/4")`.
         reporter: Shows progress and messages.
 
     Returns:
-        `bytes_in` and `bytes_out` of this run, `seconds` of wall time, and `already`: it had been finished before.
+        `bytes_in` and `bytes_out` of this run, `seconds` of wall time, and `already`: whether the checkpoint was
+        complete before.
 
     Raises:
-        BadInput: As for `plan`; or the destination holds something else or is too small; or a value cannot be
-            right, such as a scale that is NaN. Nothing is committed then.
-        OutsideFailure: Writing failed, or another run is at work.
+        BadInput: As for `plan`; or the destination holds something else, or its disk is too small; or a value is
+            invalid, such as a scale that is NaN. Nothing is committed then.
+        OutsideFailure: Reading or writing failed, or another run is writing the same destination.
     """
     from conversion_lib.conversions.convert import convert as convert_checkpoint
     from conversion_lib.conversions.opening import opened
@@ -207,18 +209,18 @@ def convert(
 
 
 def finalize(destination: str | Path, *, reporter: Reporter = SILENT) -> FinalizeResult:
-    """Merges the parts of a split conversion, and commits. It moves no data.
+    """Merges the parts of a split conversion, and commits. No data is moved.
 
     Args:
         destination: Where the parts were written.
         reporter: Shows progress and messages.
 
     Returns:
-        How many chunks there are, and whether it had been done before.
+        The number of chunks, and whether the checkpoint was complete already.
 
     Raises:
-        BadInput: There is no such conversion, or a part is not done. The message names the part.
-        OutsideFailure: A part is at work.
+        BadInput: There is no such conversion, or a part is unfinished. The message names the part.
+        OutsideFailure: A part is still running, or writing failed.
     """
     from conversion_lib.conversions.finalize import finalize as finalize_parts
 
@@ -242,13 +244,13 @@ def check(
         reference: The Hugging Face directory, or golden logits.
         report_dir: Where report.html and check.json go. None: `report` beside the checkpoint.
         max_kl: The threshold in nats. None: what the rounding of the family's ops allows.
-        tokens: Of the longest prompt.
+        tokens: Length of the longest prompt.
         memory_budget: Bytes.
         reporter: Shows progress and messages.
 
     Returns:
-        A check that fails is a result too, with `verdict` "fail". `max_kl` is the largest KL(original ||
-        checkpoint) of a token in nats; `layers` has the differences block by block.
+        The result, also of a failed check: its `verdict` is then "fail". `max_kl` is the largest KL(original ||
+        checkpoint) of a token, in nats. `layers` has the differences block by block.
 
     Raises:
         BadInput: The two cannot be compared, or the extra `check` is not installed.
@@ -276,24 +278,24 @@ def export(
     options: Options | None = None,
     reporter: Reporter = SILENT,
 ) -> ConvertResult:
-    """Writes a MaxText checkpoint as a Hugging Face one that transformers loads. Resumes as `convert` does.
+    """Writes a MaxText checkpoint as a Hugging Face one that transformers loads. Resumes like `convert`.
 
     Args:
         checkpoint: DST, DST/0 or DST/0/items, in a directory or at gs://bucket/prefix.
         destination: The directory to write.
-        hf_config: A directory with config.json and tokenizer. None: what Ferry left beside the checkpoint.
-        dtype: bfloat16, float32 or float16. None: what that config says.
+        hf_config: A directory with config.json and tokenizer. None: `hf/` beside the checkpoint, which Ferry wrote.
+        dtype: bfloat16, float32 or float16. None: the config's dtype.
         model: As for `plan`.
         written_by: As for `convert`.
         options: Memory budget, threads, whether to overwrite.
         reporter: Shows progress and messages.
 
     Returns:
-        Bytes read and written, and whether it had been done before.
+        Bytes read and written, and whether the output was complete already.
 
     Raises:
-        BadInput: The checkpoint or the destination is not as it must be.
-        OutsideFailure: Writing failed, or another run is at work.
+        BadInput: The checkpoint, its config or the destination is wrong.
+        OutsideFailure: Reading or writing failed, or another run is writing the same destination.
     """
     from conversion_lib.conversions.export import export as export_checkpoint
 
@@ -322,7 +324,7 @@ def publish(checkpoint: str | Path, url: str, *, unchecked: bool = False, report
         `url`, the full location; files, bytes, and the bytes that this call copied.
 
     Raises:
-        BadInput: The checkpoint has no verdict, or one that is not of these very bytes.
+        BadInput: The checkpoint has no passing verdict for exactly these bytes, or the location holds another one.
         OutsideFailure: The disk or the service failed.
     """
     from conversion_lib.publish.publish import publish as publish_checkpoint
@@ -338,7 +340,7 @@ def verify(url: str, *, reporter: Reporter = SILENT) -> VerifyResult:
         reporter: Shows progress and messages.
 
     Returns:
-        `problems`, one line for each file that is missing, extra or different. Empty: the checkpoint is whole.
+        `problems`, one line for each file that is missing, extra or different. Empty: the checkpoint is complete.
 
     Raises:
         BadInput: No checkpoint is published there.

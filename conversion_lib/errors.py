@@ -1,4 +1,4 @@
-"""The errors that reach a person, each with the exit code it ends a command with."""
+"""The errors that users see, each with the exit code of the command that it ends."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ if TYPE_CHECKING:
     from pydantic import ValidationError
 
 ANNOTATION = re.compile(r" \[(tensorstore_spec|source locations|[a-z]+_[a-z_]+)=?'")
-"""Where TensorStore begins to add to what it says: its whole spec, the answer's body and code."""
+"""Start of what TensorStore appends to its messages: the whole spec, the response's body and code."""
 
 
 class FerryError(Exception):
-    """Anything that ends a command; its text is one line that says what, where, and what to do."""
+    """An error that ends a command. Its text is one line that says what is wrong, where, and what to do."""
 
     exit_code = 3
 
@@ -26,33 +26,34 @@ class CheckFailed(FerryError):
 
 
 class BadInput(FerryError):
-    """The input is wrong; trying again without changing it is of no use."""
+    """The input is wrong. A retry with the same input fails again."""
 
     exit_code = 2
 
 
 class OutsideFailure(FerryError):
-    """Something outside failed (disk full midway, network); a retry may help."""
+    """Something outside failed, such as the network or a full disk. A retry may help."""
 
     exit_code = 3
 
 
 class Terminated(FerryError):
-    """Ended by SIGTERM; what was finished is kept."""
+    """SIGTERM ended the command. Finished work is kept."""
 
     exit_code = 143
 
 
 def problem_of(error: ValidationError, label: Callable[[str], str] | None = None) -> str:
-    """The first thing that a validation found wrong, in one line: `field: what is wrong`.
+    """Returns the first problem that a validation found, as one line: `field: problem`.
 
     Args:
-        error: what pydantic raised.
-        label: what the line begins with instead, by the field's name; the value follows it, such as `--threads 0`.
+        error: What pydantic raised.
+        label: Returns the start of the line for a field name, such as `--threads `. The invalid value and the problem
+            follow. None: the line starts with the field name.
     """
     first = error.errors(include_url=False)[0]
     field = ".".join(map(str, first["loc"]))
-    # a message about the whole has no field; one of ours is no "Value error" to a person
+    # a message about the whole model has no field; our own messages need no "Value error"
     problem = first["msg"].removeprefix("Value error, ")
     problem = problem[:1].lower() + problem[1:]
     if label is not None:
@@ -61,5 +62,5 @@ def problem_of(error: ValidationError, label: Callable[[str], str] | None = None
 
 
 def tensorstore_reason(error: BaseException) -> str:
-    """What TensorStore says went wrong, in one line, without the spec and the answers that it adds."""
+    """Returns TensorStore's reason for an error as one line, without the spec and responses that it appends."""
     return ANNOTATION.split(str(error), maxsplit=1)[0].splitlines()[0][:500]

@@ -1,7 +1,7 @@
-"""A piece of work as a process: signals, exit codes, its result as text or as one JSON object.
+"""Runs a command as a process: signals, exit codes, and the result as text or as one JSON object.
 
-What `ferry` shares with the drop-ins and with conversions on the fly. Results go to standard output; progress, messages
-and errors to standard error.
+`ferry`, MaxText's command lines and conversions on the fly share it. Results go to standard output; progress, messages
+and errors go to standard error.
 """
 
 from __future__ import annotations
@@ -27,13 +27,20 @@ from conversion_lib.storage.files import disk_error
 
 LogFormat = Literal["text", "json"]
 LEAVE_SECONDS = 4.5
-"""From SIGTERM to the end, at the latest: Airflow kills after five."""
-ENDED = "ended by SIGTERM; what was finished is kept, and the same command resumes from there"
+"""Longest time from SIGTERM to exit: Airflow sends SIGKILL after five seconds."""
+ENDED = "ended by SIGTERM; finished work is kept, and the same command resumes from there"
 
 
 @dataclass
 class Outcome:
-    """What a command has to say. `failed`: a check ran and failed, exit 1, with `message` on standard error."""
+    """What a command returns.
+
+    Attributes:
+        result: Printed with --json.
+        text: Printed without --json.
+        failed: Whether a check ran and failed. The exit code is then 1.
+        message: Why it failed, for standard error.
+    """
 
     result: BaseModel | dict[str, Any]
     text: list[RenderableType] = field(default_factory=list)
@@ -41,6 +48,7 @@ class Outcome:
     message: str = ""
 
     def as_json(self) -> dict[str, Any]:
+        """Returns the result as JSON-compatible data."""
         value = self.result.model_dump(mode="json") if isinstance(self.result, BaseModel) else self.result
         return {str(key): part for key, part in value.items()}
 
@@ -53,7 +61,20 @@ def run_command(
     log_format: LogFormat = "text",
     version: bool = False,
 ) -> int:
-    """Runs a command and returns its exit code."""
+    """Runs a command, prints its result or its error, and returns the exit code.
+
+    On SIGTERM, the process ends within LEAVE_SECONDS.
+
+    Args:
+        body: The command. It gets the Reporter to use, and may raise FerryError.
+        json_output: Print one JSON object, with `seconds` of wall time and `peak_bytes` of resident memory added.
+        quiet: No progress and no messages.
+        log_format: Format of the messages.
+        version: Ignored: `--version` ends the command earlier.
+
+    Returns:
+        0; 1 if a check failed; 130 after an interrupt; else the error's exit code.
+    """
     termination = _Termination(json_output)
     signal.signal(signal.SIGTERM, termination)
     reporter = Reporter("quiet" if quiet else "auto", log_format)
@@ -61,7 +82,7 @@ def run_command(
     try:
         outcome = body(reporter)
     except KeyboardInterrupt:
-        print("ferry: interrupted; what was finished is kept", file=sys.stderr)
+        print("ferry: interrupted; finished work is kept", file=sys.stderr)
         return 130
     except FerryError as error:
         return fail(error, json_output)
@@ -70,7 +91,7 @@ def run_command(
     except Exception:
         if termination.error is None:
             raise
-        # what the signal interrupted raised it as its own error, such as a failed import
+        # the interrupted code turned the signal's error into one of its own, such as a failed import
         return fail(termination.error, json_output)
     finally:
         termination.over = True
@@ -80,7 +101,7 @@ def run_command(
         print(json.dumps({**measured, **outcome.as_json()}))
     else:
         for part in outcome.text:
-            # lines are not wrapped: paths in them are for copying
+            # lines are not wrapped, so that paths can be copied
             print(part) if isinstance(part, str) else _console().print(
                 part, highlight=False, soft_wrap=isinstance(part, Text)
             )
@@ -91,7 +112,7 @@ def run_command(
 
 
 def fail(error: FerryError, json_output: bool) -> int:
-    """Says what failed; returns the exit code."""
+    """Prints an error, as one line and with `json_output` also as one JSON object, and returns its exit code."""
     answer, line = _said(error)
     if json_output:
         print(answer)
@@ -100,16 +121,17 @@ def fail(error: FerryError, json_output: bool) -> int:
 
 
 def _said(error: FerryError) -> tuple[str, str]:
-    """An error as the object that --json prints, and as one line for standard error."""
+    """Returns an error as the object that --json prints, and as one line for standard error."""
     message = " ".join(str(error).split())
     return json.dumps({"error": message, "exit_code": error.exit_code}), f"ferry: {message}"
 
 
 class _Termination:
-    """What SIGTERM does: raises Terminated wherever the main thread is, and sees to it that the process ends.
+    """The handler of SIGTERM: raises Terminated in the main thread, and makes sure that the process ends.
 
-    An exception that comes out of nowhere can be lost, in a callback, or come just as a lock was taken, for which
-    another thread then waits for ever. What is finished is journaled at any time, so that leaving is as good.
+    An exception from a signal handler can be lost in a callback, or arrive just after a lock was taken, so that another
+    thread waits for ever. So a second thread ends the process after LEAVE_SECONDS. Nothing is lost then: finished work
+    is journaled as it goes.
     """
 
     def __init__(self, json_output: bool) -> None:
@@ -120,7 +142,7 @@ class _Termination:
     def __call__(self, number: int, frame: object) -> None:
         if self.error is None:
             self.error = Terminated(ENDED)
-            # threading's own takes a lock that the main thread may hold
+            # threading.Thread.start takes a lock that the main thread may hold
             _thread.start_new_thread(self._leave_in_time, (self.error,))
         raise self.error
 
@@ -136,6 +158,6 @@ class _Termination:
 
 
 def _console() -> Console:
-    """Standard output; no line is folded where there is no terminal to fit."""
+    """Returns a console for standard output. Without a terminal, lines are not folded."""
     console = Console()
     return console if console.is_terminal else Console(width=1000)

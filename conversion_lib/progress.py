@@ -1,6 +1,6 @@
 """Progress of long work: a bar with bytes, rate and time left on a terminal, plain lines elsewhere.
 
-Everything goes to standard error: standard output belongs to results.
+Everything goes to standard error, since standard output is for results.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from rich.progress import (
 )
 
 LINE_SECONDS = 10.0
-"""Without a terminal, one line at most every so many seconds."""
+"""Shortest time between two lines of progress when there is no terminal."""
 
 
 class Task:
-    """One piece of long work, measured in bytes. Safe to advance from several threads."""
+    """Progress of one piece of long work, in bytes. Several threads may advance it."""
 
     def __init__(self, reporter: Reporter, name: str, total: int) -> None:
         self._reporter, self._name, self._total = reporter, name, total
@@ -40,10 +40,11 @@ class Task:
 
     @property
     def state(self) -> str:
-        """How far it is, as in '1.5 GB of 3.0 GB'."""
+        """The progress as text, such as '1.5 GB of 3.0 GB'."""
         return f"{format_bytes(self._done)} of {format_bytes(self._total)}"
 
     def advance(self, nbytes: int) -> None:
+        """Adds to the bytes that are done, and shows the progress."""
         with self._lock:
             self._done += nbytes
             if self._bar is not None:
@@ -60,10 +61,11 @@ class Task:
 
 
 class Reporter:
-    """Where progress and messages go.
+    """Shows progress and messages on standard error.
 
-    mode: "auto" draws bars on a terminal and writes lines elsewhere; "quiet" is silent.
-    log_format: "text", or "json" for one JSON object a line with `time` (Unix seconds) and `message`.
+    Args:
+        mode: "auto" draws bars on a terminal and writes lines elsewhere. "quiet" is silent.
+        log_format: "text", or "json" for one JSON object per line with `time` (Unix seconds) and `message`.
     """
 
     def __init__(self, mode: Literal["auto", "quiet"] = "auto", log_format: Literal["text", "json"] = "text") -> None:
@@ -71,6 +73,7 @@ class Reporter:
         self._console = Console(stderr=True)
 
     def say(self, message: str) -> None:
+        """Shows a message of one line."""
         if self._quiet:
             return
         if self._json:
@@ -82,6 +85,7 @@ class Reporter:
 
     @contextmanager
     def task(self, name: str, total_bytes: int) -> Iterator[Task]:
+        """Yields a Task to advance, and shows its progress under `name` until the block ends."""
         task = Task(self, name, total_bytes)
         if self._quiet or self._json or not self._console.is_terminal:
             yield task
@@ -103,7 +107,7 @@ SILENT = Reporter("quiet")
 
 
 def format_bytes(count: float) -> str:
-    """1536 -> '1.5 kB', in powers of ten, as disks and networks count."""
+    """Formats a number of bytes: 1536 -> '1.5 kB'. Units are powers of ten, as for disks and networks."""
     size = float(count)
     for unit in ("B", "kB", "MB", "GB"):
         if size < 1000:

@@ -1,4 +1,4 @@
-"""What Ferry writes beside the arrays of a checkpoint, so that later steps know what it is.
+"""The record of a checkpoint: what it is, where it came from, and the names of the files around it.
 
 Layout of a converted checkpoint at `DST`::
 
@@ -7,9 +7,9 @@ Layout of a converted checkpoint at `DST`::
     DST/0/commit_success.txt
     DST/ferry.json             the CheckpointRecord below
     DST/hf/                    config, tokenizer and generation files of the source
-    DST/report/                what `ferry check` writes: check.json, report.html
-    DST/.ferry/                work in progress: only while a conversion is unfinished
-    DST/.ferry_on_the_fly.json who converts for a training run, or how that failed
+    DST/report/                written by `ferry check`: check.json, report.html
+    DST/.ferry/                the work directory, only while a conversion is unfinished
+    DST/.ferry_on_the_fly.json the lease of a conversion on the fly, or the reason why it failed
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ CHECK_NAME = "check.json"
 REPORT_PAGE_NAME = "report.html"
 PROVENANCE_NAME = "provenance.json"
 COMMIT_NAME = "commit_success.txt"
-"""Orbax's mark of a whole checkpoint; the names above it are Ferry's own."""
+"""Orbax's marker of a complete checkpoint. The names above are Ferry's own."""
 HF_RECORD_NAME = "ferry.json"
-"""In a Hugging Face directory that Ferry wrote: the fingerprint of the run that did."""
+"""In a Hugging Face directory that Ferry wrote: the record of the run, with its fingerprint."""
 
 SHARDS = 16
-"""Of axis 0 by default, as MaxText's converter simulates so many devices."""
+"""Default number of shards of axis 0: MaxText's converter simulates this many devices."""
 
 
 def option_name(field: str) -> str:
-    """What the command line calls a field: `--scan-layers`."""
+    """Returns the command-line option for a field: `scan_layers` -> `--scan-layers`."""
     return "--" + field.replace("_", "-")
 
 
 class Target(BaseModel):
-    """What to write: the layout, the storage and the MaxText that will load it.
+    """What to write: the layout, the storage format, and the MaxText release that will load it.
 
-    The one definition of these choices: command line, operators, form and catalogue take their names, defaults, values
-    and descriptions from here.
+    These choices are defined only here. The command line, the operators, the form and the catalogue take names,
+    defaults, values and descriptions from this class.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -92,15 +92,23 @@ class Target(BaseModel):
             description="Number of shards of axis 0 that the chunks align with.",
         ),
     ] = SHARDS
-    """Left out of the JSON where it is the default, as in older records."""
+    """Omitted from the JSON if it is the default, as in older records."""
 
     @classmethod
     def parse(cls, values: Mapping[str, Any], label: Callable[[str], str] = lambda field: f"{field} is ") -> Target:
-        """The Target with these fields. Raises BadInput for a wrong value; `label` is how that begins."""
+        """Builds a Target from values by field name.
+
+        Args:
+            values: What is missing gets its default.
+            label: Returns the start of an error message for a field name. The invalid value follows.
+
+        Raises:
+            BadInput: A value is not allowed.
+        """
         dtype = values.get("save_dtype")
         if isinstance(dtype, str) and dtype.startswith(("float8", "fp8", "int8")):
             raise BadInput(
-                f"{label('save_dtype')}{dtype}: MaxText can save it, ferry does not; write bfloat16 or float32"
+                f"{label('save_dtype')}{dtype}: MaxText can save it, ferry cannot; choose bfloat16 or float32"
             )
         try:
             return cls.model_validate(values)
@@ -109,12 +117,12 @@ class Target(BaseModel):
 
     @classmethod
     def values_of(cls, field: str) -> tuple[str, ...]:
-        """The values that a field of named ones may have; empty for any other."""
+        """Returns the allowed values of a Literal field, or an empty tuple for any other field."""
         annotation = cls.model_fields[field].annotation
         return get_args(annotation) if get_origin(annotation) is Literal else ()
 
     def arguments(self, fields: Iterable[str]) -> list[str]:
-        """These fields as the command line takes them."""
+        """Returns these fields as options of the command line."""
         words: list[str] = []
         for field in fields:
             value = getattr(self, field)
@@ -126,7 +134,7 @@ class Target(BaseModel):
 
     @property
     def slug(self) -> str:
-        """The name of this target in a published path, such as `scanned-bf16-ocdbt-zarr3-maxtext0.2.5`."""
+        """The target's level of a published path, such as `scanned-bf16-ocdbt-zarr3-maxtext0.2.5`."""
         words = ["scanned" if self.scan_layers else "unscanned"]
         words.append({"bfloat16": "bf16", "float32": "f32"}[self.save_dtype])
         words += [word for word, on in (("ocdbt", self.ocdbt), ("zarr3", self.zarr3)) if on]
@@ -138,16 +146,17 @@ class Target(BaseModel):
 
 
 CHOSEN_FIELDS = ("scan_layers", "save_dtype", "ocdbt", "zarr3", "maxtext")
-"""What a run in Airflow chooses of a Target, and what a checkpoint that is there must match: what its readers see of
-it. The other fields say how chunks are stored."""
+"""The fields that a run in Airflow can choose and that an existing checkpoint must match: readers see them. The other
+fields only set how chunks are stored."""
 
 
 class Origin(BaseModel):
-    """Where the weights came from: a Hub repository at a commit, or a local directory."""
+    """Where the weights came from: a Hub repository at a commit, or a directory or bucket alone."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     path: str
+    """The source's directory or URL. For a bf16 copy made by Ferry, that of the original."""
     repo: str | None = None
     commit: str | None = None
 
@@ -160,7 +169,7 @@ class CheckpointRecord(BaseModel):
     ferry_version: str
     fingerprint: str
     identity: dict[str, str]
-    """What the fingerprint is made of; a later run is compared with it part by part."""
+    """What the fingerprint is computed from. A later run is compared with it key by key."""
     family: str
     model_name: str
     origin: Origin
@@ -169,19 +178,26 @@ class CheckpointRecord(BaseModel):
     bytes_in: int
     bytes_out: int
     exact: bool
-    """True where every op is exact at this save dtype: a round trip gives back the source's bits."""
+    """Whether every op is exact at this save dtype, so that a round trip restores the source's bits."""
     origin_fingerprint: Annotated[str | None, Field(exclude_if=lambda fingerprint: fingerprint is None)] = None
-    """Of the source's bf16 copy: what the conversion of the original itself has for a fingerprint. Both are published
-    under one name."""
+    """If the source is Ferry's bf16 copy: the fingerprint of converting the original directly. Both conversions are
+    published under the same name."""
     dropped: list[str] = []
     """Source tensors that a named rule left out, one line for each rule."""
 
 
 def record_in(read: Callable[[str], bytes | None], where: str) -> CheckpointRecord | None:
-    """The record among the files that `read` gives by their names in DST, None where there is none.
+    """Reads the record of the checkpoint in a destination.
 
-    where: DST, for a person. A published checkpoint has its record in its provenance. Raises BadInput where the file is
-    there but is not a record.
+    Args:
+        read: Returns the content of a file by its name in DST, or None if there is no such file.
+        where: DST, for error messages.
+
+    Returns:
+        The record, for a published checkpoint from its provenance; None if there is none.
+
+    Raises:
+        BadInput: The file is not a record of this version.
     """
     name = RECORD_NAME
     try:
@@ -194,6 +210,6 @@ def record_in(read: Callable[[str], bytes | None], where: str) -> CheckpointReco
 
 
 class _Published(BaseModel):
-    """`provenance.json` of a published checkpoint, as far as it is read here."""
+    """The part of a published checkpoint's `provenance.json` that is read here."""
 
     record: CheckpointRecord | None = None

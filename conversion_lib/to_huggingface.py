@@ -1,7 +1,7 @@
-"""`python -m conversion_lib.to_huggingface` takes the words of MaxText's `checkpoint_conversion.to_huggingface`.
+"""`python -m conversion_lib.to_huggingface` takes the arguments of MaxText's `checkpoint_conversion.to_huggingface`.
 
-Config and tokenizer come from --hf_model_path, else from what Ferry left beside the checkpoint, else from the model's
-repository on the Hub; dimensions from that config.
+Config and tokenizer come from --hf_model_path, else from hf/ beside the checkpoint, which Ferry wrote, else from the
+model's repository on the Hub. The dimensions come from that config.
 """
 
 from __future__ import annotations
@@ -34,7 +34,12 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 
 def run(words: Sequence[str], reporter: Reporter) -> Outcome:
-    """Exports as the words say. Raises BadInput and OutsideFailure as `export` does."""
+    """Exports a checkpoint as MaxText's command line asks.
+
+    Raises:
+        BadInput: As for `export`; or an argument is missing or wrong.
+        OutsideFailure: As for `export`; or the Hub or Cloud Storage failed.
+    """
     from conversion_lib.conversions.export import export
 
     arguments, model = begin(words, COMMAND, reporter)
@@ -68,7 +73,7 @@ def run(words: Sequence[str], reporter: Reporter) -> Outcome:
 
 @contextmanager
 def _written_here(destination: Path | str) -> Iterator[Path]:
-    """The directory to export to: one that is removed again where the export is meant for a bucket or the Hub."""
+    """Yields the directory to export to: a temporary one if the destination is a bucket or the Hub."""
     if isinstance(destination, Path):
         yield destination
         return
@@ -77,9 +82,9 @@ def _written_here(destination: Path | str) -> Iterator[Path]:
 
 
 def _refuse_other_layout(checkpoint: Location, given: str, arguments: Arguments) -> None:
-    """Raises BadInput where the command line says another scan_layers than the checkpoint.
+    """Raises BadInput if scan_layers on the command line contradicts the checkpoint.
 
-    MaxText goes by the checkpoint where only a configuration file says otherwise.
+    If only a configuration file contradicts it, the checkpoint wins, as in MaxText.
     """
     saved = open_orbax(checkpoint).scan_layers
     if "scan_layers" in arguments.stated and saved is not None and arguments.flag("scan_layers", saved) != saved:
@@ -88,7 +93,7 @@ def _refuse_other_layout(checkpoint: Location, given: str, arguments: Arguments)
 
 @contextmanager
 def _config_directory(path: str, checkpoint: Location, repo: str, reporter: Reporter) -> Iterator[Path | None]:
-    """A directory with config and tokenizer; None for what lies beside the checkpoint."""
+    """Yields a directory with config and tokenizer; None for the one beside the checkpoint."""
     if not path and (root_of(checkpoint) / HF_DIR_NAME).children():
         yield None
     elif path and (directory := known_directory(path)) is not None:
@@ -102,7 +107,7 @@ def _config_directory(path: str, checkpoint: Location, repo: str, reporter: Repo
 
 
 def _fetch_all_but_weights(repo: str, directory: Path, reporter: Reporter) -> None:
-    """Raises what `resolve` does."""
+    """Downloads the repository's files except the weights. Raises what `resolve` raises."""
     from conversion_lib import hub
     from conversion_lib.core.retry import Backoff
     from conversion_lib.hub.files import Fetcher

@@ -1,6 +1,6 @@
 """`python -m conversion_lib.to_maxtext` takes the command line of `python -m maxtext.checkpoint_conversion.to_maxtext`.
 
-The output is the same, `base_output_directory/0/items`; dimensions come from the source's own config.json.
+The output is at the same place, `base_output_directory/0/items`. The dimensions come from the source's config.json.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from conversion_lib.sources.files import Files
 from conversion_lib.storage.interface import SCHEME
 
 FIELDS = ("scan_layers", "save_dtype", "ocdbt", "zarr3", "shards")
-"""What MaxText's converter lets its user choose of a Target; its defaults are ours."""
+"""The fields of a Target that MaxText's converter lets its users choose. Its defaults are the same."""
 SETTINGS = {**TARGET_SETTINGS, "save_dtype": "save_dtype"}
 
 COMMAND = Command(
@@ -36,7 +36,11 @@ COMMAND = Command(
 
 
 def target_of(arguments: Arguments) -> Target:
-    """What the arguments ask to be written, with MaxText's defaults. Raises BadInput for what Ferry does not write."""
+    """Builds the Target from the arguments, with MaxText's defaults.
+
+    Raises:
+        BadInput: Ferry cannot write what an argument asks for.
+    """
     default = Target()
 
     def value(field: str) -> object:
@@ -49,7 +53,12 @@ def target_of(arguments: Arguments) -> Target:
 
 
 def run(words: Sequence[str], reporter: Reporter) -> Outcome:
-    """Converts as the words say. Raises BadInput and OutsideFailure as `convert` and `cached_download` do."""
+    """Converts a checkpoint as MaxText's command line asks.
+
+    Raises:
+        BadInput: As for `convert`; or an argument is missing or wrong, or the Hub has no such repository.
+        OutsideFailure: As for `convert`; or the Hub failed.
+    """
     from conversion_lib.conversions.convert import convert
     from conversion_lib.conversions.opening import opened
 
@@ -69,11 +78,11 @@ def run(words: Sequence[str], reporter: Reporter) -> Outcome:
         reporter=reporter,
     ) as given:
         if not isinstance(given, Files):
-            raise BadInput(f"hf_model_path={source} is a MaxText checkpoint, and one of Hugging Face is converted here")
+            raise BadInput(f"hf_model_path={source} is a MaxText checkpoint: give a Hugging Face checkpoint")
         config = given.config()
         if other := size_differences(model, config):
             reporter.say(
-                f"warning: {config.path} is what counts, and is not MaxText's {model.name} in {', '.join(other)}"
+                f"warning: {config.path} differs from MaxText's {model.name} in {', '.join(other)}; the file is used"
             )
         result = convert(
             given,
@@ -88,10 +97,10 @@ def run(words: Sequence[str], reporter: Reporter) -> Outcome:
 
 
 def _revision(source: str, arguments: Arguments, reporter: Reporter) -> str | None:
-    """The revision of a repository; MaxText passes over one that is given for anything else."""
+    """Returns the revision of a Hub repository. Like MaxText, ignores a revision for anything else."""
     revision = arguments.text("revision") or None
     if revision and named(source) is not None:
-        reporter.say(f"warning: revision={revision} is without meaning: {source} is no repository")
+        reporter.say(f"warning: revision={revision} is ignored: {source} is not a Hub repository")
         return None
     return revision
 

@@ -86,7 +86,7 @@ def test_the_guides_example(hub: LocalHub, tmp_path: Path, pathways: int) -> Non
     assert (source.ocdbt, source.zarr3, source.scan_layers) == (not pathways, not pathways, True)
     record = known_record(tmp_path / "out")
     assert (record.model_name, record.origin.repo) == ("qwen3-0.6b", "Qwen/Qwen3-0.6B")
-    assert "config.json is what counts, and is not MaxText's qwen3-0.6b in hidden_size (24, not 1024)" in done.stderr
+    assert "config.json differs from MaxText's qwen3-0.6b in hidden_size (24, not 1024)" in done.stderr
     assert "ignored: use_multimodal" not in done.stderr, "it is looked at"
     assert "ignored, since they have no effect here: hardware, skip_jax_distributed_system" in done.stderr
 
@@ -138,7 +138,7 @@ def test_flags_in_all_their_spellings(source: Path, tmp_path: Path, capsys: pyte
     target = known_record(tmp_path).target
     assert (target.save_dtype, target.shards) == ("float32", 4)
     said = capsys.readouterr().err
-    assert "revision=v2 is without meaning" in said
+    assert "revision=v2 is ignored" in said
     assert said.count("ignored, since they have no effect here") == 1
     assert "lazy_load_tensors (ferry always streams), weight_dtype (save_dtype sets the dtype" in said
     assert said.count(", attention\n") == 1
@@ -209,7 +209,7 @@ def test_shards_are_what_the_chunks_fit(tmp_path: Path) -> None:
         (("scan_layers",), "scan_layers has no value: write scan_layers=VALUE"),
         (("--save_dtype",), "--save_dtype has no value"),
         (("scan_layers=maybe",), "scan_layers=maybe: write true or false"),
-        (("--save_dtype=float8_e4m3fn",), "float8_e4m3fn: MaxText can save it, ferry does not"),
+        (("--save_dtype=float8_e4m3fn",), "float8_e4m3fn: MaxText can save it, ferry cannot"),
         (("--simulated_cpu_devices_count=0",), "simulated_cpu_devices_count=0: write a number of at least 1"),
         (("--eager_load_method=torch",), "eager_load_method=torch: ferry takes safetensors and transformers"),
         (("param_scan_axis=0",), "param_scan_axis=0: ferry stacks layers on axis 1"),
