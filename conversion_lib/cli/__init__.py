@@ -1,1 +1,1 @@
-"""The `ferry` command: options, exit codes, what is printed. Every command is a few lines over the library."""
+"""The `ferry` command: options, exit codes and output. Every command is a few lines that call the library."""

@@ -1,6 +1,6 @@
 """What every command of `ferry` shares: options, exit codes, results as text or as one JSON object.
 
-Results go to standard output; progress, messages and errors to standard error.
+Results go to standard output; progress, messages and errors go to standard error.
 """
 
 from __future__ import annotations
@@ -39,7 +39,13 @@ _DEFAULTS: dict[str, Any] = {"json_output": False, "quiet": False, "log_format":
 
 @dataclass(frozen=True)
 class Group:
-    """Options that several commands share and that make one value: what `build` makes of them, given by keyword."""
+    """Options that several commands share and that together make one value.
+
+    Attributes:
+        parameter: The parameter of the command that gets the value.
+        options: The options, in the order of the help.
+        build: Makes the value from the options, which are passed by keyword.
+    """
 
     parameter: str
     options: tuple[inspect.Parameter, ...]
@@ -47,9 +53,16 @@ class Group:
 
 
 def command(app: typer.Typer, name: str, *groups: Group) -> Callable[[Callable[..., Outcome]], Callable[..., None]]:
-    """Registers a function as `ferry <name>`. It gets a Reporter first, then its own options.
+    """Registers a function as `ferry <name>`; its docstring is the help.
 
-    A parameter that a group names becomes the group's options on the command line.
+    Args:
+        app: Where the command is registered.
+        name: The command's name.
+        *groups: A parameter that a group names becomes the group's options on the command line.
+
+    Returns:
+        A decorator. The function gets a Reporter first, then its options by keyword. The process exits with the
+        command's exit code.
     """
 
     def register(body: Callable[..., Outcome]) -> Callable[..., None]:
@@ -83,14 +96,25 @@ def command(app: typer.Typer, name: str, *groups: Group) -> Callable[[Callable[.
 
 
 def refuse_usage(error: TyperException, json_output: bool) -> int:
-    """A command line that is wrong: one line like every other error, and where to read on; returns the exit code."""
+    """Reports a wrong command line as one line, with a pointer to --help, and returns the exit code."""
     context, message = getattr(error, "ctx", None), getattr(error, "format_message", error.__str__)()
     where = context.command_path if context else "ferry"
     return fail(BadInput(f"{message.rstrip('.')}; see `{where} --help`"), json_output)
 
 
 def parse_size(text: str, option: str) -> int:
-    """`512MiB`, `2GiB` or a number of bytes. Raises BadInput for anything else, naming the option."""
+    """Parses `512MiB`, `2GiB` or a number of bytes.
+
+    Args:
+        text: The size.
+        option: The option's name, for the error message.
+
+    Returns:
+        Bytes.
+
+    Raises:
+        BadInput: The text is not a size.
+    """
     try:
         return int(TypeAdapter(ByteSize).validate_python(text))
     except ValidationError:

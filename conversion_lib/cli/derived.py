@@ -1,4 +1,4 @@
-"""Options of the command line made from the definitions of what they set: fields of Target and of the run's Options."""
+"""Options of the command line, derived from the fields that they set: those of Target and of the run's Options."""
 
 from __future__ import annotations
 
@@ -14,11 +14,19 @@ from conversion_lib.record import Target, option_name
 from conversion_lib.runs.options import BYTES, HELP, LEAST, Options
 
 SIZES = ("chunk_bytes",)
-"""Fields of Target that are written like 64MiB."""
+"""Fields of Target that are given as sizes, such as 64MiB."""
 
 
 def option(name: str, annotation: Any, default: Any, help: str, **settings: Any) -> inspect.Parameter:
-    """One option, as a parameter of a command: `--name`, or `--name/--no-name` where it is on by default."""
+    """Returns a command's parameter for one option: `--name`, or `--name/--no-name` if it is on by default.
+
+    Args:
+        name: The parameter's name, with underscores.
+        annotation: The option's type.
+        default: The option's default. True makes a pair of flags.
+        help: The text in --help.
+        **settings: Passed on to `typer.Option`.
+    """
     words = f"{option_name(name)}/{option_name(f'no_{name}')}" if default is True else option_name(name)
     return inspect.Parameter(
         name,
@@ -29,7 +37,7 @@ def option(name: str, annotation: Any, default: Any, help: str, **settings: Any)
 
 
 def target_option(field: str) -> inspect.Parameter:
-    """The option of a field of Target. Named values stay text here: `Target.parse` says what is wrong with one."""
+    """Returns the option for a field of Target. A Literal field is plain text here: `Target.parse` checks its value."""
     info = Target.model_fields[field]
     description = str(info.description)
     if field in SIZES:
@@ -40,8 +48,8 @@ def target_option(field: str) -> inspect.Parameter:
 
 
 def run_options(*names: str) -> tuple[inspect.Parameter, ...]:
-    """The options of Options' fields that have a description; `names`: of these alone."""
-    types = get_type_hints(Options, localns={"Part": Any})  # which is imported for type checkers alone
+    """Returns options for the fields of Options that have a description; with `names`, only for these."""
+    types = get_type_hints(Options, localns={"Part": Any})  # Part is imported only for type checkers
     found = []
     for field in dataclasses.fields(Options):
         if HELP not in field.metadata or (names and field.name not in names):
@@ -55,19 +63,27 @@ def run_options(*names: str) -> tuple[inspect.Parameter, ...]:
 
 
 def options_of(values: Mapping[str, Any]) -> Options:
-    """The Options that the command line gives. Raises BadInput for what is not a size."""
+    """Builds the Options from the values on the command line.
+
+    Raises:
+        BadInput: A value is not a size.
+    """
     sizes = {field.name for field in dataclasses.fields(Options) if field.metadata.get(BYTES)}
     parsed = {name: parse_size(value, option_name(name)) for name, value in values.items() if name in sizes}
     return Options(**{**values, **parsed})
 
 
 def target_of(values: Mapping[str, Any]) -> Target:
-    """The Target that the command line gives. Raises BadInput for a value that none has, naming the option."""
+    """Builds the Target from the values on the command line.
+
+    Raises:
+        BadInput: A value is not allowed. The message names the option.
+    """
     sizes = {name: parse_size(values[name], option_name(name)) for name in SIZES if name in values}
     return Target.parse({**values, **sizes}, lambda field: f"{option_name(field)} ")
 
 
 def size_text(size: Any) -> str:
-    """A number of bytes as `parse_size` takes it: `64MiB`."""
+    """Formats a number of bytes as `parse_size` reads it: 67108864 -> `64MiB`."""
     units = ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"), (1, ""))
     return next(f"{size // unit}{name}" for unit, name in units if size % unit == 0)

@@ -36,7 +36,7 @@ def plan(
     written_by: WrittenBy = None,
     loader: Loader = "safetensors",
 ) -> Outcome:
-    """What would be written: arrays, bytes, peak memory, disk, warnings. Of a Hub id it fetches headers only."""
+    """Shows what would be written: arrays, bytes, peak memory, disk, warnings. For a Hub id, fetches only headers."""
     from conversion_lib.cli import show
     from conversion_lib.conversions.convert import prepare
     from conversion_lib.conversions.opening import headers

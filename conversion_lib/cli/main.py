@@ -1,4 +1,4 @@
-"""The `ferry` command. Its commands are a few lines over the library; `command.py` has what they share."""
+"""The entry point of `ferry`. Each command is a few lines that call the library; `command.py` has what they share."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from conversion_lib.progress import Reporter
 
 app = typer.Typer(
     name="ferry",
-    help="Carries checkpoints between Hugging Face (safetensors) and MaxText (Orbax).",
+    help="Converts checkpoints between Hugging Face (safetensors) and MaxText (Orbax).",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -47,6 +47,7 @@ def demo(
 
 
 def main() -> None:
+    """Runs `ferry` with the process's arguments, and exits with the command's exit code."""
     reuse_freed_memory()
     collect_rarely()
     if len(sys.argv) == 1:

@@ -1,4 +1,4 @@
-"""Commands that bring checkpoints in and out: download, publish, verify, prune."""
+"""Commands for downloaded and published checkpoints: download, publish, verify, prune."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def verify(
 
     result = verify_published(url, reporter=reporter)
     problems = list(result.problems)
-    message = f"{url} is not what its manifest says: {problems[0] if problems else ''} ({len(problems)} problems)"
+    message = f"{url} does not match its manifest: {problems[0] if problems else ''} ({len(problems)} problems)"
     return Outcome(plain(result), [f"{url}: {result.files} files as published"], failed=bool(problems), message=message)
 
 
@@ -71,7 +71,7 @@ def verify(
 def prune(
     reporter: Reporter,
     url: Annotated[
-        str, typer.Argument(metavar="URL", help="What `ferry publish` was given: gs://bucket/prefix or a directory.")
+        str, typer.Argument(metavar="URL", help="The URL given to `ferry publish`: gs://bucket/prefix or a directory.")
     ],
     keep: Annotated[
         int, typer.Option("--keep", help="How many of the newest versions of each model and target to keep.")
@@ -81,7 +81,7 @@ def prune(
     ] = 0.0,
     yes: Annotated[bool, typer.Option("--yes", help="Remove them. Without it, they are only listed.")] = False,
 ) -> Outcome:
-    """Lists superseded versions and what dead publishers left; removes them with --yes."""
+    """Lists superseded versions and leftovers of failed publishes; removes them with --yes."""
     from conversion_lib.publish.prune import prune as prune_published
 
     result = prune_published(url, keep=keep, older_than_days=older_than, remove=yes, reporter=reporter)

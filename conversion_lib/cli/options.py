@@ -1,4 +1,4 @@
-"""Options and arguments that several commands share, and what they stand for."""
+"""Options and arguments that several commands share, and the values made from them."""
 
 from __future__ import annotations
 
@@ -57,9 +57,9 @@ STORAGE = ("ocdbt", "zarr3")
 
 
 def _target_options() -> tuple[inspect.Parameter, ...]:
-    """Of every field but the shards, which only MaxText's own command line has.
+    """Returns options for every field except the shards, which only MaxText's own command line has.
 
-    `--pathways` stands behind what it turns off.
+    `--pathways` comes after the options that it turns off.
     """
     options = [target_option(field) for field in Target.model_fields if field != "shards"]
     behind = 1 + max(index for index, one in enumerate(options) if one.name in STORAGE)
@@ -67,14 +67,22 @@ def _target_options() -> tuple[inspect.Parameter, ...]:
 
 
 def build_target(*, pathways: bool, **values: Any) -> Target:
-    """The Target of the options. Raises BadInput for a value that none has, by name."""
+    """Builds the Target from the options.
+
+    Raises:
+        BadInput: A value is not allowed. The message names the option.
+    """
     if pathways:
         values |= dict.fromkeys(STORAGE, False)
     return target_of(values)
 
 
 def build_options(**values: Any) -> Options:
-    """How to run what writes a checkpoint, of the options that a command has."""
+    """Builds the run's Options from the options that a command has.
+
+    Raises:
+        BadInput: A value is not a size.
+    """
     return options_of(values)
 
 
@@ -85,12 +93,17 @@ PLAN_OPTIONS = Group("options", run_options("memory_budget", "threads"), build_o
 
 
 def local_destination(dst: str) -> Path:
-    """The directory of DST. Raises BadInput for what only `ferry convert` and `ferry publish` write to."""
+    """Returns DST as a directory.
+
+    Raises:
+        BadInput: DST is a URL.
+    """
     if "://" in dst:
-        raise BadInput(f"{dst}: expected a directory; `ferry convert` and `ferry publish` are what writes to gs://")
+        raise BadInput(f"{dst}: expected a directory; only `ferry convert` and `ferry publish` write to gs://")
     return Path(dst)
 
 
 def plain(result: Any) -> dict[str, Any]:
+    """Returns a dataclass or model as JSON-compatible data."""
     data = TypeAdapter(type(result)).dump_python(result, mode="json")
     return {str(key): value for key, value in data.items()}

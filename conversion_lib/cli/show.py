@@ -1,4 +1,4 @@
-"""What plan, inspect and models print: as data for scripts, as tables for people."""
+"""The output of plan, inspect and models: data for scripts, tables for people."""
 
 from __future__ import annotations
 
@@ -18,10 +18,17 @@ from conversion_lib.progress import format_bytes
 from conversion_lib.sources.orbax import OrbaxSource
 
 SHOWN = 40
+"""Longest list of arrays in the text of a plan."""
 
 
 def plan_summary(job: Job, budget: int, threads: int | None) -> dict[str, Any]:
-    """The plan as `ferry plan --json` gives it."""
+    """Returns the plan as `ferry plan --json` prints it.
+
+    Args:
+        job: The planned conversion.
+        budget: The memory budget in bytes.
+        threads: Worker threads. None: one per core, up to 16.
+    """
     plan = job.plan
     arrays = [
         {
@@ -48,6 +55,7 @@ def plan_summary(job: Job, budget: int, threads: int | None) -> dict[str, Any]:
 
 
 def plan_text(job: Job, summary: dict[str, Any]) -> list[RenderableType]:
+    """Returns a plan's summary as a table and lines."""
     table = Table(title=f"{summary['model']} ({summary['family']})")
     for name in ("array", "shape", "dtype", "chunk", "from"):
         table.add_column(name, overflow="fold")
@@ -71,7 +79,12 @@ def plan_text(job: Job, summary: dict[str, Any]) -> list[RenderableType]:
 
 
 def inspection(path: Path | str) -> dict[str, Any]:
-    """A checkpoint of either kind, in a directory or at gs://bucket/prefix, from headers and metadata alone."""
+    """Describes a checkpoint of either kind, in a directory or at gs://bucket/prefix, from headers and metadata alone.
+
+    Raises:
+        BadInput: There is no checkpoint.
+        OutsideFailure: Cloud Storage failed.
+    """
     with opened_checkpoint(path) as (kind, source):
         return _inspection(kind, source)
 
@@ -97,6 +110,7 @@ def _inspection(kind: str, source: Source) -> dict[str, Any]:
 
 
 def inspection_text(data: dict[str, Any]) -> list[RenderableType]:
+    """Returns an inspection as a table and lines."""
     last = "chunk_shape" if data["kind"] == "maxtext" else "file"
     table = Table()
     for name in ("leaf", "shape", "dtype", last.replace("_shape", "")):
@@ -108,7 +122,7 @@ def inspection_text(data: dict[str, Any]) -> list[RenderableType]:
 
 
 def models() -> dict[str, Any]:
-    """The catalogue, with what `make parity-all` verified of each model's family against the real MaxText."""
+    """Returns the catalogue, with what `make parity-all` verified for each family against the real MaxText."""
     seen = load()
     rows = [
         {
@@ -124,6 +138,7 @@ def models() -> dict[str, Any]:
 
 
 def models_text() -> list[RenderableType]:
+    """Returns the catalogue as a table, with a legend."""
     seen = load()
     table = Table("model", "family", "Hub", *LAYOUTS)
     for model in MODELS:

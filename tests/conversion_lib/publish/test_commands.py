@@ -38,7 +38,7 @@ def test_verify_fails_with_one(checkpoint: Path, fake: FakeCloudStorage) -> None
     fake.put("bucket", f"models/{PLACE}/0/items/_METADATA", b"[]")
     failed = ferry_here("verify", f"gs://bucket/models/{PLACE}")
     assert failed.returncode == 1
-    assert "is not what its manifest says: 0/items/_METADATA: crc32c" in failed.stderr
+    assert "does not match its manifest: 0/items/_METADATA: crc32c" in failed.stderr
 
 
 @pytest.mark.parametrize(
