@@ -1,1 +1,1 @@
-"""The conversions, one file each: what is read, planned and written. One runner runs them all."""
+"""The conversions, one file each: what is read, planned and written. `runner` runs all of them."""

@@ -1,4 +1,4 @@
-"""Two checkpoints of the same kind, leaf by leaf, bit for bit, in bounded memory."""
+"""Compares two checkpoints of the same kind, leaf by leaf, bit for bit, in bounded memory."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ from conversion_lib.sources.safetensors import INDEX_NAME, SINGLE_NAME, Safetens
 from conversion_lib.storage.locations import location
 
 READ_BYTES = 64 << 20
+"""Largest part of a leaf that is read at once."""
 BUCKET_BYTES = 16 * READ_BYTES
-"""The memory budget that a checkpoint in a bucket is read within: the blocks that are kept take a share of it."""
+"""The memory budget for reading a checkpoint in a bucket. The blocks that are kept take a share of it."""
 
 
 class Difference(BaseModel):
-    """What is not the same of one leaf: `only in A`, `only in B`, `shape`, `dtype` or `bits`."""
+    """How one leaf differs between A and B. `bits`: shape and dtype are the same, and some elements differ."""
 
     path: str
     what: Literal["only in A", "only in B", "shape", "dtype", "bits"]
@@ -35,6 +36,15 @@ class Difference(BaseModel):
 
 
 class Comparison(BaseModel):
+    """The result of a comparison.
+
+    Attributes:
+        same: Whether there are no differences.
+        leaves: Number of leaves in A or B.
+        bytes_compared: Size of the leaves that both have.
+        differences: One entry for each leaf that differs.
+    """
+
     same: bool
     leaves: int
     bytes_compared: int
@@ -46,7 +56,15 @@ Opened = tuple[Literal["maxtext", "safetensors"], Source]
 
 @contextmanager
 def opened_checkpoint(path: Path | str) -> Iterator[Opened]:
-    """A checkpoint of either kind, in a directory or at gs://bucket/prefix. Raises BadInput where it is neither."""
+    """Opens a checkpoint of either kind, in a directory or at gs://bucket/prefix.
+
+    Yields:
+        The kind and the source.
+
+    Raises:
+        BadInput: There is no checkpoint of either kind.
+        OutsideFailure: Cloud Storage failed.
+    """
     with files_at(location(path), BUCKET_BYTES) as found:
         if not isinstance(found, Files):
             yield "maxtext", OrbaxSource(found)
@@ -57,13 +75,15 @@ def opened_checkpoint(path: Path | str) -> Iterator[Opened]:
 
 
 def compare(a: Path | str, b: Path | str, *, reporter: Reporter = SILENT) -> Comparison:
-    """Compares every leaf of the two, in directories or at gs://bucket/prefix. NaNs are equal where their bits are.
+    """Compares every leaf of two checkpoints, in directories or at gs://bucket/prefix. NaNs are compared by their bits.
 
-    Raises BadInput where the two are of different kinds, or one is no checkpoint.
+    Raises:
+        BadInput: The two are of different kinds, or one is not a checkpoint.
+        OutsideFailure: Cloud Storage failed.
     """
     with opened_checkpoint(a) as (kind_a, source_a), opened_checkpoint(b) as (kind_b, source_b):
         if kind_a != kind_b:
-            raise BadInput(f"{a} is a {kind_a} checkpoint and {b} a {kind_b} one: only like can be compared with like")
+            raise BadInput(f"{a} is a {kind_a} checkpoint and {b} a {kind_b} one: give two of the same kind")
         return _compare(source_a, source_b, reporter)
 
 
@@ -102,7 +122,13 @@ def _compare_leaf(a: Source, b: Source, info: TensorInfo, other: TensorInfo) -> 
 
 
 def read_boxes(shape: Shape, width: int, limit: int = READ_BYTES) -> Iterator[Box]:
-    """Boxes of at most about `limit` bytes that tile `shape`, cut along its leading axes."""
+    """Yields boxes that tile an array, cut along its leading axes.
+
+    Args:
+        shape: The array's shape.
+        width: Bytes of an element.
+        limit: About the largest size of a box in bytes.
+    """
     pending = [(whole(shape), 0)]
     while pending:
         box, axis = pending.pop()

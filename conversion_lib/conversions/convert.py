@@ -1,4 +1,4 @@
-"""The conversions: Hugging Face to MaxText, and quantized to bfloat16. Each is a plan, run by the one engine."""
+"""`ferry convert`: a Hugging Face checkpoint, or a MaxText one in another layout, as a MaxText checkpoint."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ from conversion_lib.storage.locations import location
 
 DEFAULT_LOADER = "safetensors"
 LOADERS = (DEFAULT_LOADER, "transformers")
-"""What reads a Hugging Face checkpoint: its files slice by slice, or transformers, which holds the whole model."""
+"""How a Hugging Face checkpoint is read: from its files slice by slice, or by transformers, which loads all of it."""
 
 
 def prepare(
@@ -59,14 +59,20 @@ def prepare(
     written_by: str | None = None,
     loader: str = DEFAULT_LOADER,
 ) -> Job:
-    """Opens a checkpoint, of Hugging Face or of MaxText, and plans its conversion to MaxText.
+    """Opens a Hugging Face or MaxText checkpoint and plans its conversion to MaxText.
 
-    given: its directory, a MaxText checkpoint's location, or a Hugging Face one's files.
-    hf_config, written_by: what is said of a MaxText checkpoint, as for `open_maxtext`.
-    chunk_limit: bytes of a chunk at most; None: the target's, or an eighth of the memory budget where that is less.
-    model: a name of the catalogue, which then says the family; None: config.json's architecture does.
-    loader: one of LOADERS, for a Hugging Face checkpoint.
-    Raises BadInput for everything that headers and config can tell is wrong.
+    Args:
+        given: The checkpoint's directory, a MaxText checkpoint's location, or a Hugging Face checkpoint's files.
+        target: The layout and storage to write.
+        model: A name in the catalogue, which determines the family. None: config.json's architecture determines it.
+        memory_budget: Bytes.
+        chunk_limit: Largest size of a chunk in bytes. None: the target's, or an eighth of the budget if that is less.
+        hf_config: For a MaxText checkpoint, as for `open_maxtext`.
+        written_by: For a MaxText checkpoint, as for `open_maxtext`.
+        loader: One of LOADERS, for a Hugging Face checkpoint.
+
+    Raises:
+        BadInput: Something is wrong that headers and config show.
     """
     if loader not in LOADERS:
         raise BadInput(f"--loader {loader}: expected one of {', '.join(LOADERS)}")
@@ -74,14 +80,14 @@ def prepare(
     if isinstance(given, Path):
         given = checkpoint_at(given) if is_orbax(given) else LocalFiles(given)
     if loader != DEFAULT_LOADER and not isinstance(given, LocalFiles):
-        raise BadInput(f"--loader {loader} reads a Hugging Face checkpoint in a directory here, and nothing else")
+        raise BadInput(f"--loader {loader} reads only a Hugging Face checkpoint in a local directory")
     if not isinstance(given, Files):
         cache = memory_budget // CACHE_SHARE
         found = open_maxtext(given, model=model, hf_config=hf_config, written_by=written_by, cache_bytes=cache)
         return prepare_other_layout(found, target, chunk_limit or largest)
     files = given
     if hf_config or written_by:
-        raise BadInput(f"--hf-config and --written-by are of MaxText checkpoints, and {files.name} is none")
+        raise BadInput(f"--hf-config and --written-by are for MaxText checkpoints, and {files.name} is not one")
     named = catalog.model_named(model) if model else None
     config = files.config()
     family = FAMILIES[named.family] if named else family_of(config)
@@ -128,15 +134,25 @@ def convert(
     loader: str = DEFAULT_LOADER,
     reporter: Reporter = SILENT,
 ) -> ConvertResult:
-    """Writes a checkpoint, of Hugging Face or of MaxText, as a MaxText one at `destination`/0/items.
+    """Writes a checkpoint as a MaxText one at `destination`/0/items, within a memory budget.
 
-    given: its directory, a MaxText checkpoint's location, or a Hugging Face one's files.
-    destination: a directory or gs://bucket/prefix.
-    hf_config, written_by: what is said of a MaxText checkpoint, as for `open_maxtext`.
-    loader: one of LOADERS, for a Hugging Face checkpoint.
-    Resumes an unfinished run of the same fingerprint; does nothing where it is finished. A part writes its share and
-    leaves the rest to `finalize`. Raises BadInput where the source or the destination is not as it must be,
-    OutsideFailure where writing failed.
+    Resumes an unfinished run with the same fingerprint, and does nothing if the checkpoint is complete. A part writes
+    its share and leaves the commit to `finalize`.
+
+    Args:
+        given: The checkpoint's directory, a MaxText checkpoint's location, or a Hugging Face checkpoint's files.
+        destination: A directory or gs://bucket/prefix.
+        target: The layout and storage to write.
+        model: As for `prepare`.
+        options: Memory budget, threads, whether to overwrite, and the part.
+        hf_config: For a MaxText checkpoint, as for `open_maxtext`.
+        written_by: For a MaxText checkpoint, as for `open_maxtext`.
+        loader: One of LOADERS, for a Hugging Face checkpoint.
+        reporter: Shows progress and messages.
+
+    Raises:
+        BadInput: The source or the destination is wrong.
+        OutsideFailure: Reading or writing failed, or another run is writing the same destination.
     """
     staging = maxtext_staging(destination, alone=not options.among_others)
 
@@ -167,11 +183,11 @@ def convert(
 
 
 def _leave_plan(path: Location, plan: Plan) -> None:
-    """Raises BadInput where the run goes by another plan already: chunks of two do not fit together."""
+    """Writes the plan. Raises BadInput if the run has another plan already: chunks of two plans do not fit together."""
     if not path.write_first(plan.to_json()) and Plan.from_json(path.read() or b"").arrays != plan.arrays:
         raise BadInput(
-            f"{path} has other arrays or chunks than this ferry would write: another version began the run; go on with "
-            "that one, or remove the run with `ferry clean`"
+            f"{path} has other arrays or chunks than this version of ferry would write: continue the run with the "
+            "version that began it, or remove it with `ferry clean`"
         )
 
 
@@ -195,9 +211,10 @@ def _record(job: Job, target: Target) -> CheckpointRecord:
 
 
 def origin_fingerprint(job: Job) -> str | None:
-    """What a conversion of the original would have for a fingerprint, where the source is Ferry's bf16 copy of one.
+    """Returns the fingerprint of converting the original directly, if the source is Ferry's bf16 copy of it.
 
-    Fused and staged, by this, are published under one name. None where the source is no such copy.
+    With it, conversions with and without that intermediate copy are published under the same name. None if the source
+    is not such a copy.
     """
     record = (job.directory / HF_RECORD_NAME).read()
     original = dequantized_identity(record, job.plan.identity["source"], job.config)
@@ -207,7 +224,7 @@ def origin_fingerprint(job: Job) -> str | None:
 
 
 def _loader_identity(shown: Source, stored: SafetensorsSource) -> dict[str, str]:
-    """What a loader adds to the identity: nothing where it gives the files' own bits."""
+    """Returns what a loader adds to the identity: nothing if it returns the files' own bits."""
     if not isinstance(shown, TransformersSource):
         return {}
     dtypes = {name: info.dtype for name, info in shown.tensors.items() if info.dtype != stored.tensors[name].dtype}

@@ -33,9 +33,17 @@ def dequantize(
 ) -> ConvertResult:
     """Writes a quantized checkpoint as a bfloat16 one: shards, index, config and all other files.
 
-    given: its directory, or its files where they do not lie in one here.
-    Shards keep their names; tensors that are not quantized are copied. Resumes and finishes as `convert` does.
-    Raises BadInput where the source is not quantized.
+    Shards keep their names, and tensors that are not quantized are copied. Resumes like `convert`.
+
+    Args:
+        given: The checkpoint's directory, or its files if they are not in a local directory.
+        destination: The directory to write.
+        options: Memory budget, threads, whether to overwrite.
+        reporter: Shows progress and messages.
+
+    Raises:
+        BadInput: The source is not quantized, or its quantization is not supported; or the destination is wrong.
+        OutsideFailure: Reading or writing failed, or another run is writing the same destination.
     """
     staging = hf_staging(destination)
 

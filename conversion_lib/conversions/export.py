@@ -30,13 +30,13 @@ from conversion_lib.sources.safetensors import SINGLE_NAME
 
 DTYPES = ("bfloat16", "float32", "float16")
 SHARD_BYTES = 5 * 10**9
-"""Of a file at most, unless one tensor is larger."""
+"""Largest size of a file, unless one tensor is larger."""
 
 CACHE_SHARE = 2
-"""One in so many bytes of the memory budget keeps decoded chunks: nothing that is written is encoded."""
+"""Decoded chunks take the memory budget divided by this. It can be half, since no chunk is encoded here."""
 
 TEXT_ONLY = "ForCausalLM"
-"""How transformers' classes of text models alone end."""
+"""Suffix of transformers' classes for text-only models."""
 
 
 def export(
@@ -50,13 +50,21 @@ def export(
     options: Options = DEFAULT_OPTIONS,
     reporter: Reporter = SILENT,
 ) -> ConvertResult:
-    """Writes the MaxText checkpoint at `checkpoint` (DST, DST/0 or DST/0/items) as a Hugging Face one.
+    """Writes a MaxText checkpoint as a Hugging Face one that transformers loads. Resumes like `convert`.
 
-    hf_config: a directory with the model's config and tokenizer; None: what Ferry left beside the checkpoint.
-    dtype: of the tensors; None: what the config says, or else bfloat16.
-    written_by: the release of MaxText that wrote it, where that cannot be seen.
-    Resumes and finishes as `convert` does. Raises BadInput where the checkpoint or the destination is not as it must
-    be, OutsideFailure where writing failed.
+    Args:
+        checkpoint: DST, DST/0 or DST/0/items.
+        destination: The directory to write.
+        hf_config: A directory with the model's config and tokenizer. None: `hf/` beside the checkpoint.
+        dtype: One of DTYPES. None: the config's, or else bfloat16.
+        model: As for `open_maxtext`.
+        written_by: As for `open_maxtext`.
+        options: Memory budget, threads, whether to overwrite.
+        reporter: Shows progress and messages.
+
+    Raises:
+        BadInput: The checkpoint, its config or the destination is wrong, or float16 cannot hold a value.
+        OutsideFailure: Reading or writing failed, or another run is writing the same destination.
     """
     staging = hf_staging(destination)
 
@@ -78,9 +86,14 @@ def export(
 
 
 class ExportSink(SafetensorsSink):
-    """Refuses what float16 cannot hold: a weight of bfloat16 may be larger."""
+    """Refuses values that float16 cannot hold: bfloat16 weights may be larger."""
 
     def write(self, array: int, box: Box, data: Array) -> SliceWrite:
+        """Writes a box, as the base class does.
+
+        Raises:
+            BadInput: A value is infinite in float16.
+        """
         if data.dtype == np.float16 and np.isinf(data).any():
             raise BadInput(
                 f"tensor {self._plan.arrays[array].path} has values beyond {np.finfo(np.float16).max:.0f}, float16's "
@@ -106,7 +119,7 @@ def _dtype_of(config: ModelConfig) -> str:
 
 
 def text_config(config: ModelConfig, family: Family, dtype: str) -> ModelConfig:
-    """The config of the text model alone, in `dtype` and not quantized: of towers, MaxText has nothing."""
+    """Returns the config of the text model alone, in `dtype` and not quantized: MaxText has none of the towers."""
     raw, text = config.raw, config.raw.get("text_config")
     if isinstance(text, dict):
         architecture = next(name for name in family.architectures if name.endswith(TEXT_ONLY))
@@ -119,7 +132,10 @@ def text_config(config: ModelConfig, family: Family, dtype: str) -> ModelConfig:
 
 
 def shards(arrays: Iterable[ArrayPlan]) -> dict[str, str]:
-    """The file of each array, in their order: each as full as SHARD_BYTES allows; one alone has no number."""
+    """Returns the file name for each array's path, filling files in order up to SHARD_BYTES.
+
+    A single file has no number in its name.
+    """
     groups: list[list[str]] = [[]]
     filled = 0
     for array in arrays:

@@ -1,7 +1,7 @@
 """The last step of a conversion that was split into parts: merges what they wrote, and commits.
 
-It needs nothing of the source: each part leaves the plan and the files that go along in the work directory, so that
-it can run on a machine that does not see the source.
+It does not need the source: each part leaves the plan and the side files in the work directory. So it can run on a
+machine without access to the source.
 """
 
 from __future__ import annotations
@@ -26,16 +26,20 @@ from conversion_lib.storage.interface import Staging
 
 
 class FinalizeResult(RunResult):
-    """What `ferry finalize` reports. chunks: how many there are; each was found in the store."""
+    """The result of `ferry finalize`."""
 
     chunks: int = 0
+    """Number of chunks in the checkpoint, all of them found in the store. 0 if it was complete already."""
 
 
 def finalize(destination: Path | str, *, reporter: Reporter = SILENT) -> FinalizeResult:
-    """Makes a checkpoint at `destination`/0/items of what the parts of its conversion wrote there.
+    """Merges what the parts of a conversion wrote to a checkpoint at `destination`/0/items, and commits it.
 
-    Does nothing where that has been done; ended midway, it can be run again. Raises BadInput where a part is missing
-    or unfinished, naming it, and where nothing was begun; OutsideFailure where a part is at work.
+    Does nothing if that was done before. After an interruption, it can be run again.
+
+    Raises:
+        BadInput: A part is missing or unfinished, which the message names; or no conversion was begun.
+        OutsideFailure: A part is still running, or writing failed.
     """
     started = time.monotonic()
     staging = maxtext_staging(destination)
@@ -45,7 +49,7 @@ def finalize(destination: Path | str, *, reporter: Reporter = SILENT) -> Finaliz
         run = unfinished(staging)
         if run is None:
             result = _finished(staging, reporter)
-            staging.clear()  # left by a run that was ended just after it had committed
+            staging.clear()  # left by a run that was killed just after its commit
             return result
         plan = _require_every_part(staging, run)
         OrbaxSink(staging.build, plan, Target.model_validate_json(run.identity["target"])).finish()
@@ -62,7 +66,7 @@ def finalize(destination: Path | str, *, reporter: Reporter = SILENT) -> Finaliz
 
 
 def _finished(staging: Staging, reporter: Reporter) -> FinalizeResult:
-    """Where no run is unfinished: the checkpoint that is there. Raises BadInput where there is none."""
+    """Returns the result for a complete checkpoint. Raises BadInput if there is none."""
     path, record = staging.shown, finished(staging)
     if record is None:
         raise BadInput(f"{path} holds no conversion to finalize; `ferry convert SRC {path} --part I/N` begins one")
@@ -71,7 +75,7 @@ def _finished(staging: Staging, reporter: Reporter) -> FinalizeResult:
 
 
 def _require_every_part(staging: Staging, run: Run) -> Plan:
-    """The plan of a run whose parts have all done their shares. Raises BadInput that names the first that has not."""
+    """Returns the plan of a run whose parts are all finished. Raises BadInput that names the first unfinished one."""
     parts = [Part(index, len(run.chunks)) for index, chunks in enumerate(run.chunks) if chunks]
     for part in parts:
         if not journal_of(staging, part.index).exists():
@@ -81,7 +85,7 @@ def _require_every_part(staging: Staging, run: Run) -> Plan:
         chunks = run.chunks[part.index]
         left = chunks - Journal(journal_of(staging, part.index), plan).count
         if left:
-            raise BadInput(f"part {part} has {left} of {chunks} chunks to go: {_remedy(staging, part)}")
+            raise BadInput(f"part {part} has {left} of {chunks} chunks left to write: {_remedy(staging, part)}")
     return plan
 
 
@@ -98,7 +102,7 @@ def _plan(staging: Staging, run: Run) -> Plan:
         plan = None
     if plan is None or plan.full_identity != run.identity:
         raise BadInput(
-            f"{path} is not the plan of the unfinished run, or another version of ferry wrote it; run its parts again, "
+            f"{path} is not the plan of the unfinished run, or another version of ferry wrote it: run the parts again, "
             "or finalize with the version that ran them"
         )
     return plan

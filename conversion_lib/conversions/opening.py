@@ -1,4 +1,4 @@
-"""What a command is given to read: a directory, a Hub id that is downloaded first, or what is read where it lies."""
+"""Opens what a command reads: a directory, a Hub id (downloaded first), or a bucket (read in place)."""
 
 from __future__ import annotations
 
@@ -35,16 +35,29 @@ def opened(
     stream: bool,
     reporter: Reporter,
 ) -> Iterator[Location | Files]:
-    """The checkpoint that SRC names: of MaxText's its location, of Hugging Face's its files.
+    """Opens the checkpoint that SRC names.
 
-    stream: a Hub id is not downloaded as a whole; dst and part say what for. Ignored for buckets. Raises BadInput
-    where SRC is none of the three, and for options that do not go with what it is.
+    Args:
+        src: A directory, gs://bucket/prefix, or a Hub id.
+        dst: The destination of the conversion, in which a streamed download keeps its shards.
+        part: The part of the conversion that a streamed download serves. None: the whole.
+        memory_budget: Bytes, of which reading a bucket takes a share.
+        revision: Branch, tag or commit of a Hub id. None: main.
+        stream: Downloads a Hub id shard by shard instead of completely.
+        reporter: Shows progress and messages.
+
+    Yields:
+        The location of a MaxText checkpoint, or the files of a Hugging Face one.
+
+    Raises:
+        BadInput: SRC is none of the three, there is no checkpoint, or an option does not apply to it.
+        OutsideFailure: The Hub or Cloud Storage failed.
     """
     where = named(src)
     if where is not None:
         for option, given in (("--stream-download", stream), (f"--revision {revision}", revision is not None)):
             if given:
-                raise BadInput(f"{option}: the option is for a Hub id, and {src} is none")
+                raise BadInput(f"{option}: the option is for a Hub id, and {src} is not one")
         with files_at(where, memory_budget) as found:
             yield found
     elif not stream:
@@ -62,7 +75,12 @@ def opened(
 
 @contextmanager
 def headers(src: str, revision: str | None, reporter: Reporter) -> Iterator[Location | Files]:
-    """What to plan SRC from: as `opened`, but of a Hub id the headers alone."""
+    """Opens SRC for planning: like `opened`, but fetches only the headers of a Hub id.
+
+    Raises:
+        BadInput: As for `opened`.
+        OutsideFailure: As for `opened`.
+    """
     where = named(src)
     if where is None:
         from conversion_lib.hub.headers import headers_of
@@ -71,16 +89,25 @@ def headers(src: str, revision: str | None, reporter: Reporter) -> Iterator[Loca
             yield files
         return
     if revision is not None:
-        raise BadInput(f"--revision {revision}: the option is for a Hub id, and {src} is none")
+        raise BadInput(f"--revision {revision}: the option is for a Hub id, and {src} is not one")
     with files_at(where, 0) as found:
         yield found
 
 
 @contextmanager
 def files_at(where: Location, memory_budget: int) -> Iterator[Location | Files]:
-    """The checkpoint of either kind at `where`: of MaxText's the location itself, of Hugging Face's the files.
+    """Opens a checkpoint of either kind.
 
-    Raises BadInput where it is in a bucket and there is no checkpoint.
+    Args:
+        where: A local directory or a location in a bucket.
+        memory_budget: Bytes, of which reading a bucket takes a share. 0: for headers alone.
+
+    Yields:
+        `where` itself for a MaxText checkpoint, or the files of a Hugging Face one. A local directory is not checked.
+
+    Raises:
+        BadInput: `where` is in a bucket and there is no checkpoint.
+        OutsideFailure: Cloud Storage failed.
     """
     if is_orbax(where):
         yield where
@@ -94,7 +121,11 @@ def files_at(where: Location, memory_budget: int) -> Iterator[Location | Files]:
 
 
 def named(src: str) -> Location | None:
-    """The location that SRC names, None where it is a Hub id. Raises BadInput where it is neither."""
+    """Returns the location that SRC names, or None for a Hub id.
+
+    Raises:
+        BadInput: SRC is neither. A path that does not exist counts as a Hub id if it looks like `org/name`.
+    """
     where = location(src)
     if where.local is None:
         return where
@@ -102,38 +133,46 @@ def named(src: str) -> Location | None:
     if path.is_dir():
         return location(path)
     if path.exists() or src.count("/") != 1 or src.startswith((".", "/", "~")):
-        raise BadInput(f"{src} is no directory")
+        raise BadInput(f"{src} is not a directory")
     return None
 
 
 def known_directory(src: str) -> Path | None:
-    """The directory of SRC, None where it is a Hub id. Raises BadInput where it is neither."""
+    """Returns the directory that SRC names, or None for a Hub id.
+
+    Raises:
+        BadInput: SRC is neither.
+    """
     where = named(src)
     if where is not None and where.local is None:
-        raise BadInput(f"{src} is in a bucket, and a directory or a Hub id is read here; `ferry convert` reads gs://")
+        raise BadInput(f"{src} is in a bucket: expected a directory or a Hub id; `ferry convert` reads gs://")
     return None if where is None else where.local
 
 
 def open_maxtext(
     checkpoint: Where, *, model: str | None, hf_config: Path | None, written_by: str | None, cache_bytes: int
 ) -> MaxTextInput:
-    """Opens the checkpoint at DST, DST/0 or DST/0/items; what training needs besides the weights stays unread.
+    """Opens a MaxText checkpoint. Only its weights are read, nothing else that training saved.
 
-    hf_config: a directory with the model's config.json; None: `hf/` beside the checkpoint, which Ferry writes.
-    model: a name of the catalogue, which then says the family. written_by: the release of MaxText that did, where the
-    checkpoint does not tell.
-    cache_bytes: what decoded chunks may take of the memory; two at least must fit, since a piece may need as many.
-    Raises BadInput where it is no checkpoint, there is no config, or a chunk is too large.
+    Args:
+        checkpoint: DST, DST/0 or DST/0/items.
+        model: A name in the catalogue, which determines the family. None: the record or config.json determines it.
+        hf_config: A directory with the model's config.json. None: `hf/` beside the checkpoint, which Ferry writes.
+        written_by: The MaxText release that wrote the checkpoint. None: what the record or the checkpoint says.
+        cache_bytes: Memory for decoded chunks. At least two must fit, since a piece may need that many.
+
+    Raises:
+        BadInput: There is no checkpoint or no config, or a chunk is too large for `cache_bytes`.
     """
     if written_by is not None and written_by not in MAXTEXTS:
-        raise BadInput(f"--written-by {written_by}: it is one of {', '.join(MAXTEXTS)}")
+        raise BadInput(f"--written-by {written_by}: expected one of {', '.join(MAXTEXTS)}")
     record = record_of(checkpoint)
     source = MaxTextSource(checkpoint, cache_bytes=cache_bytes)
     _require_memory(source, cache_bytes)
     hf = location(hf_config) if hf_config else root_of(checkpoint) / HF_DIR_NAME
     if (content := (hf / CONFIG_NAME).read()) is None:
         raise BadInput(
-            f"{hf} has no {CONFIG_NAME}: --hf-config names a directory with the model's config and tokenizer"
+            f"{hf} has no {CONFIG_NAME}: give --hf-config, a directory with the model's config and tokenizer"
         )
     config = config_of(content, str(hf / CONFIG_NAME))
     named = catalog.model_named(model) if model else None
@@ -159,7 +198,7 @@ def _name(origin: Origin) -> str:
 
 
 def _require_memory(source: MaxTextSource, cache_bytes: int) -> None:
-    """Raises BadInput where a chunk, which is decoded as a whole, leaves no memory for another beside it."""
+    """Raises BadInput if two decoded chunks do not fit into `cache_bytes`."""
     for name, info in source.tensors.items():
         nbytes = math.prod(source.chunk_shape(name)) * itemsize(info.dtype)
         if 2 * nbytes > cache_bytes:

@@ -1,4 +1,4 @@
-"""Running a conversion: its plan, executed by the engine in a workspace of the destination, then committed."""
+"""Runs a conversion: the engine executes its plan in a workspace at the destination, and the result is committed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,14 @@ from conversion_lib.storage.interface import Staging
 
 
 class RunResult(BaseModel):
-    """What a run that commits reports. already: what it was to make had been finished before."""
+    """The result of a run that commits. Its text is one line for users.
+
+    Attributes:
+        path: The destination.
+        fingerprint: Identifies source, config and target.
+        already: Whether the output was complete before this run.
+        seconds: Wall time of this run.
+    """
 
     path: str
     fingerprint: str
@@ -33,16 +40,24 @@ class RunResult(BaseModel):
     seconds: float = 0.0
 
     def __str__(self) -> str:
-        """One line for a person."""
         return f"{self.what}: {'was already done' if self.already else 'done'}, fingerprint {self.fingerprint[:12]}"
 
     @property
     def what(self) -> str:
+        """What was written, for messages."""
         return self.path
 
 
 class ConvertResult(RunResult):
-    """What `ferry convert`, `dequantize` and `export` report. Bytes are those of this run; part: `I/N`."""
+    """The result of `ferry convert`, `dequantize` and `export`.
+
+    Attributes:
+        bytes_in: Bytes that this run read.
+        bytes_out: Bytes that this run wrote, before compression.
+        pieces: Pieces that this run wrote.
+        pieces_skipped: Pieces that an earlier run had committed.
+        part: `I/N`. None: the whole.
+    """
 
     bytes_in: int = 0
     bytes_out: int = 0
@@ -59,9 +74,13 @@ class ConvertResult(RunResult):
 class Conversion:
     """What distinguishes one conversion from another.
 
-    prepare: plans for chunks of at most so many bytes; None: what the memory budget allows.
-    begin: writes what lies beside the arrays and can be written before them; parts of one run do it at once.
-    finish: writes what comes after the arrays.
+    Attributes:
+        name: For messages.
+        staging: The destination.
+        prepare: Plans with chunks of at most this many bytes. None: what the memory budget allows.
+        sink: Opens the sink for a job's arrays.
+        begin: Writes files that go beside the arrays, before them. Several parts of a run may call it at once.
+        finish: Writes files that come after the arrays.
     """
 
     name: str
@@ -73,7 +92,13 @@ class Conversion:
 
 
 def run(conversion: Conversion, options: Options, reporter: Reporter) -> ConvertResult:
-    """Executes a plan, or a part of it, in a workspace; the whole is committed too."""
+    """Executes a plan, or one part of it, in a workspace. A run of the whole plan also commits.
+
+    Raises:
+        BadInput: The source, the destination or an unfinished run there is wrong. What was written from bad data is
+            removed.
+        OutsideFailure: Reading or writing failed, or another run is writing the same destination.
+    """
     started = time.monotonic()
     staging, part = conversion.staging, options.part or WHOLE
     job = conversion.prepare(None)
@@ -98,7 +123,7 @@ def run(conversion: Conversion, options: Options, reporter: Reporter) -> Convert
             reporter.say(f"{result.path} is already done: fingerprint {result.fingerprint[:12]}")
             return result
         if workspace.run.chunk_limit != job.chunk_limit:
-            # whoever began had another memory budget
+            # the run was begun with another memory budget
             job = conversion.prepare(workspace.run.chunk_limit)
             given = shares(job.plan, job.source.tensors, part.count)
         if options.part and _chunks_done(staging, part, job) == workspace.run.chunks[part.index]:
@@ -129,7 +154,7 @@ def _execute(
     options: Options,
     reporter: Reporter,
 ) -> executor.Totals:
-    """Writes a share; commits where it is the whole."""
+    """Writes a share, and commits if it is the whole."""
     sink = conversion.sink(job)
     sink.open()
     journal = workspace.open_journal(job.plan)
@@ -148,7 +173,7 @@ def _execute(
         )
         refuse_change(job.name, json.loads(job.plan.identity["source"]), job.content())
     except BadInput:
-        # found in the data: what was written of it is of no use
+        # the data are bad, and so is what was written from them
         workspace.abandon()
         raise
     finally:

@@ -1,4 +1,4 @@
-"""What a checkpoint has beside its weights, and what of it goes along with a conversion."""
+"""The files beside a checkpoint's weights that a conversion copies or writes."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from conversion_lib.storage.files import write_atomically
 from conversion_lib.storage.interface import Location
 
 NOT_COPIED = re.compile(r".*\.(safetensors|bin|pt|pth|ckpt|h5|msgpack|gguf|onnx)|\..*|.*\.index\.json")
-"""Files of a source that are weights in some form, an index of them, or hidden."""
+"""Files of a source that are not copied: weights in any form, an index of them, and hidden files."""
 
 
 def write_record(directory: Path, plan: Plan, origin: Origin) -> None:
-    """Notes which run wrote the Hugging Face checkpoint in `directory`. The last to be written: files that are
-    younger count as changed."""
+    """Writes the record of the run that wrote the Hugging Face checkpoint in `directory`.
+
+    It must be the last file that is written: files that are newer than it count as changed.
+    """
     record = {
         "ferry_version": conversion_lib.__version__,
         "fingerprint": plan.fingerprint,
@@ -32,7 +34,8 @@ def write_record(directory: Path, plan: Plan, origin: Origin) -> None:
 def copy_side_files(directory: Location, config: ModelConfig, destination: Path) -> None:
     """Copies the files beside the weights in `directory`: tokenizer, generation config, licence, provenance.
 
-    config.json goes without `quantization_config`, since the weights are plain now. Several may do this at once.
+    config.json is written from `config`, without `quantization_config`, since the weights are plain now. Several
+    processes may do this at once.
     """
     destination.mkdir(parents=True, exist_ok=True)
     for name in sorted(directory.children() - {CONFIG_NAME, HF_RECORD_NAME}):

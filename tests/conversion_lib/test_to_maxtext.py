@@ -218,7 +218,7 @@ def test_shards_are_what_the_chunks_fit(tmp_path: Path) -> None:
         (("model_name=qwen3-vl-2b",), "model qwen3-vl-2b: MaxText knows this name, but ferry has no conversion"),
         (("model_name=qwen3-0.7b",), "no model is named qwen3-0.7b; the nearest are"),
         (("model_name=",), "model_name is missing"),
-        (("hf_model_path=/no/where",), "/no/where is no directory"),
+        (("hf_model_path=/no/where",), "/no/where is not a directory"),
     ],
 )
 def test_bad_input(

@@ -189,7 +189,7 @@ def test_a_chunk_that_no_memory_holds_is_refused(checkpoint: Path, tmp_path: Pat
     ("options", "says"),
     [
         (("--dtype", "float8"), "--dtype is one of bfloat16, float32, float16"),
-        (("--written-by", "0.1"), "--written-by 0.1: it is one of 0.2.5, main"),
+        (("--written-by", "0.1"), "--written-by 0.1: expected one of 0.2.5, main"),
         (("--model", "qwen3-0.7b"), "no model is named qwen3-0.7b"),
     ],
 )

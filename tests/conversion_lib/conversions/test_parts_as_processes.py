@@ -86,7 +86,7 @@ def test_a_killed_part_goes_on(tmp_path, large):
 
     others = json.loads(subprocess.run([*arguments, "0/2"], capture_output=True, check=True, timeout=60).stdout)
     assert others["pieces_skipped"] == 0
-    refused(ferry_here("finalize", out), "part 1/2 has", "chunks to go")
+    refused(ferry_here("finalize", out), "part 1/2 has", "chunks left to write")
     again = json.loads(subprocess.run([*arguments, "1/2"], capture_output=True, check=True, timeout=60).stdout)
     assert again["pieces_skipped"] > 0
     assert again["pieces"] > 0

@@ -173,7 +173,7 @@ def test_missing_parts_are_named(tmp_path, source, monkeypatch):
     total = unfinished(maxtext_staging(out)).chunks[2]
     line = json.loads(journal.read_text())
     journal.write_text(json.dumps({"pieces": line["pieces"][:2]}) + "\n")
-    refused(ferry_here("finalize", out), f"part 2/3 has {total - 2} of {total} chunks to go")
+    refused(ferry_here("finalize", out), f"part 2/3 has {total - 2} of {total} chunks left to write")
     assert not (out / "0").exists()
     result = convert_part(source, out, "2/3")
     assert (result.pieces, result.pieces_skipped) == (total - 2, 2)

@@ -226,7 +226,9 @@ def test_the_network_down(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "secret" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("name", "message"), [("acme/none", "no such repository"), ("acme/../x", "is no directory")])
+@pytest.mark.parametrize(
+    ("name", "message"), [("acme/none", "no such repository"), ("acme/../x", "is not a directory")]
+)
 def test_an_unknown_repository(hub: LocalHub, name: str, message: str) -> None:
     assert f"ferry: {name}" in (line := error_of(ferry_here("plan", name), 2)) and message in line
 

@@ -121,7 +121,7 @@ def test_the_bias_of_a_router_for_the_other_release(tmp_path: Path):
 
 
 def test_options_of_maxtext_checkpoints_are_refused_for_others(source: Path):
-    with pytest.raises(BadInput, match="--hf-config and --written-by are of MaxText checkpoints"):
+    with pytest.raises(BadInput, match="--hf-config and --written-by are for MaxText checkpoints"):
         prepare(source, Target(), memory_budget=1 << 30, hf_config=source)
 
 

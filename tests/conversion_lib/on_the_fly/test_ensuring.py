@@ -256,7 +256,7 @@ def test_another_file_system(source: Path, tmp_path: Path) -> None:
     [
         ("qwen3-vl-2b", {}, "MaxText knows this name, but ferry has no conversion for it"),
         ("qwen3-0.7b", {}, "the nearest are qwen3-"),
-        ("/no/such/directory", {}, "/no/such/directory is no directory"),
+        ("/no/such/directory", {}, "/no/such/directory is not a directory"),
         ("qwen3-0.6b", {"param_scan_axis": 0}, "param_scan_axis=0: ferry stacks layers on axis 1"),
         ("qwen3-0.6b", {"dtype": "float8_e4m3fn"}, "dtype=float8_e4m3fn: MaxText can save it, ferry cannot"),
         ("qwen3-0.6b", {"dtype": 16}, "dtype=16: input should be 'bfloat16' or 'float32'"),
