@@ -1,1 +1,1 @@
-"""What everything stands on: boxes, dtypes, tensors, copies, the process, retries."""
+"""The basics that every other package uses: boxes, dtypes, tensors, copies, processes, retries."""

@@ -1,4 +1,4 @@
-"""A child process that is watched to its end, and that leaves nothing behind."""
+"""A child process that is watched until it ends, and whose process group is killed then."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ _PR_SET_PDEATHSIG = 1
 
 
 class Child:
-    """A process that leads a group of its own; what it leaves behind in that group is killed when it ends.
+    """A process that leads its own group. When it ends, the rest of the group is killed.
 
-    As a context it does not outlive the block: what still runs then gets SIGTERM, and SIGKILL after the grace.
+    As a context manager, it does not outlive the block: if it still runs, it gets SIGTERM, and SIGKILL after the grace.
 
     Args:
-        command: the program and its arguments.
-        grace_seconds: from SIGTERM to SIGKILL.
-        env: its environment; None: this process's.
-        cwd: its working directory; None: this process's.
-        stdin: as for Popen. A pipe stays open until the block ends: a child that reads it learns that its parent died.
-        stdout: as for Popen.
-        stderr: as for Popen; a pipe is read with `lines`.
-        pass_fds: descriptors that it inherits.
-        dies_with_parent: on Linux it is killed when the thread that starts it ends, even where that cannot say so
-            (SIGKILL, out of memory). Not for a process that has many threads: the child runs Python before it starts.
+        command: The program and its arguments.
+        grace_seconds: Time from SIGTERM to SIGKILL.
+        env: The environment. None: this process's.
+        cwd: The working directory. None: this process's.
+        stdin: As for Popen. A pipe stays open until the block ends: a child that reads it notices its parent's death.
+        stdout: As for Popen.
+        stderr: As for Popen. A pipe is read with `lines`.
+        pass_fds: Descriptors that the child inherits.
+        dies_with_parent: On Linux, the child is killed when the thread that started it ends, even without warning
+            (SIGKILL, out of memory). Not for a process with many threads: Python code runs in the child before exec.
     """
 
     def __init__(
@@ -80,26 +80,26 @@ class Child:
                     stream.close()
 
     def lines(self) -> Iterator[str]:
-        """What it writes to standard error, line by line as it comes, until it ends; without empty lines."""
+        """Yields the lines of its standard error as they come, without empty ones, until it ends."""
         assert self._process.stderr is not None
         for raw in self._process.stderr:
             if line := raw.rstrip():
                 yield line
 
     def poll(self) -> int | None:
-        """Its exit code, negative for a signal; None while it runs."""
+        """Returns its exit code, negative for a signal, or None while it runs."""
         return None if self._sweeper.is_alive() else self.wait()
 
     def wait(self) -> int:
-        """Waits until it and all of its group have ended; its exit code, negative for a signal."""
+        """Waits until the whole group has ended, and returns the child's exit code, negative for a signal."""
         self._sweeper.join()
         self._reaped = True
         return self._process.wait()
 
     def end(self) -> None:
-        """Ends its group: SIGTERM now, SIGKILL after the grace. Returns at once; `wait` sees the end.
+        """Ends its group: SIGTERM now, SIGKILL after the grace. Returns at once; `wait` waits for the end.
 
-        It may be called from a signal handler, so it takes no lock that the interrupted code might hold.
+        A signal handler may call it, so it takes no lock that the interrupted code might hold.
         """
         self._signal(signal.SIGTERM)
         timer = threading.Timer(self._grace_seconds, self._signal, [signal.SIGKILL])
@@ -107,14 +107,14 @@ class Child:
         timer.start()
 
     def _signal(self, number: signal.Signals) -> None:
-        if not self._reaped:  # only until then does its number surely belong to it
+        if not self._reaped:  # after that, the pid may belong to another process
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, number)
 
     def _sweep(self) -> None:
-        """Waits for its end and then ends what it left behind in its group.
+        """Waits for its end, then kills the rest of its group.
 
-        It is not reaped yet (WNOWAIT), so that no other group can have its number.
+        It is not reaped before that (WNOWAIT), so that no other group can have its number.
         """
         if not hasattr(os, "waitid"):  # macOS before Python 3.13
             self._process.wait()

@@ -1,9 +1,9 @@
-"""Moving bytes between layouts and dtypes at the speed of memory.
+"""Copies arrays between layouts and dtypes at the speed of memory.
 
-numpy's own copy of a transposed array reads down columns, a new cache line for every element; and where rows lie a
-power of two apart, as most models' do, the lines of a column fall into the same few sets of the cache and drive each
-other out. Tiles that go through a small buffer with rows an odd number of lines apart run five times faster. And
-ml_dtypes converts bfloat16 through a slow path that bit shifts avoid.
+numpy copies a transposed array by reading down its columns, with a new cache line for every element. If the row stride
+is a power of two, as in most models, the lines of a column map to the same few sets of the cache and evict each other.
+Copying tiles through a small buffer whose rows are an odd number of lines apart is five times faster. Bit shifts avoid
+the slow path that ml_dtypes takes to convert bfloat16.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from conversion_lib.core.tensors import Array
 
 CACHE_LINE = 64
 TILE_ROWS, TILE_ROW_BYTES = 512, 1024
-"""A tile, 544 KiB with its padding, fits the second cache; in smaller ones threads wait for the interpreter's lock.
-Its rows become what is written in one run: the longer, the fewer pages of the destination are open at once."""
+"""A tile, 544 KiB with its padding, fits the L2 cache; with smaller ones, threads wait for the interpreter's lock.
+Each of its rows is written in one run: the longer they are, the fewer pages of the destination are open at once."""
 
 SMALLEST_SLAB = 4096
-"""Elements for which a tile's two calls of numpy cost less than they gain."""
+"""Elements from which on a tile saves more than its two calls of numpy cost."""
 
 _UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 
 
 def copy_into(destination: Array, source: Array) -> None:
-    """Copies `source` into `destination` of the same shape and dtype, whatever the strides of the two."""
+    """Copies `source` into `destination`, which has the same shape and dtype; each may have any strides."""
     unsigned = _UNSIGNED[destination.itemsize]
     to, of = _joined(destination.view(unsigned).squeeze(), source.view(unsigned).squeeze())
     inner = next((axis for axis, stride in enumerate(of.strides[:-1]) if stride == of.itemsize), None)
@@ -39,7 +39,7 @@ def copy_into(destination: Array, source: Array) -> None:
 
 
 def _joined(to: Array, of: Array) -> tuple[Array, Array]:
-    """The two arrays with their last axes made one, as far as each of them steps through those evenly."""
+    """Returns both arrays with their last axes merged, as far as the strides of both allow it."""
     while to.ndim > 2 and all(a.strides[-2] == a.strides[-1] * a.shape[-1] for a in (to, of)):
         shape = (*to.shape[:-2], to.shape[-2] * to.shape[-1])
         to, of = to.reshape(shape), of.reshape(shape)
@@ -59,7 +59,18 @@ def _transpose_tiles(to: Array, of: Array) -> None:
 
 
 def cast(array: Array, dtype: str) -> Array:
-    """`array` as `dtype`, rounded to nearest even, infinite where it is too large; itself where it has that dtype."""
+    """Casts an array: rounds to nearest even, and values that are too large become infinite.
+
+    Args:
+        array: Any dtype.
+        dtype: A name such as bfloat16.
+
+    Returns:
+        A new array, or `array` itself if it has that dtype already.
+
+    Raises:
+        BadInput: There is no such dtype.
+    """
     if array.dtype.name == dtype:
         return array
     if array.dtype == ml_dtypes.bfloat16 and dtype == "float32":

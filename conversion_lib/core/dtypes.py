@@ -36,9 +36,10 @@ FLOATS = frozenset({"bfloat16", "float16", "float32", "float64"})
 
 @cache
 def numpy_dtype(name: str) -> np.dtype:
-    """`bfloat16` and the float8 kinds come from ml_dtypes, everything else from numpy itself.
+    """Returns the dtype of this name: bfloat16 and float8 kinds from ml_dtypes, all others from numpy.
 
-    Raises BadInput for a name that neither knows.
+    Raises:
+        BadInput: Neither has such a dtype.
     """
     try:
         return np.dtype(getattr(ml_dtypes, name) if hasattr(ml_dtypes, name) else name)
@@ -48,5 +49,9 @@ def numpy_dtype(name: str) -> np.dtype:
 
 @cache
 def itemsize(name: str) -> int:
-    """Bytes of one element."""
+    """Returns the bytes of one element.
+
+    Raises:
+        BadInput: There is no such dtype.
+    """
     return numpy_dtype(name).itemsize

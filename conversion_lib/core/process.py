@@ -1,4 +1,4 @@
-"""This process's memory: how much it took at most, how what is freed is used again, when garbage is looked for."""
+"""Memory of this process: its peak, the reuse of freed blocks, and how often garbage is collected."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from pathlib import Path
 from typing import NoReturn
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
-"""glibc's names of its settings, malloc.h."""
+"""glibc's constants for mallopt, from malloc.h."""
 
 LARGE = 1 << 30
 SMALL = 4 << 20
 
 ARENAS = 2
-"""Threads share what was freed by others; with one arena they wait for each other."""
+"""Few, so that threads reuse blocks freed by others; with one, they wait for each other."""
 
 
 def peak_bytes() -> int:
-    """The largest resident memory of this process so far.
+    """Returns the largest resident memory of this process so far, in bytes.
 
-    Linux's own figure for this address space comes first: `ru_maxrss` outlives exec, so that in a subprocess of a
-    large program it tells that program's size.
+    On Linux it is read from /proc: `ru_maxrss` survives exec, so that a subprocess of a large program would report that
+    program's size.
     """
     try:
         status = Path("/proc/self/status").read_text()
@@ -36,11 +36,11 @@ def peak_bytes() -> int:
 
 
 def reuse_freed_memory() -> None:
-    """Has the allocator keep what is freed for what is allocated next.
+    """Makes the allocator keep freed blocks for later allocations.
 
-    glibc maps every block of some MiB anew and unmaps it when freed; the kernel then clears each page again, a third
-    of a conversion's system time, since chunks are encoded into fresh blocks. Where the C library has no such setting,
-    nothing changes but the time.
+    glibc maps every block of a few MiB anew and unmaps it when it is freed, and the kernel clears each page again. That
+    took a third of a conversion's system time, since chunks are encoded into new blocks. Does nothing if the C library
+    has no such setting.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -50,25 +50,27 @@ def reuse_freed_memory() -> None:
 
 
 class HeapLimit:
-    """Gives free pages of the heap back to the system where the process has come to hold more than it should.
+    """Returns free pages of the heap to the system if the process holds more than it should.
 
-    `reuse_freed_memory` keeps all that is freed, and blocks of a few sizes that many threads take and free leave holes
-    that none of the next ones fits: over a long conversion the heap grew to twice what was ever in use.
+    `reuse_freed_memory` keeps all freed blocks. With many threads and a few block sizes, that leaves holes which later
+    blocks do not fit: over a long conversion the heap grew to twice its peak use.
+
+    Args:
+        nbytes: Bytes that may be resident in addition to the current ones.
     """
 
     def __init__(self, nbytes: int) -> None:
-        """nbytes: what may be resident beside what is now."""
         self._most = _resident_bytes() + nbytes
         self._trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
 
     def keep(self) -> None:
-        """Call periodically."""
+        """Returns free pages if the limit is exceeded. Call it periodically."""
         if self._trim is not None and _resident_bytes() > self._most:
             self._trim(0)
 
 
 def _resident_bytes() -> int:
-    """What of this process is in memory now; 0 where the system does not tell."""
+    """Returns this process's resident bytes; 0 if the system does not report them."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
     except OSError:
@@ -76,10 +78,10 @@ def _resident_bytes() -> int:
 
 
 def return_freed_memory() -> None:
-    """Undoes `reuse_freed_memory`: what is freed goes back to the system, in all but small blocks.
+    """Undoes `reuse_freed_memory`: freed blocks, except small ones, are returned to the system.
 
-    For work that takes blocks of many sizes: kept for others that it does not fit, each leaves a hole, and a check of
-    long prompts took a third more than its budget.
+    For work with blocks of many sizes: kept blocks that later ones do not fit leave holes, and a check of long prompts
+    took a third more than its budget.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -88,10 +90,10 @@ def return_freed_memory() -> None:
 
 
 def leave(code: int) -> NoReturn:
-    """Ends the process with `code`; where it failed, at once.
+    """Ends the process with an exit code. If that is not 0, it ends without Python's cleanup.
 
-    Writes may still be under way then, and Python would take down what they use: with a disk that had run full, a
-    process ended in a segmentation fault after it had said so.
+    After a failure, writes may still be in progress, and the cleanup would free what they use: after an error about a
+    full disk, a process once ended in a segmentation fault.
     """
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):
@@ -102,9 +104,9 @@ def leave(code: int) -> NoReturn:
 
 
 def collect_rarely() -> None:
-    """Has Python look for garbage after a million new objects instead of 700.
+    """Makes Python collect garbage after a million new objects instead of 700.
 
-    The plan of a large model is half a million objects that all stay; looking through them again and again took a
-    sixth of the time to the first byte read.
+    The plan of a large model is half a million objects that stay alive. Scanning them again and again took a sixth of
+    the time until the first byte was read.
     """
     gc.set_threshold(1_000_000, 50, 50)

@@ -1,4 +1,4 @@
-"""Trying again what may pass: exponential back-off with jitter."""
+"""Retries of temporary failures: exponential backoff with jitter."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ Value = TypeVar("Value")
 
 
 class Passing(OutsideFailure):
-    """A failure that may be over soon: what `Backoff` tries again.
+    """A temporary failure, which `Backoff` retries.
 
-    after_seconds: how long whoever failed has asked to be left alone.
+    Args:
+        message: As for any FerryError.
+        after_seconds: How long the service asked to wait, such as in Retry-After. 0: it did not ask.
     """
 
     def __init__(self, message: str, after_seconds: float = 0.0) -> None:
@@ -27,14 +29,14 @@ class Passing(OutsideFailure):
 
 
 MOST_ASKED_SECONDS = 600.0
-"""Who asks to be left alone for longer is asked again after so long."""
+"""Longest wait that a service can ask for."""
 
 
 @dataclass(frozen=True, slots=True)
 class Backoff:
-    """Waits between tries: exponential from `first_seconds`, with as much jitter, at most `longest_seconds`.
+    """Retries with exponential waits from `first_seconds` to `longest_seconds`, plus jitter of up to `first_seconds`.
 
-    Longer where a failure says how long to wait.
+    The wait is longer if a failure asks for it. `attempts` includes the first try.
     """
 
     attempts: int = 6
@@ -44,7 +46,16 @@ class Backoff:
     def run(
         self, work: Callable[[], Value], *, stopped: threading.Event | None = None, reporter: Reporter = SILENT
     ) -> Value:
-        """`work()`, tried again where it raises Passing, until `stopped` is set; the last failure is raised."""
+        """Calls `work`, again if it raises Passing, and returns its result.
+
+        Args:
+            work: What to try.
+            stopped: Once it is set, there are no more tries, and a wait ends.
+            reporter: Told of each failure and the wait after it.
+
+        Raises:
+            Passing: Every try failed. It is the last failure. Other errors of `work` are raised at once.
+        """
         stopped = stopped or threading.Event()
 
         def tell(state: tenacity.RetryCallState) -> None:
