@@ -1,1 +1,1 @@
-"""What a run keeps so that a retry goes on: its workspace, journal and locks, in a directory or a bucket."""
+"""What a run keeps so that a retry can resume it: workspace, journal and locks, in a directory or a bucket."""

@@ -1,4 +1,4 @@
-"""Saying in what two runs differ, by the identities that they noted."""
+"""Describes how two runs differ, by their recorded identities."""
 
 from __future__ import annotations
 
@@ -10,7 +10,16 @@ NAMED_DIFFERENCES = 4
 
 
 def refuse_difference(held: dict[str, str], ours: dict[str, str], what: str) -> None:
-    """Raises BadInput, which begins with `what`, where the identity `held` is not `ours`."""
+    """Compares the identity of an earlier run with this run's.
+
+    Args:
+        held: The earlier run's identity.
+        ours: This run's identity.
+        what: The start of the error message.
+
+    Raises:
+        BadInput: The two differ. The message names the first differences.
+    """
     there, here = _flat(held), _flat(ours)
     parts = [
         f"{key}: {there.get(key)} there, {here.get(key)} here"
@@ -21,11 +30,11 @@ def refuse_difference(held: dict[str, str], ours: dict[str, str], what: str) -> 
         named = "; ".join(parts[:NAMED_DIFFERENCES])
         more = len(parts) - NAMED_DIFFERENCES
         rest = f"; and {more} more" if more > 0 else ""
-        raise BadInput(f"{what}; it differs in {named}{rest}. --overwrite starts anew")
+        raise BadInput(f"{what}; it differs in {named}{rest}. --overwrite starts over")
 
 
 def identity_in(note: bytes | None) -> dict[str, str] | None:
-    """The identity in what a run noted, None where it is no such note."""
+    """Returns the identity in a run's record or note, or None if the content is neither."""
     try:
         value = json.loads(note or b"")["identity"]
     except (KeyError, ValueError, TypeError):
@@ -34,7 +43,7 @@ def identity_in(note: bytes | None) -> dict[str, str] | None:
 
 
 def _flat(identity: dict[str, str]) -> dict[str, str]:
-    """An identity with the fields of a value that is a JSON object as entries of their own, for messages."""
+    """Returns an identity in which the fields of JSON objects are separate entries, for messages."""
     flat: dict[str, str] = {}
     for key, value in identity.items():
         fields = json.loads(value) if value.startswith("{") else None

@@ -1,7 +1,7 @@
-"""The journal of one part: which pieces are committed. Appended a group at a time, and read first by a retry.
+"""The journal of one part: which pieces are committed. A retry reads it first.
 
-One JSON line a group, `{"pieces": [[path, [[start, stop], ...]], ...]}`, written only after the group's data are
-durable. A line cut short by a kill is left out.
+Each group of pieces is one JSON line, `{"pieces": [[path, [[start, stop], ...]], ...]}`, appended only after the
+group's data are durable. A line that a kill cut short is ignored.
 """
 
 from __future__ import annotations
@@ -15,9 +15,12 @@ from conversion_lib.storage.logs import Log
 
 
 class Journal:
-    """The chunks of `plan` that `log` says are durable.
+    """The chunks of `plan` that are durable according to `log`.
 
-    require: called before a group is noted; raises where this run may not write any more.
+    Args:
+        log: Where the journal is kept. It is read at once.
+        plan: The plan of the run.
+        require: Called before a group is added. Raises if this run may no longer write.
     """
 
     def __init__(self, log: Log, plan: Plan, require: Callable[[], None] = lambda: None) -> None:
@@ -27,32 +30,37 @@ class Journal:
         log.replay(self._take)
 
     def has(self, piece: Piece) -> bool:
-        """Whether every chunk of `piece` is committed, in pieces of whatever size."""
+        """Whether every chunk of `piece` is committed; the committed pieces may have had other sizes."""
         array = self._plan.arrays[piece.array]
         done = self._done.get(array.path)
         return done is not None and all(chunk in done for chunk in array.chunks_in(piece.box))
 
     @property
     def count(self) -> int:
-        """How many chunks are committed."""
+        """Number of committed chunks."""
         return sum(len(chunks) for chunks in self._done.values())
 
     def open(self) -> Journal:
-        """Makes ready to add to it."""
+        """Opens the journal for `add`, and returns it."""
         self._log.open()
         return self
 
     def add(self, pieces: Iterable[Piece]) -> None:
-        """Notes a group whose data are durable."""
+        """Adds a group of pieces, whose data must be durable.
+
+        Raises:
+            OutsideFailure: This run may no longer write.
+        """
         self._require()
         entries = [[self._plan.arrays[piece.array].path, piece.box] for piece in pieces]
         self._log.append(json.dumps({"pieces": entries}).encode() + b"\n")
 
     def close(self) -> None:
+        """Closes the log."""
         self._log.close()
 
     def _take(self, line: bytes) -> bool:
-        """Takes a group's line as noted; False for one that is damaged or cut short."""
+        """Takes a group's line; False if it is damaged or cut short."""
         try:
             entries = [(self._arrays[name], box) for name, box in json.loads(line)["pieces"]]
             chunks = [(array.path, [*array.chunks_in(box)]) for array, box in entries]

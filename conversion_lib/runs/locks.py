@@ -1,8 +1,8 @@
-"""Which runs may be at work at one destination at the same time.
+"""Which runs may work at one destination at the same time.
 
-A run of a part holds the part's lease. Whoever needs the destination alone (a run of the whole, finalize, clean, and a
-part that begins a run) holds the lease of the whole. Each takes its own first and then looks for those that exclude
-it, so that of two at the same moment one at least sees the other.
+A run of a part holds the part's lease. A process that needs the destination alone (a run of the whole, finalize, clean,
+and a part that begins a run) holds the lease of the whole. Each takes its own lease first and then looks for leases
+that exclude it, so that of two that start at the same moment, at least one sees the other.
 """
 
 from __future__ import annotations
@@ -22,12 +22,17 @@ ALONE = f"{LEASE_NAME}.json"
 
 
 def lease_of(part: Part) -> str:
-    """The name of a part's lease."""
+    """Returns the name of a part's lease."""
     return f"{LEASE_NAME}-{part.index}.json"
 
 
 class Busy(OutsideFailure):
-    """Another run is at work. lease: the name of the lease that it holds."""
+    """Another run is at work.
+
+    Args:
+        message: What is busy.
+        lease: The name of the lease that the other run holds.
+    """
 
     def __init__(self, message: str, lease: str) -> None:
         super().__init__(f"{message}; wait for it to end")
@@ -35,30 +40,42 @@ class Busy(OutsideFailure):
 
 
 class Locks:
-    """What one run holds of the work directory `work`. reporter: told when the run waits."""
+    """The leases that one run holds in the work directory `work`. The reporter is told when the run waits."""
 
     def __init__(self, work: Location, reporter: Reporter = SILENT) -> None:
         self._work, self._reporter = work, reporter
         self._held: dict[str, Lease] = {}
 
     def take_alone(self) -> None:
-        """Holds the destination alone. Raises Busy where any run is at work."""
+        """Takes the lease of the whole destination.
+
+        Raises:
+            Busy: Another run is at work.
+        """
         self._take(ALONE, lambda name: True)
 
     def take_part(self, part: Part) -> None:
-        """Holds a part, and no longer the whole. Raises Busy where the part, or one that is alone, is at work."""
+        """Takes the lease of a part, and releases that of the whole.
+
+        Raises:
+            Busy: Another run has the same part, or the destination alone.
+        """
         try:
             self._take(lease_of(part), lambda name: name == ALONE)
         except Busy as busy:
             if busy.lease != ALONE:
-                raise Busy(f"part {part} is at work already in {self._work}", busy.lease) from None
+                raise Busy(f"another run of part {part} is at work in {self._work}", busy.lease) from None
             raise
         if ALONE in self._held:
             self._held.pop(ALONE).release()
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Holds the destination alone while the context lasts. Raises Busy where any run is at work."""
+        """Holds the destination alone until the block ends.
+
+        Raises:
+            Busy: Another run is at work.
+        """
         try:
             self.take_alone()
             yield
@@ -66,12 +83,16 @@ class Locks:
             self.release()
 
     def require(self) -> None:
-        """Raises OutsideFailure where another run has taken over."""
+        """Checks that this run still holds its leases.
+
+        Raises:
+            OutsideFailure: Another run has taken one over.
+        """
         for lease in self._held.values():
             lease.require(str(self._work))
 
     def release(self) -> None:
-        """Gives back what is held."""
+        """Releases all leases that are held."""
         while self._held:
             self._held.popitem()[1].release()
 
@@ -88,7 +109,7 @@ class Locks:
             expired[name].discard()
 
     def _none_alive(self, mine: str, lease: Lease, excludes: Callable[[str], bool]) -> dict[str, Lease]:
-        """The leases in the way, by name, once all of them have expired. Raises Busy as soon as one is seen alive."""
+        """Returns the conflicting leases by name once all have expired. Raises Busy as soon as one proves alive."""
         watched = {mine: lease}
         told = False
         while True:
@@ -102,13 +123,13 @@ class Locks:
             if not told:
                 seconds = f"{leases.EXPIRED_SECONDS:.0f}"
                 self._reporter.say(
-                    f"a run holds a lease in {self._work}: watching for up to {seconds} s if it is alive"
+                    f"a run holds a lease in {self._work}: watching for up to {seconds} s whether it is alive"
                 )
                 told = True
             time.sleep(leases.POLL_SECONDS)
 
     def _rivals(self, mine: str, excludes: Callable[[str], bool]) -> list[str]:
-        """The names of the leases there are of runs that may not be at work beside this one."""
+        """Returns the names of existing leases that conflict with `mine`."""
         names = (name for name in self._work.children() if name.startswith(LEASE_NAME) and excludes(name))
         return sorted(name for name in names if name != mine and name not in self._held)
 

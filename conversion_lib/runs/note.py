@@ -1,4 +1,4 @@
-"""The unfinished run that a destination holds, a directory or a bucket, and which other runs may go on with it."""
+"""The unfinished run at a destination, and which other runs may continue it."""
 
 from __future__ import annotations
 
@@ -10,28 +10,40 @@ from conversion_lib.runs.differences import refuse_difference
 
 RUN_NAME = "run.json"
 PLAN_NAME = "plan.json"
-"""In the work directory of a conversion to MaxText: the plan, for `finalize`, which may not see the source."""
+"""In the work directory of a conversion to MaxText: the plan, for `finalize`, which may not have the source."""
 
 
 class Run(BaseModel):
-    """`run.json`: what an unfinished run writes and how it is shared out. All of its parts keep to it."""
+    """`run.json`: what an unfinished run writes, and how it is split. All of its parts follow it."""
 
     model_config = ConfigDict(frozen=True)
 
     identity: dict[str, str]
     chunk_limit: int
-    """Bytes of a chunk at most. It depends on the memory of whoever began; the others must cut chunks alike."""
+    """Largest size of a chunk in bytes. It depends on the memory budget of the part that began the run; the others must
+    use the same."""
     chunks: tuple[int, ...]
-    """How many chunks each part has to write: as many numbers as there are parts."""
+    """How many chunks each part writes, one number per part."""
 
     def __str__(self) -> str:
         return "of the whole" if len(self.chunks) == 1 else f"in {len(self.chunks)} parts"
 
 
 def joined(held: Run | None, run: Run, where: str, *, part: Part | None, overwrite: bool) -> Run | None:
-    """The unfinished run `held` where `run`, or its part, is to go on with it; None where one begins anew.
+    """Decides whether a run continues the unfinished run at its destination.
 
-    Raises BadInput where it is another run, and may not be overwritten.
+    Args:
+        held: The unfinished run. None: there is none.
+        run: The run that starts.
+        where: The work directory, for error messages.
+        part: The part that starts. None: the whole.
+        overwrite: Whether to replace an unfinished run. A part continues a run of its own kind all the same.
+
+    Returns:
+        `held` to continue it; None to start over.
+
+    Raises:
+        BadInput: `held` is another run and may not be overwritten.
     """
     if held is None or (overwrite and part is None):
         return None
@@ -41,5 +53,5 @@ def joined(held: Run | None, run: Run, where: str, *, part: Part | None, overwri
     refuse_difference(held.identity, run.identity, f"{where} holds an unfinished run")
     raise BadInput(
         f"{where} holds an unfinished run {held}, and this one is {run}: give the same --part I/N, or --overwrite to"
-        " start anew"
+        " start over"
     )

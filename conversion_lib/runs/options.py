@@ -1,4 +1,4 @@
-"""How to run a conversion, as opposed to what to write. Imports nothing: every start of the command line reads it."""
+"""How to run a conversion, as opposed to what to write. Imports little, since every command line loads it."""
 
 from __future__ import annotations
 
@@ -12,13 +12,22 @@ DEFAULT_BUDGET = 2 << 30
 """Bytes of memory."""
 
 HELP, LEAST, BYTES = "help", "least", "bytes"
-"""What a field's metadata may say to the command line: its description, its least value, and that it is a size.
-A field without a description is no option."""
+"""Keys of a field's metadata for the command line: its description, its minimum, and that it is a size in bytes. A
+field without a description is not an option."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """None of it changes a bit of the result but `chunk_bytes`' ceiling, an eighth of the memory budget."""
+    """How to run. The result does not depend on it, except that a chunk takes at most an eighth of the memory budget.
+
+    Attributes:
+        memory_budget: Bytes.
+        threads: None: one per core, up to 16.
+        overwrite: Replaces what is at the destination.
+        skip_disk_check: Starts even if the disk looks too small.
+        part: The share that this process writes, without committing. None: all of it, and commit.
+        among_others: The destination may hold other files, such as a training run's output. A foreign `0/` stays.
+    """
 
     memory_budget: int = field(
         default=DEFAULT_BUDGET, metadata={HELP: "Maximum memory to use, such as 2GiB.", BYTES: True}
@@ -29,9 +38,7 @@ class Options:
     overwrite: bool = field(default=False, metadata={HELP: "Replace what is at the destination."})
     skip_disk_check: bool = field(default=False, metadata={HELP: "Start even if the disk looks too small."})
     part: Part | None = None
-    """The share that this worker does, without committing; None: all of it, and commit."""
     among_others: bool = False
-    """Whether the destination may hold files of others, such as a training run's output; a foreign `0/` stays."""
 
 
 DEFAULT_OPTIONS = Options()

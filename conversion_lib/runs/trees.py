@@ -1,4 +1,4 @@
-"""What each kind of conversion commits at a destination, and by which names."""
+"""The files that each kind of conversion commits at a destination."""
 
 from __future__ import annotations
 
@@ -35,15 +35,20 @@ MAXTEXT = Tree(
 
 
 def maxtext_staging(destination: Path | str, *, alone: bool = True) -> Staging:
-    """Of a MaxText checkpoint at `destination`, a directory or gs://bucket/prefix.
+    """Returns the staging of a MaxText checkpoint.
 
-    alone: whether it has the destination to itself; then a stranger's file there is refused.
+    Args:
+        destination: A directory or gs://bucket/prefix.
+        alone: Whether the destination is for the checkpoint alone. Other files there are then refused.
+
+    Raises:
+        BadInput: `destination` is another kind of URL.
     """
     return location(destination).staging(replace(MAXTEXT, alone=alone))
 
 
 def hf_staging(destination: Path) -> RenameStaging:
-    """Of a Hugging Face checkpoint that is the directory `destination` itself."""
+    """Returns the staging of a Hugging Face checkpoint, which becomes the directory `destination` itself."""
     final = destination.absolute()
     work = f".{final.name}.ferry"
     record = f"{final.name}/{HF_RECORD_NAME}"
@@ -51,6 +56,10 @@ def hf_staging(destination: Path) -> RenameStaging:
 
 
 def begun_stagings(destination: str) -> list[Staging]:
-    """Of every kind of run that may have been left at `destination`."""
+    """Returns the stagings of every kind of run that may have been left at `destination`, a directory or URL.
+
+    Raises:
+        BadInput: `destination` is another URL than gs://bucket/prefix.
+    """
     found: list[Staging] = [maxtext_staging(destination)]
     return found if "://" in destination else [*found, hf_staging(Path(destination))]

@@ -176,7 +176,7 @@ def other_target(source: Path, out: Path) -> tuple[str, ...]:
 
 @pytest.mark.parametrize("change", [shard_rewritten, config_changed, other_version, other_target])
 def test_what_changed_between_a_kill_and_the_next_run(tmp_path, source, undisturbed, shim, change: Callable):
-    """Refused by name, and kept; --overwrite starts anew and writes what is there now."""
+    """Refused by name, and kept; --overwrite starts over and writes what is there now."""
     out = tmp_path / "out"
     options = ("--no-scan-layers",) if change is other_target else ()
     killed_midway(convert(source, out), shim)

@@ -259,7 +259,7 @@ def test_while_a_part_is_at_work(tmp_path, source):
     """Others of its kind may be too, but nobody who needs the place alone."""
     out = tmp_path / "out"
     with held_part(source, out, "0/2"):
-        refused(ferry_here("convert", source, out, "--part", "0/2"), "part 0/2 is at work", code=3)
+        refused(ferry_here("convert", source, out, "--part", "0/2"), "another run of part 0/2 is at work", code=3)
         assert ferry_here("convert", source, out, "--part", "1/2").returncode == 0
         for alone in (
             ("finalize", out),

@@ -196,7 +196,7 @@ def test_a_checkpoint_of_maxtext_is_taken_where_it_fits(
     assert "was not written by ferry" in capsys.readouterr().err
     with pytest.raises(BadInput, match=r"scan_layers: False there, True here; dtype: bfloat16 there, float32 here"):
         ensure(source, tmp_path, dtype="float32")
-    with pytest.raises(BadInput, match="was not written by ferry, and stays"):
+    with pytest.raises(BadInput, match="was not written by ferry and is kept"):
         ensure(source, tmp_path, reconvert=True)
     assert (tmp_path / "0" / "items" / "_METADATA").exists()
 
@@ -215,7 +215,7 @@ def test_a_step_without_items_is_no_half_written_checkpoint(source: Path, tmp_pa
     (tmp_path / "0" / "notes").write_text("the run's own")
     with pytest.raises(OutsideFailure, match="was not committed within"):
         ensure(source, tmp_path, may_convert=False, wait_seconds=0.1)
-    with pytest.raises(BadInput, match="was not written by ferry, and stays"):
+    with pytest.raises(BadInput, match="was not written by ferry and is kept"):
         ensure(source, tmp_path)
 
 

@@ -149,7 +149,7 @@ def test_a_run_that_is_alive_is_left_alone(fake: FakeCloudStorage, source: Path,
 def test_another_checkpoint_is_not_overwritten(fake: FakeCloudStorage, source: Path) -> None:
     to_cloud(source)
     before = names(fake)
-    with pytest.raises(BadInput, match=f"{URL}/0 is there already, from another run; it differs in target scan_layers"):
+    with pytest.raises(BadInput, match=f"{URL}/0 exists already, from another run; it differs in target scan_layers"):
         to_cloud(source, Target(scan_layers=False))
     assert names(fake) == before
     to_cloud(source, Target(scan_layers=False), overwrite=True)
@@ -167,7 +167,7 @@ def test_what_is_somebody_elses_stays(fake: FakeCloudStorage, source: Path) -> N
     assert names(fake) == ["notes.txt"]
     fake.objects.clear()
     fake.put("bucket", ROOT + "0/items/_METADATA", b"{}")
-    with pytest.raises(BadInput, match="is there already and was not written by ferry"):
+    with pytest.raises(BadInput, match="exists already and was not written by ferry"):
         to_cloud(source)
     assert fake.read("bucket", ROOT + "0/items/_METADATA") == b"{}"
 
@@ -187,7 +187,7 @@ def test_what_the_bucket_refuses(fake: FakeCloudStorage, source: Path) -> None:
     for url, message in (
         ("gs://elsewhere/x", "no bucket elsewhere"),
         ("gs:///x", "expected gs://bucket/prefix"),
-        ("gs://bucket/" + "x" * 1100, "Cloud Storage takes names of 1024 bytes"),
+        ("gs://bucket/" + "x" * 1100, "Cloud Storage allows names of up to 1024 bytes"),
     ):
         result = ferry_here("convert", source, url)
         assert result.returncode == 2 and message in result.stderr, result

@@ -237,7 +237,7 @@ def part_of(root: Path, text: str, run: Run | None = None, **options) -> Workspa
 def test_parts_are_at_work_together_each_with_its_journal(tmp_path):
     with part_of(tmp_path, "0/2") as first, part_of(tmp_path, "1/2") as second:
         assert journal_file(first) != journal_file(second)
-        with pytest.raises(OutsideFailure, match="part 0/2 is at work already"), part_of(tmp_path, "0/2"):
+        with pytest.raises(OutsideFailure, match="another run of part 0/2 is at work"), part_of(tmp_path, "0/2"):
             pass
     with part_of(tmp_path, "0/2"):
         pass
