@@ -1,4 +1,4 @@
-"""Files by size and CRC32C, the checksum that Cloud Storage keeps of every object."""
+"""Sizes and CRC32Cs of files. CRC32C is the checksum that Cloud Storage keeps for every object."""
 
 from __future__ import annotations
 
@@ -21,13 +21,18 @@ from conversion_lib.storage.files import in_parallel, write_atomically
 BLOCK = 1 << 20
 THREADS = 4
 YOUNG_NS = 2 * 10**9
-"""A file changed so short a time before it was read may change again without its times showing it."""
+"""The sum of a file that changed less than this before it was read is not kept: the file may change again without a
+new timestamp."""
 
 
 class FileEntry(BaseModel):
-    """One file: its path relative to the root, with `/`; bytes; CRC32C in base64, as Cloud Storage prints it.
+    """One file of a tree.
 
-    generation: the number of this version of the object, where it lies in Cloud Storage.
+    Attributes:
+        path: Relative to the root, with `/`.
+        size: Bytes.
+        crc32c: In base64, as Cloud Storage prints it.
+        generation: The object's version number in Cloud Storage. None: elsewhere.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -39,7 +44,7 @@ class FileEntry(BaseModel):
 
 
 class Sum(BaseModel):
-    """The CRC32C of a file that had these times (nanoseconds since 1970) and bytes when it was read."""
+    """The CRC32C of a file that had these timestamps (nanoseconds since 1970) and bytes when it was read."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -60,11 +65,20 @@ def entries_below(
     reporter: Reporter = SILENT,
     task: str = "reading",
 ) -> list[FileEntry]:
-    """Entries of every file under `root`, sorted by path.
+    """Returns entries of every file under `root`, sorted by path.
 
-    sums: a file that keeps the CRC32C of what was read; what has not changed since is not read again. The others are
-    read once, in blocks: memory is `threads` megabytes. Raises BadInput for links to directories (they would be left
-    out or read in circles), OutsideFailure where a file cannot be read.
+    Each file is read once, in blocks: this takes `threads` MiB of memory.
+
+    Args:
+        root: A directory.
+        sums: A file that keeps CRC32Cs between calls, so that unchanged files are not read again. None: all are read.
+        threads: How many files are read at once.
+        reporter: Shows the progress.
+        task: The name of the progress.
+
+    Raises:
+        BadInput: There is a link to a directory, which would be skipped or read in circles.
+        OutsideFailure: A file cannot be read.
     """
     sizes, began = list_files(root), time.time_ns()
     stats = {path: (root / path).stat() for path in sizes} if sums else {}
@@ -92,18 +106,22 @@ def entries_below(
 
 
 def list_files(root: Path) -> dict[str, int]:
-    """Paths relative to `root`, sorted, with sizes in bytes."""
+    """Returns the sizes in bytes of all files under `root`, by relative path, sorted.
+
+    Raises:
+        BadInput: There is a link to a directory.
+    """
     sizes = {}
     for path in root.rglob("*"):
         if path.is_symlink() and path.is_dir():
-            raise BadInput(f"{path} is a link to a directory: put the directory itself there")
+            raise BadInput(f"{path} is a link to a directory: replace it with the directory itself")
         if path.is_file():
             sizes[path.relative_to(root).as_posix()] = path.stat().st_size
     return dict(sorted(sizes.items()))
 
 
 def _known(sums: Path, stats: Mapping[str, os.stat_result]) -> dict[str, str]:
-    """The CRC32C of the files that are as they were when they were read."""
+    """Returns the kept CRC32Cs of files that have not changed since they were read."""
     try:
         earlier = _SUMS.validate_json(sums.read_bytes())
     except (OSError, ValidationError):
@@ -117,7 +135,7 @@ def _known(sums: Path, stats: Mapping[str, os.stat_result]) -> dict[str, str]:
 
 
 def _remember(sums: Path, entries: Iterable[FileEntry], stats: Mapping[str, os.stat_result], began: int) -> None:
-    """Keeps the CRC32C of what was read, where the directory may be written. began: nanoseconds since 1970."""
+    """Keeps the CRC32Cs that were read, if the directory is writable. began: nanoseconds since 1970."""
     content = {}
     for entry in entries:
         stat = stats.get(entry.path)
@@ -132,7 +150,7 @@ def _remember(sums: Path, entries: Iterable[FileEntry], stats: Mapping[str, os.s
 
 
 def file_crc32c(path: Path) -> str:
-    """The CRC32C of a file's bytes as they are now."""
+    """Reads a file and returns its CRC32C in base64."""
     checksum = google_crc32c.Checksum()
     with path.open("rb") as stream:
         while block := stream.read(BLOCK):
@@ -141,21 +159,32 @@ def file_crc32c(path: Path) -> str:
 
 
 def crc32c_of(content: bytes) -> str:
+    """Returns the CRC32C in base64."""
     return encode_crc32c(google_crc32c.Checksum(content))
 
 
 def encode_crc32c(checksum: google_crc32c.Checksum) -> str:
-    """Base64 of the four bytes, most significant first."""
+    """Returns the base64 of the four bytes, most significant first, as Cloud Storage prints it."""
     return base64.b64encode(checksum.digest()).decode()
 
 
 def copy_checked(
     source: IO[bytes], target: IO[bytes], entry: FileEntry, advance: Callable[[int], None], stopped: threading.Event
 ) -> bool:
-    """Copies in blocks; whether size and CRC32C of what went through are those of `entry`.
+    """Copies a file in blocks.
 
-    It asks for one byte past the end together with the last block: a file that has grown is found out, and an object of
-    a bucket takes no request of its own to learn that there is no more.
+    The last read asks for one byte more than is left. A file that has grown is noticed, and an object in a bucket needs
+    no further request to learn that it has ended.
+
+    Args:
+        source: Read to its end.
+        target: Written to, but not synced.
+        entry: The expected size and CRC32C.
+        advance: Called with the bytes of each block.
+        stopped: Ends the copy early.
+
+    Returns:
+        Whether the copied bytes have the expected size and CRC32C.
     """
     size, checksum = 0, google_crc32c.Checksum()
     while not stopped.is_set() and (block := source.read(min(BLOCK, entry.size + 1 - size))):

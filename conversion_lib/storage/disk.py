@@ -1,4 +1,4 @@
-"""How much room there is on a disk, and how much is taken."""
+"""Free and used space on a disk."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from conversion_lib.storage.files import existing_parent
 
 
 def bytes_below(directory: Path) -> int:
-    """Bytes that the files below take on disk."""
+    """Returns the bytes that all files below a directory take on disk."""
     total = 0
     for parent, _, names in os.walk(directory):
         for name in names:
@@ -23,23 +23,29 @@ def bytes_below(directory: Path) -> int:
 
 
 def free_bytes(path: Path) -> int:
-    """Bytes free on the file system that `path` lies on, or would: it need not be there."""
+    """Returns the free bytes on the file system of `path`, which need not exist."""
     return shutil.disk_usage(existing_parent(path.absolute())).free
 
 
 def same_disk(a: Path, b: Path) -> bool:
-    """Whether two paths lie on one file system, or would."""
+    """Returns whether two paths, which need not exist, are on the same file system."""
     return len({existing_parent(path.absolute()).stat().st_dev for path in (a, b)}) == 1
 
 
 def check_disk(destination: Path, needed: int, otherwise: str = "") -> None:
-    """Raises BadInput where the file system of `destination` has fewer than `needed` bytes free.
+    """Checks that a disk has enough space.
 
-    otherwise: what can be done beside making room or choosing another destination.
+    Args:
+        destination: A path on the disk. It need not exist.
+        needed: Bytes.
+        otherwise: Added to the advice in the error message.
+
+    Raises:
+        BadInput: Fewer bytes are free.
     """
     free = free_bytes(destination)
     if free < needed:
         raise BadInput(
             f"{destination}: the disk has {format_bytes(free)} free and {format_bytes(needed)} are needed; "
-            f"free some, or choose another destination{otherwise}"
+            f"free some space, or choose another destination{otherwise}"
         )

@@ -1,4 +1,4 @@
-"""Work on files: written whole or not at all, one writer at a time, several files at once."""
+"""File operations: atomic writes, one writer at a time, work on several files in parallel."""
 
 from __future__ import annotations
 
@@ -22,28 +22,36 @@ Result = TypeVar("Result")
 
 
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
-"""The names of files that are being written, to be renamed when they are whole."""
+"""Names of files that are being written, to be renamed when they are complete."""
 
 
 def in_parallel(
     work: Callable[[Item, threading.Event], Result], items: Iterable[Item], *, threads: int
 ) -> list[Result]:
-    """`work` for every item on `threads` threads; the results in the order of the items.
+    """Calls `work` for every item on several threads.
 
-    The first failure, or an interrupt in this thread, sets the event that `work` is handed, drops what has not
-    begun, waits for the rest and is raised: nothing goes on behind an error.
+    The first failure, or an interrupt in this thread, sets the event that `work` gets and cancels what has not begun.
+    It is raised when the rest has ended, so that nothing continues after an error.
+
+    Args:
+        work: Called with an item and the event. It should return soon after the event is set.
+        items: What to work on.
+        threads: How many items at once.
+
+    Returns:
+        The results in the order of the items.
     """
     stopped = threading.Event()
     failures: list[BaseException] = []
 
     def unless_stopped(item: Item) -> Result | None:
-        # the thread that failed says so itself: this one may come too late to drop what has not begun
+        # set by the thread that failed: the main thread may be too late to cancel what has not begun
         if stopped.is_set():
             return None
         try:
             return work(item, stopped)
         except BaseException as error:
-            failures.append(error)  # before the others are told: what they raise then is a consequence
+            failures.append(error)  # before the event is set: errors of other threads after it are consequences
             stopped.set()
             raise
 
@@ -61,7 +69,7 @@ def in_parallel(
 
 @contextmanager
 def _beside(path: Path) -> Iterator[Path]:
-    """A name of its own in the directory of `path`; what is left of it at the end is removed."""
+    """Yields a unique temporary path in the directory of `path`, and removes what is left there at the end."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         yield temporary
@@ -77,7 +85,11 @@ def _write_synced(path: Path, content: bytes) -> None:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Writes `content` beside `path`, syncs it and renames it there: a reader sees the old file or the new one."""
+    """Writes a file durably: a reader sees the old content or the new one.
+
+    Raises:
+        OSError: Writing failed. The old file is still there.
+    """
     with _beside(path) as temporary:
         _write_synced(temporary, content)
         temporary.replace(path)
@@ -85,9 +97,13 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def write_first(path: Path, content: bytes) -> bool:
-    """Writes `path` unless it is there, and returns whether it did: of several machines at once, only one does.
+    """Writes a file durably unless it exists, and returns whether it did.
 
-    A reader sees no file or the whole. Where the file system has no hard links it is for the caller to hold a lock.
+    A reader sees no file or all of it. Of several machines that call this at once, only one writes. On a file system
+    without hard links, the caller must hold a lock for that.
+
+    Raises:
+        OSError: Writing failed.
     """
     with _beside(path) as temporary:
         _write_synced(temporary, content)
@@ -106,7 +122,11 @@ def write_first(path: Path, content: bytes) -> bool:
 
 
 def copy_atomically(source: Path, destination: Path) -> None:
-    """Copies a file's content so that a reader of `destination` sees the old file or the new one."""
+    """Copies a file: a reader of `destination` sees the old content or the new one.
+
+    Raises:
+        OSError: Copying failed. The old file is still there.
+    """
     with _beside(destination) as temporary:
         shutil.copyfile(source, temporary)
         sync_file(temporary)
@@ -114,20 +134,20 @@ def copy_atomically(source: Path, destination: Path) -> None:
 
 
 def remove_temporaries(directory: Path) -> None:
-    """Removes, in `directory` and below, what kills left of files that were to be written or copied whole."""
+    """Removes the temporary files that killed writers left in `directory` and below."""
     for path in directory.rglob(".*.tmp"):
         if TEMPORARY.fullmatch(path.name):
             path.unlink(missing_ok=True)
 
 
 def sync_file(path: Path) -> None:
-    """Returns when the file's content is on disk."""
+    """Waits until a file's content is on disk."""
     with path.open("rb") as stream:
         os.fsync(stream.fileno())
 
 
 def sync_directory(path: Path) -> None:
-    """Returns when the names in the directory are on disk."""
+    """Waits until the names in a directory are on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -136,16 +156,19 @@ def sync_directory(path: Path) -> None:
 
 
 def existing_parent(path: Path) -> Path:
-    """The nearest of `path` and its parents that exists."""
+    """Returns `path` or its nearest parent that exists."""
     return next(parent for parent in (path, *path.parents) if parent.exists())
 
 
 @contextmanager
 def one_at_a_time(lock: Path, waiting: Callable[[], None]) -> Iterator[None]:
-    """Holds the lock file `lock`, whose directory is made, and removes it at the end.
+    """Holds a lock file until the block ends, and removes it then.
 
-    Another process that holds it is waited for; `waiting` is called once before. A killed holder leaves the file
-    behind but not the lock. File systems without locks are taken as they are.
+    A killed holder leaves the file behind, but not the lock. On a file system without locks, nothing is locked.
+
+    Args:
+        lock: The lock file. Its directory is made.
+        waiting: Called once before waiting for another process that holds the lock.
     """
     descriptor = _locked(lock, waiting)
     try:
@@ -172,7 +195,7 @@ def _locked(lock: Path, waiting: Callable[[], None]) -> int:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         except OSError:
             return descriptor  # no locks here (some network file systems)
-        # the last holder removed the file while this one waited: then the lock is on nothing
+        # if the last holder removed the file while this one waited, the lock is worthless
         try:
             if os.path.samestat(os.fstat(descriptor), lock.stat()):
                 return descriptor
@@ -182,11 +205,19 @@ def _locked(lock: Path, waiting: Callable[[], None]) -> int:
 
 
 def disk_error(error: OSError, what: str) -> FerryError:
-    """One line for what a disk refused: OutsideFailure where it is full or broken, BadInput where it is not ours."""
+    """Turns an OSError into an error of one line.
+
+    Args:
+        error: What was raised.
+        what: The start of the message, such as `cannot write to DIR`.
+
+    Returns:
+        BadInput if the path or its permissions are wrong; OutsideFailure if the disk is full or broken.
+    """
     where = f"{error.filename}: " if error.filename else ""
     line = f"{what}: {where}{error.strerror or error}"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return OutsideFailure(f"{line}; make room and run again")
+        return OutsideFailure(f"{line}; free some space and run again")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
-        return BadInput(f"{line}; give another directory or its permissions")
+        return BadInput(f"{line}; give another directory, or change its permissions")
     return OutsideFailure(line)

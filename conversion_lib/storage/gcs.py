@@ -1,4 +1,4 @@
-"""Locations in a bucket of Cloud Storage, and how a tree is written in place there. See `interface`."""
+"""Locations in a Cloud Storage bucket, and how a tree is written in place there. See `interface`."""
 
 from __future__ import annotations
 
@@ -19,23 +19,30 @@ if TYPE_CHECKING:
     from conversion_lib.storage.gcs_lease import BucketLease
 
 REQUESTS = 32
-"""To Cloud Storage at a time, where there are many objects."""
+"""Parallel requests to Cloud Storage for many objects."""
 TENSORSTORE_REQUESTS: dict[str, Any] = {"gcs_request_concurrency": {"limit": 64}}
-"""TensorStore's settings for Cloud Storage. It tries again itself: up to 32 times, 1 s to 32 s apart."""
+"""TensorStore's settings for Cloud Storage. It retries by itself: up to 32 times, 1 s to 32 s apart."""
 
 
 @dataclass(frozen=True)
 class BucketLocation:
-    """An object, or a prefix of objects' names, in a bucket. Errors are BadInput or OutsideFailure, in one line."""
+    """An object, or a prefix of objects' names, in a bucket. See `Location`.
+
+    Methods raise BadInput if the bucket, its name or the credentials are wrong, else OutsideFailure.
+    """
 
     bucket: str
     name: str
     client: Any = field(compare=False, repr=False)
-    """The client's bucket: one for all locations of a run, since it keeps connections."""
+    """The client's bucket object. All locations of a run share it, since it keeps connections open."""
 
     @staticmethod
     def parse(url: str) -> BucketLocation:
-        """The location gs://bucket/prefix. Raises BadInput for another URL, and for a name that is not allowed."""
+        """Returns the location of gs://bucket/prefix. No request is made yet.
+
+        Raises:
+            BadInput: It is another URL, the name is not allowed, or there are no credentials.
+        """
         from conversion_lib.storage import gcs_client as client
 
         bucket, prefix = client.split_url(url)
@@ -67,7 +74,7 @@ class BucketLocation:
 
     @property
     def blob(self) -> Any:
-        """The object, as the client has it."""
+        """The client's object. No request is made yet."""
         return self.client.blob(self.name)
 
     def __truediv__(self, path: str) -> BucketLocation:
@@ -92,7 +99,7 @@ class BucketLocation:
         try:
             self._upload(content, if_generation_match=0)
         except PreconditionFailed:
-            return self.read() == content  # ours, where the answer to a first try was lost; or the same
+            return self.read() == content  # written by us if the response to a first try was lost; or the same
         return True
 
     def _upload(self, content: bytes, **conditions: int) -> None:
@@ -116,7 +123,7 @@ class BucketLocation:
         return [blob.name[len(self._prefix) :] for blob in self.blobs()]
 
     def blobs(self, beginning: str = "") -> list[Any]:
-        """Every object below whose name begins so from here, with its generation and size."""
+        """Lists the objects below whose relative name starts with `beginning`, with generation and size."""
         from conversion_lib.storage import gcs_client as client
 
         with client.explained(str(self), "list"):
@@ -132,7 +139,7 @@ class BucketLocation:
         return {name[len(self._prefix) :] for name in names} - {""}
 
     def versions(self) -> Iterator[tuple[str, int, int]]:
-        """An object's generation is what a change of it changes."""
+        """Every object below, with its bytes and its generation."""
         return ((blob.name[len(self._prefix) :], blob.size, int(blob.generation)) for blob in self.blobs())
 
     def copy_to(self, path: Path) -> None:
@@ -156,7 +163,7 @@ class BucketLocation:
     def entries(
         self, *, sums: Location | None = None, reporter: Reporter = SILENT, task: str = "reading"
     ) -> list[FileEntry]:
-        """What the service says of its objects: none is read."""
+        """Lists the objects with the CRC32Cs that the service keeps. No object is read, and `sums` is ignored."""
         blobs = (blob for blob in self.blobs() if not blob.name.endswith("/"))
         entries = [entry_of(blob.name[len(self._prefix) :], blob) for blob in blobs]
         return sorted(entries, key=lambda entry: entry.path)
@@ -176,16 +183,16 @@ class BucketLocation:
         return MarkerStaging(self, tree)
 
     def settle(self) -> None:
-        """Nothing: an object is durable when its upload is answered."""
+        """Nothing: an object is durable when its upload returns."""
 
 
 def entry_of(path: str, blob: Any) -> FileEntry:
-    """The entry of an object that the client has listed or written."""
+    """Returns the entry, with this path, of an object that the client has listed or written."""
     return FileEntry(path=path, size=blob.size, crc32c=blob.crc32c or "", generation=int(blob.generation))
 
 
 class StoredGeneration:
-    """One generation of an object."""
+    """One generation of an object. See `StoredObject`."""
 
     def __init__(self, blob: Any, generation: int) -> None:
         self.bucket, self.name, self.generation = str(blob.bucket.name), str(blob.name), generation
@@ -198,7 +205,7 @@ class StoredGeneration:
 
 
 class BucketLog:
-    """A log whose lines are objects below `location`, since an object cannot be appended to."""
+    """A log whose lines are objects below `location`, since objects cannot be appended to."""
 
     def __init__(self, location: BucketLocation) -> None:
         self._location, self._next = location, 0
@@ -210,7 +217,7 @@ class BucketLog:
         self._next = 1 + max((int(name.partition(".")[0]) for name in names), default=-1)
 
     def open(self) -> None:
-        """Nothing: every line is an object of its own."""
+        """Nothing: every line is a separate object."""
 
     def append(self, line: bytes) -> None:
         (self._location / f"{self._next:08d}.json").write(line)
@@ -227,7 +234,7 @@ class BucketLog:
 
 
 class MarkerStaging:
-    """A tree below `root`. It is whole when its first marker is there: last written, first removed."""
+    """A tree below `root`. It is complete when its first marker is there, which is written last and removed first."""
 
     def __init__(self, root: BucketLocation, tree: Tree) -> None:
         self.tree, self._root = tree, root
@@ -278,7 +285,7 @@ class MarkerStaging:
         return sorted(self._root.children() - self.tree.ours - set(self.tree.guests))
 
     def prepare(self, needed_bytes: int) -> None:
-        """Nothing: a bucket has room for all, and no directories."""
+        """Nothing: a bucket has no limit and no directories."""
 
     def begin(self) -> None:
         for marker in self.tree.markers:
@@ -286,16 +293,16 @@ class MarkerStaging:
         self.clear()
 
     def restore(self) -> None:
-        """Nothing: what is replaced is removed before the first write."""
+        """Nothing: what is replaced is removed before the first write, not at the commit."""
 
     def commit(self) -> None:
-        """Readers have seen the checkpoint since its marker was written."""
+        """Removes the work directory. Readers have seen the checkpoint since its marker was written."""
         self.clear()
 
     def clear(self) -> None:
         below = [f"{self.tree.work}/{path}" for path in self.work.below()] if self.whole() else self._root.below()
         ours = [path for path in below if self._is_ours(path)]
-        # the notes of whose it is go last: a removal that is ended midway can be resumed
+        # the record and the notes go last, so that an interrupted removal can be resumed
         last = [path for path in (self.tree.record, *self.tree.notes) if path in ours]
         self._root.remove(path for path in ours if path not in last)
         for path in last:

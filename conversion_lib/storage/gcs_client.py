@@ -1,4 +1,4 @@
-"""The Cloud Storage client: how it is opened, what it tries again, and what a person reads where it fails."""
+"""The Cloud Storage client: how it is opened, what it retries, and how its errors are explained."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from google.cloud.storage.retry import DEFAULT_RETRY
 from conversion_lib.errors import BadInput, FerryError, OutsideFailure
 
 RETRY = DEFAULT_RETRY.with_timeout(600.0)
-"""For every request: exponential from 1 s to 60 s, with jitter; outages longer than ten minutes are the caller's."""
+"""For every request: exponential from 1 s to 60 s, with jitter, for ten minutes. Then the caller gets the error."""
 LONGEST_NAME = 1024
 """Bytes of an object's name in UTF-8."""
 BUCKET_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
@@ -24,7 +24,11 @@ BUCKET_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
 
 
 def split_url(url: str) -> tuple[str, str]:
-    """Bucket and prefix, without slashes at its ends, of gs://bucket/prefix. Raises BadInput for another URL."""
+    """Splits gs://bucket/prefix into the bucket and the prefix, without slashes at its ends.
+
+    Raises:
+        BadInput: It is another URL.
+    """
     scheme, _, rest = url.partition("://")
     bucket, _, prefix = rest.partition("/")
     if scheme != "gs" or not bucket:
@@ -38,7 +42,11 @@ def split_url(url: str) -> tuple[str, str]:
 
 
 def open_bucket(name: str) -> Any:
-    """The bucket, by the application default credentials; no request is made yet."""
+    """Opens a bucket with the application default credentials. No request is made yet.
+
+    Raises:
+        BadInput: There are no credentials, or the name is not allowed.
+    """
     with explained(f"gs://{name}", "open"):
         opened = storage.Client(project=None)
         opened._http.hooks["response"].append(_read_refusal)
@@ -56,15 +64,29 @@ def _read_refusal(answer: Any, **_: Any) -> None:
 
 
 def require_name(name: str, url: str) -> None:
-    """Raises BadInput for a name that Cloud Storage refuses to give an object."""
+    """Checks that Cloud Storage allows this name for an object.
+
+    Args:
+        name: The object's name in its bucket.
+        url: The location, for the error message.
+
+    Raises:
+        BadInput: The name is not allowed.
+    """
     if len(name.encode()) > LONGEST_NAME:
-        raise BadInput(f"{url}/{name[-60:]}: Cloud Storage takes names of {LONGEST_NAME} bytes: give a shorter prefix")
+        raise BadInput(
+            f"{url}/{name[-60:]}: Cloud Storage allows names of up to {LONGEST_NAME} bytes: give a shorter prefix"
+        )
     if "\r" in name or "\n" in name or name.startswith(".well-known/acme-challenge/"):
-        raise BadInput(f"Cloud Storage takes no object named {name!r}: give another prefix")
+        raise BadInput(f"Cloud Storage does not allow an object named {name!r}: give another prefix")
 
 
 def read(blob: Any) -> bytes | None:
-    """The bytes of an object; None where there is none. Raises NotFound where there is no bucket."""
+    """Reads an object, or returns None if there is none.
+
+    Raises:
+        NotFound: There is no bucket.
+    """
     try:
         return bytes(blob.download_as_bytes(retry=RETRY))
     except exceptions.NotFound as error:
@@ -74,7 +96,7 @@ def read(blob: Any) -> bytes | None:
 
 
 def delete(blob: Any) -> None:
-    """Deletes this generation of an object; one that has gone, or that is another by now, is left as it is."""
+    """Deletes this generation of an object. Does nothing if it is gone or replaced by now."""
     try:
         blob.delete(if_generation_match=blob.generation, retry=RETRY)
     except (exceptions.NotFound, exceptions.PreconditionFailed):
@@ -83,7 +105,16 @@ def delete(blob: Any) -> None:
 
 @contextmanager
 def explained(url: str, doing: str) -> Iterator[None]:
-    """Turns what the client raises into one line: BadInput, or OutsideFailure where a retry may help."""
+    """Turns the client's errors in the block into errors of one line.
+
+    Args:
+        url: The location, for the message.
+        doing: What failed, for the message, such as `read`.
+
+    Raises:
+        BadInput: No credentials, no permission, no such bucket, or a bad request.
+        OutsideFailure: Any other failure: a retry may help.
+    """
     bucket = url.removeprefix("gs://").partition("/")[0]
     try:
         yield
@@ -99,7 +130,7 @@ def explained(url: str, doing: str) -> Iterator[None]:
             raise OutsideFailure(f"cannot {doing} in {url}: {_line(error)}") from error
         raise BadInput(f"the credentials for gs://{bucket} were refused: {_line(error)}") from error
     except exceptions.NotFound as error:
-        raise BadInput(f"cannot {doing} in {url}: no bucket {bucket}, or it went away") from error
+        raise BadInput(f"cannot {doing} in {url}: no bucket {bucket}, or the object is gone") from error
     except (exceptions.Forbidden, exceptions.Unauthorized) as error:
         raise BadInput(
             f"cannot {doing} in {url}: the credentials do not allow it (HTTP {error.code}); they need"
@@ -114,13 +145,13 @@ def explained(url: str, doing: str) -> Iterator[None]:
 
 
 def _line(error: Exception) -> str:
-    """What the service says, where the client passes its answer on whole; else the first line of the error."""
+    """Returns the service's message if the error contains its response, else the first line of the error."""
     if isinstance(error, exceptions.RetryError) and (status := _status(error.cause)):
-        return f"HTTP {status} at every try, until the time for tries was over"
+        return f"HTTP {status} at every try, until the time for retries was over"
     said = re.search(r'"message": "((?:[^"\\]|\\.)*)"', str(error))
     return (said[1] if said else (str(error).splitlines() or [type(error).__name__])[0])[:300]
 
 
 def _status(error: Any) -> int | None:
-    """The HTTP status of an answer, by either of the client's two kinds of error."""
+    """Returns the HTTP status of either of the client's two kinds of errors."""
     return getattr(error, "code", None) or getattr(getattr(error, "response", None), "status_code", None)

@@ -1,4 +1,4 @@
-"""A lease in Cloud Storage: an object, whose generation changes with every heartbeat."""
+"""A lease in Cloud Storage: an object whose generation changes with every heartbeat."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class BucketLease(Lease):
         self._url = f"{SCHEME}{blob.bucket.name}/{blob.name}"
         self._generation = 0
         self._failed = False
-        """Whether what was looked at is the note of a failure, which anybody may replace."""
+        """Whether the object that was seen is the note of a failure, which any process may replace."""
 
     def read(self) -> Note | None:
         with client.explained(self._url, "read the lease"):
@@ -44,7 +44,7 @@ class BucketLease(Lease):
         return self._write()
 
     def _blob(self) -> Any:
-        """The object whatever its generation: one that the client has written is read as it was then."""
+        """Returns the object at any generation: an object that the client wrote would read that generation."""
         return self._bucket.blob(self._name)
 
     def _write(self) -> bool:
@@ -58,7 +58,7 @@ class BucketLease(Lease):
                     retry=client.RETRY,
                 )
             except exceptions.PreconditionFailed:
-                if client.read(blob) != content:  # else ours, where the answer to a first try was lost
+                if client.read(blob) != content:  # else written by us: the response to a first try was lost
                     return False
                 blob.reload(retry=client.RETRY)
         self._generation = int(blob.generation)

@@ -1,8 +1,11 @@
-"""What a directory and a bucket have in common: locations of files, and how a tree of them appears all at once.
+"""What directories and buckets have in common: locations of files, and the atomic commit of a tree of files.
 
-In a directory a tree is built in a hidden work directory on the same file system and renamed at the end. So a reader
-sees nothing or the whole, and a killed run leaves what it has done where the next one looks. In a bucket, where nothing
-can be renamed, a tree is whole when its marker is there: it is written last and removed first.
+In a directory, a tree is built in a hidden work directory on the same file system and renamed at the end. So a reader
+sees nothing or all of it, and the next run finds what a killed run left. In a bucket, where nothing can be renamed, a
+tree is complete when its marker is there: it is written last and removed first.
+
+Methods for a bucket raise BadInput if its name or the credentials are wrong, and OutsideFailure if the service fails;
+methods for a directory raise OSError.
 """
 
 from __future__ import annotations
@@ -22,120 +25,130 @@ SCHEME = "gs://"
 
 
 class StoredObject(Protocol):
-    """A file that lies in Cloud Storage: one generation of one object."""
+    """A file in Cloud Storage: one generation of one object."""
 
     bucket: str
     name: str
     generation: int
 
-    def open(self, mode: Literal["rb"]) -> IO[bytes]: ...
+    def open(self, mode: Literal["rb"]) -> IO[bytes]:
+        """Opens this generation for reading."""
+        ...
 
 
 class Location(Protocol):
-    """A file or a directory, by its path from there; a bucket has no directories, so that none need be made."""
+    """The location of a file or a directory, which need not exist. A bucket has no directories, only names."""
 
     @property
     def spec(self) -> dict[str, Any]:
-        """TensorStore's spec of the directory."""
+        """TensorStore's kvstore spec of the directory."""
         ...
 
     @property
     def handle(self) -> Path | str:
-        """What other libraries are given: a path, or the URL."""
+        """The path or URL, for other libraries."""
         ...
 
     @property
     def local(self) -> Path | None:
-        """Its path, where it lies on a file system of this machine."""
+        """The path on a file system of this machine; None for a bucket."""
         ...
 
     @property
-    def parent(self) -> Location: ...
+    def parent(self) -> Location:
+        """The directory that contains it."""
+        ...
 
     def absolute(self) -> Location:
-        """The same, whatever the working directory is later."""
+        """Returns the same location, independent of the working directory."""
         ...
 
     def __truediv__(self, path: str) -> Location: ...
 
     def read(self) -> bytes | None:
-        """The file's content, None where there is no such file."""
+        """Returns the file's content, or None if there is no such file."""
         ...
 
     def write(self, content: bytes) -> None:
-        """Writes the file, durably: a reader sees the old one or the new one."""
+        """Writes the file durably: a reader sees the old content or the new one."""
         ...
 
     def write_first(self, content: bytes) -> bool:
-        """Writes the file unless it is there, and says whether: of several machines at once, only one does."""
+        """Writes the file durably unless it exists, and returns whether it did. Of several at once, only one does."""
         ...
 
     def make(self) -> None:
-        """Makes the directory where there have to be any."""
+        """Makes the directory and its parents, if the storage has directories."""
         ...
 
     def below(self) -> list[str]:
-        """Every file in the directory and below, by its path from here."""
+        """Returns the relative path of every file in the directory and below."""
         ...
 
     def children(self) -> set[str]:
-        """The names directly below, of files and of directories; none where there is nothing."""
+        """Returns the names of files and directories directly below; none if there is nothing."""
         ...
 
     def versions(self) -> Iterator[tuple[str, int, int]]:
-        """Of every file below, in a fixed order: its path from here, its bytes, and what a change of it changes."""
+        """Yields for every file below, in a fixed order: relative path, bytes, and a number that a change changes."""
         ...
 
     def copy_to(self, path: Path) -> None:
-        """Copies the file into one of this machine; a directory, or what is not there, is passed over."""
+        """Copies the file to a local path. Does nothing if it is a directory or does not exist."""
         ...
 
     def remove(self, paths: Iterable[str]) -> None:
-        """Removes those of the files below that are there."""
+        """Removes files below, by relative path. Files that do not exist are ignored."""
         ...
 
     def entries(
         self, *, sums: Location | None = None, reporter: Reporter = SILENT, task: str = "reading"
     ) -> list[FileEntry]:
-        """Every file in the directory and below with its size and CRC32C, sorted.
+        """Returns every file in the directory and below with size and CRC32C, sorted by path.
 
-        sums: where the CRC32C of files is kept that had to be read for this, so that the next call need not.
+        Args:
+            sums: A file that keeps CRC32Cs that were computed by reading, so that the next call need not read again.
+            reporter: Shows the progress.
+            task: The name of the progress.
         """
         ...
 
     def stored(self, entry: FileEntry) -> Path | StoredObject:
-        """The file below with this entry, to be copied."""
+        """Returns the file below that has this entry, to copy it."""
         ...
 
     def lease(self, on_lost: Callable[[], None] = ...) -> Lease:
-        """The right to write that the file stands for."""
+        """Returns the lease in this file; `on_lost` is called in another thread if another run takes it over."""
         ...
 
     def log(self) -> Log:
-        """The log that is kept under this name."""
+        """Returns the log of this name."""
         ...
 
     def staging(self, tree: Tree) -> Staging:
-        """How the files of `tree` are built in this directory, and committed."""
+        """Returns the staging that builds and commits `tree` in this directory."""
         ...
 
     def settle(self) -> None:
-        """Returns when the names of what was written below are durable as well."""
+        """Waits until the names of files written below are durable too."""
         ...
 
 
 @dataclass(frozen=True)
 class Tree:
-    """What is committed together in one directory, by names in it.
+    """The names in one directory that are committed together.
 
-    final: what appears when the run commits. record: the file that says which run wrote it.
-    work: the hidden directory of the run; build: where in it `final` is built, if it can be renamed.
-    beside: names next to `final` that are written before it is whole; the record, where it is one of them, comes last.
-    dropped: names next to `final` that go when it is replaced.
-    markers: files by which readers take `final` for whole; None: the directory itself.
-    notes: files in `work` that tell whose the run is: where files are removed one by one, they go last.
-    guests: names of others that a run leaves alone.
-    alone: whether the directory is this tree's own: then anything else in it is refused.
+    Attributes:
+        final: Appears when the run commits.
+        record: The file that says which run wrote it.
+        work: The hidden work directory of the run.
+        build: Where in `work` `final` is built, if it can be renamed.
+        beside: Names next to `final` that are written before it is complete, the record last if it is one of them.
+        dropped: Names next to `final` that are removed when it is replaced.
+        markers: Files that tell readers that `final` is complete. Empty: `final` itself does.
+        notes: Files in `work` that identify the run. They are removed last.
+        guests: Names of other tools' files that a run leaves alone.
+        alone: Whether the directory is for this tree alone. Other files in it are then refused.
     """
 
     final: str
@@ -151,21 +164,24 @@ class Tree:
 
     @property
     def ours(self) -> frozenset[str]:
+        """The names in the directory that belong to the tree."""
         return frozenset({self.final, self.work, *self.beside, *self.dropped})
 
 
 class Staging(Protocol):
-    """One tree at one destination. Methods that change anything are for whoever holds the destination alone."""
+    """One tree at one destination. Before calling a method that changes it, hold the destination's lease alone."""
 
     tree: Tree
 
     @property
     def shown(self) -> str:
-        """What a person calls the destination."""
+        """The destination, for messages."""
         ...
 
     @property
-    def final(self) -> Location: ...
+    def final(self) -> Location:
+        """Where the committed tree appears."""
+        ...
 
     @property
     def build(self) -> Location:
@@ -174,23 +190,23 @@ class Staging(Protocol):
 
     @property
     def work(self) -> Location:
-        """Where a run keeps what later ones read."""
+        """The work directory, which keeps what later runs need."""
         ...
 
     def drafts(self) -> AbstractContextManager[Path]:
-        """A directory in which to write what is to lie beside `final`; of several writers, the first's stays."""
+        """Opens a local directory for files that go beside `final`. Of several writers of a file, the first wins."""
         ...
 
     def exists(self) -> bool:
-        """Whether anything lies at `final`."""
+        """Whether there is anything at `final`."""
         ...
 
     def whole(self) -> bool:
-        """Whether readers find something whole at `final`."""
+        """Whether readers find a complete tree at `final`."""
         ...
 
     def read(self, name: str) -> bytes | None:
-        """A file at the destination, by its name in the tree; None where there is none."""
+        """Returns a file at the destination by its name in the tree, or None if there is none."""
         ...
 
     def begun(self) -> bool:
@@ -198,36 +214,40 @@ class Staging(Protocol):
         ...
 
     def building(self) -> bool:
-        """Whether something is being built, and not committed."""
+        """Whether a tree is being built and is not committed."""
         ...
 
     def committing(self) -> bool:
-        """Whether what is at `final` is just being replaced."""
+        """Whether the tree at `final` is being replaced right now."""
         ...
 
     def strangers(self) -> list[str]:
-        """What else lies at the destination that is nobody's guest, sorted."""
+        """Returns other names at the destination, sorted, without guests."""
         ...
 
     def prepare(self, needed_bytes: int) -> None:
-        """Makes the work directory. Raises BadInput where the destination does not allow what is to come.
+        """Makes the work directory.
 
-        needed_bytes: what the run will take on disk, less what is in the work directory; 0: not checked.
+        Args:
+            needed_bytes: Disk space of the whole run, including what is in the work directory. 0: not checked.
+
+        Raises:
+            BadInput: The destination cannot be written, spans two file systems, or has too little space.
         """
         ...
 
     def begin(self) -> None:
-        """Clears away what earlier runs left, so that a new one finds nothing of theirs."""
+        """Removes what earlier runs left, so that a new run starts empty."""
         ...
 
     def restore(self) -> None:
-        """Undoes a commit that was ended midway."""
+        """Undoes an interrupted commit."""
         ...
 
     def commit(self) -> None:
-        """Puts what was built where it belongs, and removes the work directory. Can be called again if ended midway."""
+        """Moves what was built into place, and removes the work directory. After an interruption, call it again."""
         ...
 
     def clear(self) -> None:
-        """Removes what an unfinished run left. What is whole stays."""
+        """Removes what an unfinished run left. A complete tree stays."""
         ...

@@ -1,8 +1,8 @@
-"""The right to write to a location, for one of several processes on one machine or many.
+"""Leases: the right to write to a location, for one of several processes on one or more machines.
 
-A lease is a file or an object that its holder rewrites every few seconds. One that has not changed for a while, by the
-clock of whoever watches it, has expired and may be taken over; no two clocks are compared. In a directory the holder
-also locks the file, so that the end of a process on the same machine is known at once.
+A lease is a file or an object that its holder rewrites every few seconds. If it does not change for a while, by the
+watcher's own clock, it has expired and may be taken over; clocks are never compared. In a directory, the holder also
+locks the file, so that the end of a process on the same machine is noticed at once.
 """
 
 from __future__ import annotations
@@ -28,23 +28,31 @@ from conversion_lib.storage.files import disk_error
 LEASE_NAME = "lease"
 """How the names of leases in a work directory begin."""
 HEARTBEAT_SECONDS = 5.0
-"""How often a lease is rewritten. Cloud Storage takes one write of an object a second."""
+"""How often a lease is rewritten. Cloud Storage allows one write per second and object."""
 EXPIRED_SECONDS = 60.0
-"""A lease that has not changed for this long has expired: a dozen heartbeats missed."""
+"""A lease that has not changed for this long has expired: a dozen heartbeats were missed."""
 POLL_SECONDS = 1.0
 SETTLING_SECONDS = 1.0
-"""Without locks, two may write a file at the same moment: the one that is there after this while holds the lease."""
+"""Without locks, two processes may write a file at the same moment. Whose note is there after this time holds it."""
 LOOKING_SECONDS = 0.02
-"""How long a look at a file locks it, at most."""
+"""Longest time that a look at a file locks it."""
 LARGEST_NOTE = 1 << 16
+"""Bytes of a lease file that are read."""
 RELEASE_SECONDS = 10.0
-"""How long `release` waits for a heartbeat under way. One that is written after all expires."""
+"""How long `release` waits for a heartbeat in progress. If it is written after that, the lease expires."""
 
 
 class Note(BaseModel):
-    """What a lease says: who holds it, or how the last holder's work failed.
+    """The content of a lease: who holds it, or how the last holder's work failed.
 
-    machine: what processes share that see each other's locks: one kernel, and one mount of the file system.
+    Attributes:
+        id: Unique for each holder.
+        host: The holder's host name.
+        pid: The holder's process id.
+        machine: Equal for processes that see each other's locks: the same kernel and mount. Empty: in a bucket.
+        heartbeat: Number of heartbeats.
+        failure: Why the last holder failed. None: it has not.
+        failure_is_final: Whether a retry by another process cannot help.
     """
 
     id: str
@@ -54,15 +62,15 @@ class Note(BaseModel):
     heartbeat: int = 0
     failure: str | None = None
     failure_is_final: bool = False
-    """Whether nobody else need try."""
 
     @staticmethod
     def of_this_process() -> Note:
+        """Returns a new note for this process."""
         return Note(id=uuid.uuid4().hex, host=socket.gethostname(), pid=os.getpid())
 
     @staticmethod
     def parse(content: bytes | None) -> Note | None:
-        """The note in `content`; None where it is none, or is just being written."""
+        """Returns the note in `content`, or None if it is empty, damaged or half-written."""
         try:
             return Note.model_validate_json(content or b"")
         except ValidationError:
@@ -73,7 +81,7 @@ class Note(BaseModel):
 
 
 class State(Enum):
-    """What a look at a lease says. WATCHED: somebody's; whether they are alive only time can tell."""
+    """What a look at a lease shows. WATCHED: a process has it, and only time can tell whether it is alive."""
 
     FREE = "free"
     WATCHED = "watched"
@@ -81,13 +89,16 @@ class State(Enum):
 
 
 class Lease(ABC):
-    """One lease, as one process sees it. `lost` is set where another run has taken it over.
+    """One lease, as seen by one process. The event `lost` is set if another run takes it over.
 
-    on_lost: called once where that happens, in another thread.
+    Methods raise BadInput or OutsideFailure if the lease cannot be read or written.
+
+    Args:
+        on_lost: Called once when the lease is lost, in another thread.
     """
 
     descriptor = -1
-    """A file that a child may inherit to hold the lease as well; negative where there is none."""
+    """A file descriptor that a child may inherit, to hold the lease too. Negative: there is none."""
 
     def __init__(self, on_lost: Callable[[], None] = lambda: None) -> None:
         self.lost = threading.Event()
@@ -100,24 +111,24 @@ class Lease(ABC):
 
     @property
     def held(self) -> bool:
-        """Whether this process took it and has not released it."""
+        """Whether this process took the lease and has not released it."""
         return self._heartbeats is not None
 
     @abstractmethod
     def read(self) -> Note | None:
-        """What the lease says now; None where there is none."""
+        """Reads the lease's current note; None if there is none."""
 
     @abstractmethod
     def _look(self) -> State | Any:
-        """A state where one look tells; else what changes with every heartbeat of the holder."""
+        """Returns the state if one look shows it, else a value that changes with every heartbeat of the holder."""
 
     @abstractmethod
     def _take(self) -> bool:
-        """Takes the lease where it is still as it was looked at, and says whether."""
+        """Takes the lease if it has not changed since the last look, and returns whether it did."""
 
     @abstractmethod
     def _write(self) -> bool:
-        """Writes the note; False where the lease is another's by now."""
+        """Writes the note, or returns False if another process has the lease by now."""
 
     @abstractmethod
     def _remove(self) -> None:
@@ -128,7 +139,12 @@ class Lease(ABC):
         """Removes the lease of an expired holder."""
 
     def look(self) -> State:
-        """Who holds the lease. A look after a look tells more: what has changed is alive, what has not may expire."""
+        """Returns the lease's state. Several looks tell more: a lease that changes is held, one that does not expires.
+
+        Raises:
+            BadInput: The lease cannot be read.
+            OutsideFailure: The same, and a retry may help.
+        """
         found = self._look()
         if isinstance(found, State):
             self._seen = None
@@ -139,9 +155,11 @@ class Lease(ABC):
         return State.FREE if time.monotonic() - self._seen[1] >= EXPIRED_SECONDS else State.WATCHED
 
     def acquire(self) -> bool:
-        """Takes the lease where nobody holds it, and says whether; does not wait.
+        """Takes the lease if it is free, and returns whether it did. Does not wait.
 
-        Raises BadInput and OutsideFailure where it cannot be written.
+        Raises:
+            BadInput: The lease cannot be written.
+            OutsideFailure: The same, and a retry may help.
         """
         if self.look() is not State.FREE or not self._take():
             return False
@@ -152,7 +170,7 @@ class Lease(ABC):
         return True
 
     def wait(self, waiting: Callable[[], None]) -> None:
-        """Returns when this process holds the lease; calls `waiting` once where it has to wait."""
+        """Waits until this process holds the lease. If it has to wait, it calls `waiting` once before."""
         told = False
         while not self.acquire():
             if not told:
@@ -162,7 +180,7 @@ class Lease(ABC):
 
     @contextmanager
     def waited_for(self, waiting: Callable[[], None]) -> Iterator[None]:
-        """Holds the lease, once nobody else does."""
+        """Waits for the lease and holds it until the block ends. `waiting`: as for `wait`."""
         self.wait(waiting)
         try:
             yield
@@ -170,12 +188,19 @@ class Lease(ABC):
             self.release()
 
     def require(self, where: str) -> None:
-        """Raises OutsideFailure where another run has taken the lease over."""
+        """Checks that the lease is not lost.
+
+        Args:
+            where: What the lease is for, for the error message.
+
+        Raises:
+            OutsideFailure: Another run has taken the lease over.
+        """
         if self.lost.is_set():
-            raise OutsideFailure(f"another run took {where} over while this one was stopped: run again")
+            raise OutsideFailure(f"another run took over {where} while this one was suspended: run again")
 
     def heartbeat(self) -> None:
-        """Rewrites the lease now, unless another run has taken it over: then it is lost."""
+        """Rewrites the lease now. If another run has taken it over, sets `lost`."""
         with self._writing:
             self._note = self._note.model_copy(update={"heartbeat": self._note.heartbeat + 1})
             if self._write() or self.lost.is_set():
@@ -185,18 +210,23 @@ class Lease(ABC):
 
     def _keep_alive(self) -> None:
         while not self._ended.wait(HEARTBEAT_SECONDS) and not self.lost.is_set():
-            # an outage: the next heartbeat tells whether another run has taken over meanwhile
+            # an outage: the next heartbeat shows whether another run has taken over in the meantime
             with suppress(OSError, FerryError):
                 self.heartbeat()
 
     def release(self, *, failure: str | None = None, final: bool = False) -> None:
-        """Gives the lease back. failure: left in its place for those that wait; final: nobody else need try."""
+        """Releases the lease. Does nothing if it is not held.
+
+        Args:
+            failure: Left in the lease for waiting processes. None: the lease is removed.
+            final: Whether a retry by a waiting process cannot help.
+        """
         if self._heartbeats is None:
             return
         self._ended.set()
         self._heartbeats.join(RELEASE_SECONDS)
         self._heartbeats = None
-        # where it cannot be removed, the next run sees it expire
+        # if it cannot be removed, the next run sees it expire
         with suppress(OSError, FerryError):
             if failure is not None and not self.lost.is_set():
                 self._note = self._note.model_copy(update={"failure": failure, "failure_is_final": final})
@@ -206,18 +236,18 @@ class Lease(ABC):
         self._close()
 
     def _close(self) -> None:
-        """Lets go of what the process has open."""
+        """Closes what the process has open."""
         return
 
 
 class FileLease(Lease):
-    """The lease in the file `path`, whose directory is made."""
+    """The lease in the file `path`. Its directory is made when the lease is taken."""
 
     def __init__(self, path: Path, on_lost: Callable[[], None] = lambda: None) -> None:
         super().__init__(on_lost)
         self._path = path
         self._content = b""
-        """What the file said at the last look."""
+        """The file's content at the last look."""
 
     def read(self) -> Note | None:
         with suppress(OSError):
@@ -238,13 +268,13 @@ class FileLease(Lease):
             if not self._content or (note is not None and note.failure is not None):
                 return State.FREE
             if locked and note is not None and note.machine == _machine(descriptor):
-                return State.FREE  # its lock would not be free if its holder lived
+                return State.FREE  # a living holder would have it locked
             return self._content
         finally:
             os.close(descriptor)
 
     def _open(self, flags: int) -> int:
-        """The file; negative where there is none, or its directory was just removed."""
+        """Opens the file; negative if there is none, or its directory was just removed."""
         try:
             if flags & os.O_CREAT:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -280,7 +310,7 @@ class FileLease(Lease):
         return note is not None and note.id == self._note.id
 
     def _is_mine_to_write(self) -> bool:
-        """Whether the path still leads to the open file: the last holder may have removed it."""
+        """Whether the path still names the open file: the last holder may have removed it."""
         try:
             return os.path.samestat(os.fstat(self.descriptor), self._path.stat())
         except OSError:
@@ -307,21 +337,21 @@ class FileLease(Lease):
         descriptor = self._open(os.O_RDONLY)
         if descriptor < 0:
             return
-        # locked, so that nobody takes it in between
+        # locked, so that no process takes it in between
         if _lock(descriptor, fcntl.LOCK_EX) is not False and os.pread(descriptor, LARGEST_NOTE, 0) == self._content:
             self._path.unlink(missing_ok=True)
         os.close(descriptor)
 
     def _close(self) -> None:
         if self.descriptor >= 0:
-            with suppress(OSError):  # a process that was forked meanwhile may have the file open as well
+            with suppress(OSError):  # a process that was forked in the meantime may have the file open too
                 fcntl.flock(self.descriptor, fcntl.LOCK_UN)
             os.close(self.descriptor)
             self.descriptor = -1
 
 
 def _lock(descriptor: int, kind: int) -> bool | None:
-    """Locks the file for this process: False where another has it, None where the file system has no locks."""
+    """Locks the file for this process. False: another has it; None: the file system has no locks."""
     for last in (False, False, True):
         try:
             fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
@@ -329,7 +359,7 @@ def _lock(descriptor: int, kind: int) -> bool | None:
         except BlockingIOError:
             if last:
                 return False
-            time.sleep(LOOKING_SECONDS)  # it may have been locked for a look alone
+            time.sleep(LOOKING_SECONDS)  # it may be locked only for a look
         except OSError:
             return None
     return False

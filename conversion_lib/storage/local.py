@@ -1,4 +1,4 @@
-"""Directories of this machine: locations in them, and how a tree is built in one and renamed."""
+"""Local directories: locations in them, and how a tree is built in one and renamed."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ from conversion_lib.storage.lease import LEASE_NAME, FileLease
 from conversion_lib.storage.logs import FileLog
 
 SYNC_THREADS = 8
-"""Without OCDBT there are as many directories as chunks, and syncing one is mostly waiting."""
+"""Without OCDBT there are as many directories as chunks, and syncing is mostly waiting."""
 REPLACED_NAME = "replaced"
-"""In the work directory: what a commit takes the place of, until it is done."""
+"""In the work directory: what a commit replaces, until the commit is done."""
 
 
 @dataclass(frozen=True)
 class LocalLocation:
-    """A path on a file system of this machine."""
+    """A path on a file system of this machine. See `Location`."""
 
     path: Path
 
     @property
     def spec(self) -> dict[str, Any]:
-        # a path, since a `file://` URL would read `%`, `#` and `?` as its own
+        # a path, since `%`, `#` and `?` have a meaning in a `file://` URL
         return {"driver": "file", "path": f"{self.path}/"}
 
     @property
@@ -127,7 +127,7 @@ class LocalLocation:
 
 
 class RenameStaging:
-    """A tree in the directory `root`: built in the work directory, renamed at the end."""
+    """A tree in the directory `root`: built in the work directory, and renamed at the end. See `Staging`."""
 
     def __init__(self, root: Path, tree: Tree) -> None:
         self.tree = tree
@@ -185,12 +185,12 @@ class RenameStaging:
             raise disk_error(error, f"cannot write to {self._work.parent}") from None
 
     def _require_one_file_system(self) -> None:
-        """What is built is renamed to its place at the end: a mount or a link to another disk would fail only then."""
+        """Raises BadInput for a mount or a link to another disk: the rename at the end would fail there."""
         for path in (self._work, self._final):
             if path.exists() and path.stat().st_dev != existing_parent(path.parent).stat().st_dev:
                 raise BadInput(
-                    f"{path} lies on another file system than {path.parent}: what is built cannot be moved into place "
-                    "there. Give a directory that is on one file system as a whole"
+                    f"{path} is on another file system than {path.parent}, so that the result cannot be renamed into "
+                    "place. Give a directory that is completely on one file system"
                 )
 
     def begin(self) -> None:
@@ -200,7 +200,7 @@ class RenameStaging:
         self._build.mkdir(parents=True)
 
     def restore(self) -> None:
-        """What a commit replaced comes back, unless the new was in place already."""
+        """Puts back what an interrupted commit replaced, unless the new tree was in place already."""
         replaced = self._work / REPLACED_NAME
         if not replaced.is_dir():
             return
@@ -208,7 +208,7 @@ class RenameStaging:
             for name in (*self.tree.dropped, self.tree.final, *self.tree.beside):
                 placed = name in self.tree.beside and not (self._work / name).exists()
                 if placed and (self._root / name).exists():
-                    (self._root / name).rename(self._work / name)  # for the next try to place
+                    (self._root / name).rename(self._work / name)  # the next commit puts it in place
                 elif (replaced / name).exists():
                     _remove(self._root / name)
                 if (replaced / name).exists():
@@ -216,18 +216,20 @@ class RenameStaging:
         shutil.rmtree(replaced)
 
     def commit(self) -> None:
-        """What it replaces is moved into the work directory first, and comes back where the run ends before the new is
-        in place."""
+        """Moves what is replaced into the work directory, then the new tree into place.
+
+        If the run ends in between, `restore` puts back what was replaced.
+        """
         remove_temporaries(self._work)
         if self._final.exists():
             replaced = self._work / REPLACED_NAME
             replaced.mkdir(exist_ok=True)
-            # the record first: without it nothing at the destination counts as finished
+            # the record first: without it, nothing at the destination counts as finished
             for name in (*reversed(self.tree.beside), *self.tree.dropped, self.tree.final):
                 if (self._root / name).exists():
                     (self._root / name).rename(replaced / name)
         for name in self.tree.beside:
-            if (self._work / name).exists():  # else an earlier try has placed it
+            if (self._work / name).exists():  # else an earlier commit put it in place
                 _remove(self._root / name)
                 (self._work / name).rename(self._root / name)
         self._build.rename(self._final)

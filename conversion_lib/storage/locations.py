@@ -1,4 +1,4 @@
-"""From a path or a URL to the location that it names."""
+"""Turns a path or a URL into the location that it names."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from conversion_lib.storage.local import LocalLocation
 
 
 def location(where: Path | str) -> Location:
-    """The location that a path or gs://bucket/prefix names.
+    """Returns the location that a path or gs://bucket/prefix names, which need not exist.
 
-    Raises BadInput for another URL scheme.
+    Raises:
+        BadInput: It is another URL, the bucket's or object's name is not allowed, or there are no credentials.
     """
     text = str(where)
     if text.startswith(SCHEME):
-        from conversion_lib.storage.gcs import BucketLocation  # its client takes long to import
+        from conversion_lib.storage.gcs import BucketLocation  # imports slowly because of the client
 
         return BucketLocation.parse(text)
     if "://" in text:

@@ -1,4 +1,4 @@
-"""A log that only grows: lines appended durably, and replayed by whoever comes next."""
+"""Append-only logs: lines are appended durably, and a later run replays them."""
 
 from __future__ import annotations
 
@@ -9,33 +9,39 @@ from pathlib import Path
 from typing import Protocol
 
 RESERVE_BYTES = 64 << 10
-"""Kept aside for the log, so that on a disk that runs full what was written before can still be noted."""
+"""Disk space reserved for the log, so that finished work can still be logged when the disk is full."""
 
 
 class Log(Protocol):
     """Lines, each ending with a newline."""
 
     def replay(self, take: Callable[[bytes], bool]) -> None:
-        """Hands over every line. One that `take` refuses is damaged, or was cut short by a kill."""
+        """Passes every line to `take`, which returns False for a line that is damaged or was cut short by a kill."""
         ...
 
     def open(self) -> None:
-        """Makes ready to append, after `replay`."""
+        """Opens the log for `append`. Call `replay` before."""
         ...
 
     def append(self, line: bytes) -> None:
-        """Adds a line, durably: all of it or nothing."""
+        """Appends a line durably: all of it or nothing."""
         ...
 
-    def exists(self) -> bool: ...
+    def exists(self) -> bool:
+        """Whether anything was logged."""
+        ...
 
-    def remove(self) -> None: ...
+    def remove(self) -> None:
+        """Removes the log."""
+        ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Closes the log."""
+        ...
 
 
 class FileLog:
-    """The log in the file `path`. A line that `replay` finds damaged is cut off, with all that follow, at `open`."""
+    """The log in the file `path`. `open` cuts off a line that `replay` found damaged, with all lines after it."""
 
     def __init__(self, path: Path) -> None:
         self.path, self._reserve = path, path.with_suffix(".reserve")
@@ -59,7 +65,7 @@ class FileLog:
             self._write(line)
 
     def open(self) -> None:
-        """Also sets the reserve aside."""
+        """Opens the log, and reserves disk space."""
         if self.path.exists() and self._end < self.path.stat().st_size:
             os.truncate(self.path, self._end)
         if not self._reserve.exists():

@@ -352,7 +352,7 @@ def test_offline(out: Path) -> None:
 
 def test_a_disk_too_small(hub: LocalHub, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(disk, "free_bytes", lambda path: 1000)
-    needed = r"the disk has 1\.0 kB free and 1\.8 MB are needed; free some, or choose another destination$"
+    needed = r"the disk has 1\.0 kB free and 1\.8 MB are needed; free some space, or choose another destination$"
     with pytest.raises(BadInput, match=needed):
         fetch(out)
     assert bodies(hub) == []

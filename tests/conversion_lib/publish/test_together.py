@@ -145,7 +145,7 @@ def test_a_lease_in_a_bucket_that_is_taken_over(
         original(self, manifest, marker)
 
     monkeypatch.setattr(cloud_storage.CloudStorageDestination, "commit", late)
-    with pytest.raises(OutsideFailure, match=r"another run took gs://bucket/.* over"):
+    with pytest.raises(OutsideFailure, match=r"another run took over gs://bucket/.*"):
         publish(checkpoint, "gs://bucket")
     assert read(f"gs://bucket/{PLACE}", "ferry_commit.json") is None
     assert read(f"gs://bucket/{PLACE}", ".ferry_lease.json") == b"another run"

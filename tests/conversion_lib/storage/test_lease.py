@@ -63,7 +63,7 @@ def test_a_holder_notices_that_it_was_taken_over(tmp_path: Path, monkeypatch: py
     (tmp_path / "lease").unlink()
     (tmp_path / "lease").write_text(note.model_copy(update={"id": "another"}).model_dump_json())
     assert lost.wait(5)
-    with pytest.raises(OutsideFailure, match="another run took here over"):
+    with pytest.raises(OutsideFailure, match="another run took over here"):
         lease.require("here")
     lease.release()
     assert (tmp_path / "lease").exists(), "another's lease stays"
