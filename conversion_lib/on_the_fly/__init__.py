@@ -1,4 +1,4 @@
-"""A training run that has only a model's name starts from the right checkpoint: `ensure_checkpoint`."""
+"""Conversion for a training run that has only a model's name: `ensure_checkpoint`."""
 
 from conversion_lib.on_the_fly.ensuring import ensure_checkpoint
 

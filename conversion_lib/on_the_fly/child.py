@@ -1,7 +1,7 @@
-"""What the subprocess does that converts on the fly: `python -m conversion_lib.on_the_fly JOB`.
+"""The subprocess that converts on the fly: `python -m conversion_lib.on_the_fly JOB`.
 
-It is a process of its own, so that nothing of the parent's accelerators is touched, and ends with its parent: standard
-input is a pipe that the parent holds open. The Hub's token comes in HF_TOKEN.
+It is a separate process, so that it does not touch the parent's accelerators. It ends with its parent: standard input
+is a pipe that the parent holds open. The Hub's token comes in HF_TOKEN.
 """
 
 from __future__ import annotations
@@ -22,9 +22,16 @@ from conversion_lib.record import Target
 
 
 class Job(BaseModel):
-    """One conversion. source: a Hugging Face directory or a repository. memory_budget: bytes.
+    """One conversion.
 
-    overwrite: replaces what is in the way.
+    Attributes:
+        source: A Hugging Face directory or a Hub repository.
+        revision: Branch, tag or commit of the repository.
+        model: A name in the catalogue. None: config.json determines the family.
+        destination: A directory or gs://bucket/prefix.
+        target: What to write.
+        memory_budget: Bytes.
+        overwrite: Whether to replace another checkpoint at the destination.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -39,7 +46,12 @@ class Job(BaseModel):
 
 
 def run(job: Job, reporter: Reporter) -> Outcome:
-    """Downloads where that is needed, and converts."""
+    """Downloads the source if it is a repository, and converts it.
+
+    Raises:
+        BadInput: As for `convert`, or the Hub has no such repository.
+        OutsideFailure: As for `convert`, or the Hub failed.
+    """
     from conversion_lib import hub
     from conversion_lib.conversions.convert import convert
     from conversion_lib.runs.options import Options
@@ -53,7 +65,7 @@ def run(job: Job, reporter: Reporter) -> Outcome:
 
 
 def _must_overwrite(job: Job, directory: Path) -> bool:
-    """Whether something else is in the way; an unfinished run of this very job is resumed."""
+    """Whether the destination holds something else. An unfinished run of the same job is resumed instead."""
     from conversion_lib.conversions.convert import prepare
     from conversion_lib.runs.trees import maxtext_staging
     from conversion_lib.runs.workspace import finished, unfinished
@@ -75,6 +87,7 @@ def _end_with_parent() -> None:
 
 
 def main() -> None:
+    """Runs the job in the first argument, and exits with the exit code of a `ferry` command."""
     reuse_freed_memory()
     collect_rarely()
     job = Job.model_validate_json(sys.argv[1])

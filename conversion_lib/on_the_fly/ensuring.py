@@ -1,7 +1,7 @@
-"""A checkpoint for a training run that has only a model's name: what is there and fits, or else a conversion.
+"""Provides a checkpoint for a training run that has only a model's name: an existing one that fits, or a new one.
 
-The conversion is a subprocess on the processor alone. Of all processes that ask for the same directory, on one machine
-or many, one converts and the others wait for the checkpoint's own commit.
+The conversion is a subprocess that uses only the CPU. Of all processes that ask for the same directory, on one or more
+machines, one converts and the others wait for the checkpoint's commit.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ WAIT_SECONDS = 6 * 3600.0
 POLL_SECONDS = 2.0
 LAST_LINES = 12
 ENDING_SECONDS = 30.0
-"""What a conversion gets to note what it has finished, before it is killed."""
+"""Time for a conversion to journal its finished work, before it is killed."""
 
 OF_THE_PARENT = re.compile(
     r"(JAX|XLA|TPU|CLOUD_TPU|PJRT|IFRT|CUDA|NVIDIA|NCCL|ROCR|HIP|HSA|ROCM|GPU|TF|M)_.*|.*(PATHWAYS|LIBTPU|MEGASCALE).*"
 )
-"""Variables that say which accelerators a process has and how it reaches others; `M_` begins MaxText's overrides."""
+"""Variables for accelerators and for reaching other hosts. `M_` is the prefix of MaxText's overrides."""
 
 CPU_ONLY = {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
 
@@ -58,24 +58,34 @@ def ensure_checkpoint(
     memory_budget: int = DEFAULT_BUDGET,
     reporter: Reporter | None = None,
 ) -> Path | str:
-    """`output_directory`/0/items, MaxText's `load_parameters_path`, converted first if it is not there.
+    """Returns the path for MaxText's `load_parameters_path`, `output_directory`/0/items, and converts first if needed.
 
-    model: a name of `ferry models` or of MaxText's, a repository on the Hub, or a directory with safetensors.
-    output_directory: MaxText's `base_output_directory`: a directory that all hosts of the run share, or
-        gs://bucket/prefix, for which text is returned and not a path.
-    scan_layers, param_scan_axis, checkpoint_storage_use_ocdbt, checkpoint_storage_use_zarr3: the run's own settings;
-        Pathways reads neither OCDBT nor zarr3. dtype: of the arrays, bfloat16 or float32, by name or as numpy, jax and
-        MaxText have it. maxtext: the version that will load the checkpoint, 0.2.5 or main.
-    revision: a branch, a tag or a commit of the repository. token: the Hub's, else HF_TOKEN or the client's own file;
-        it reaches the subprocess in its environment.
-    may_convert: False only waits: for hosts that are to leave it to one, as `jax.process_index() == 0` tells.
-    reconvert: replaces a checkpoint that does not fit instead of refusing it.
-    wait_seconds: how long to wait for another process's conversion. memory_budget: bytes, of the conversion.
-    reporter: where the conversion's messages go; None: standard error.
+    Args:
+        model: A name from `ferry models` or one of MaxText's, a Hub repository, or a directory with safetensors.
+        output_directory: MaxText's `base_output_directory`: a directory that all hosts of the run share, or
+            gs://bucket/prefix.
+        scan_layers: The run's own setting.
+        param_scan_axis: The run's own setting. Only 1 is supported.
+        dtype: Dtype of the arrays, bfloat16 or float32: a name, or numpy's, jax's or MaxText's object.
+        checkpoint_storage_use_ocdbt: The run's own setting. Pathways reads neither OCDBT nor zarr3.
+        checkpoint_storage_use_zarr3: The run's own setting.
+        maxtext: The release that will load the checkpoint, 0.2.5 or main.
+        revision: Branch, tag or commit of the repository.
+        token: The Hub's token, passed to the subprocess in its environment. None: HF_TOKEN, or the Hub client's file.
+        may_convert: False only waits. For all hosts but one, such as `jax.process_index() == 0`.
+        reconvert: Replaces a checkpoint that does not fit, instead of raising BadInput.
+        wait_seconds: How long to wait for another process's conversion.
+        memory_budget: Bytes, for the conversion.
+        reporter: Gets the conversion's messages. None: standard error.
 
-    Raises BadInput where the source, the settings or what is at the directory are not as they must be, naming what
-    differs; OutsideFailure where the conversion died, with its exit code and last lines (the next call goes on from
-    what it had finished), and where nothing was committed within `wait_seconds`.
+    Returns:
+        A path for a directory, text for gs://bucket/prefix.
+
+    Raises:
+        BadInput: The source or a setting is wrong, or the directory holds another checkpoint. The message names what
+            differs.
+        OutsideFailure: The conversion failed, with its exit code and last lines: the next call resumes it. Or nothing
+            was committed within `wait_seconds`.
     """
     if param_scan_axis != 1:
         raise BadInput(f"param_scan_axis={param_scan_axis}: ferry stacks layers on axis 1, MaxText's default")
@@ -119,7 +129,7 @@ class _Ensurance:
             if found and not reconvert:
                 raise BadInput(
                     f"{self._output.destination} holds another checkpoint; it differs in {'; '.join(found)}. Give "
-                    "another directory, the settings that it has, or reconvert=True"
+                    "another directory, the settings of that checkpoint, or reconvert=True"
                 )
             if may_convert and self._lease.acquire():
                 return self._convert(at_commit=not waited)
@@ -133,30 +143,30 @@ class _Ensurance:
             time.sleep(min(POLL_SECONDS, max(0.0, deadline - time.monotonic())))
 
     def _look(self, *, at_commit: bool) -> list[str] | None:
-        """How the checkpoint that is there differs from what is wanted; None where there is none."""
+        """Returns how the existing checkpoint differs from what is wanted, or None if there is none."""
         there = self._output.found()
         if there is None:
             return None
         if isinstance(there, Foreign):
-            self._reporter.say(f"{self._output.items} was not written by ferry: which weights it holds cannot be told")
+            self._reporter.say(f"{self._output.items} was not written by ferry: its weights cannot be identified")
             return self._wanted.differences_of_foreign(there)
         found = self._wanted.differences(there, at_commit=at_commit)
         if not found and at_commit and self._wanted.directory is None and self._wanted.commit is None:
             self._reporter.say(
-                f"the Hub does not tell which commit {self._wanted.revision} of {self._wanted.source} is now: "
-                f"taking {there.origin.commit}, which is there"
+                f"the Hub does not say which commit {self._wanted.revision} of {self._wanted.source} is now: "
+                f"using the existing checkpoint of {there.origin.commit}"
             )
         return found
 
     def _convert(self, *, at_commit: bool) -> Path | str:
-        """Converts, with the lease held, unless somebody has while it was free."""
+        """Converts while the lease is held, unless another process did before this one got it."""
         failure, final = None, False
         try:
             if self._look(at_commit=at_commit) != []:
                 self._run_child()
             if self._look(at_commit=False) != []:
                 raise OutsideFailure(
-                    f"the conversion ended well, but {self._output.items} is not there: was it removed?"
+                    f"the conversion succeeded, but {self._output.items} is not there: was it removed?"
                 )
             return self._output.items
         except FerryError as error:
@@ -166,7 +176,7 @@ class _Ensurance:
             self._lease.release(failure=failure, final=final)
 
     def _run_child(self) -> None:
-        """Raises BadInput or OutsideFailure, by the exit code, where the conversion fails."""
+        """Runs the conversion. If it fails, raises BadInput or OutsideFailure, by its exit code."""
         lines: deque[str] = deque(maxlen=LAST_LINES)
         with Child(
             [sys.executable, "-m", "conversion_lib.on_the_fly", self._job.model_dump_json()],
@@ -183,12 +193,12 @@ class _Ensurance:
             raise _failure(self._job.source, code, list(lines))
 
     def _end_child(self) -> None:
-        """Called where the lease was taken over."""
+        """Called if the lease is taken over."""
         if self._child is not None:
             self._child.end()
 
     def _refuse_failure(self, note: Note | None, before: Note | None, may_convert: bool) -> None:
-        """Raises what ended the conversion that this call waited for, where trying again is of no use here."""
+        """Raises the error of the conversion that this call waited for, if this process cannot retry it."""
         if note is None or note.failure is None or (before is not None and before.failure and before.id == note.id):
             return
         if note.failure_is_final:
@@ -198,30 +208,34 @@ class _Ensurance:
 
     def _nothing_came(self, note: Note | None, wait_seconds: float) -> str:
         return (
-            f"{self._output.items} was not committed within {wait_seconds:.0f} s{_whose(note)}. Is "
-            f"{self._output.destination} what all hosts share, and is one of them converting? Where that takes longer, "
-            "give longer wait_seconds"
+            f"{self._output.items} was not committed within {wait_seconds:.0f} s{_whose(note)}. Check that all hosts "
+            f"share {self._output.destination} and that one of them converts. If it takes longer, raise wait_seconds"
         )
 
 
 def _whose(note: Note | None) -> str:
-    """Who is at work by a lease's note, or who was and failed."""
+    """Returns text that names the lease's holder, or the last holder and its failure."""
     if note is None:
         return ""
     return f"; {note} failed: {note.failure}" if note.failure else f"; {note} holds the lease"
 
 
 def child_environment(environment: Mapping[str, str], token: str | None) -> dict[str, str]:
-    """What the conversion sees of `environment`: nothing that says which accelerators the parent has."""
+    """Returns the conversion's environment: `environment` without the variables for the parent's accelerators.
+
+    Args:
+        environment: The parent's.
+        token: The Hub's token. None: HF_TOKEN of `environment`, if it is set.
+    """
     kept = {name: value for name, value in environment.items() if not OF_THE_PARENT.fullmatch(name)}
     return {**kept, **CPU_ONLY, **({"HF_TOKEN": token} if token else {})}
 
 
 def _failure(source: str, code: int, lines: list[str]) -> FerryError:
-    """What to raise for a conversion that ended with `code`, negative for a signal."""
+    """Returns the error for a conversion that ended with exit code `code`, negative for a signal."""
     ended = f"exit code {code}" if code > 0 else f"exit code {code}, {signal.Signals(-code).name}"
     shown = " | ".join(lines) or "none"
     text = f"the conversion of {source} ended with {ended}; its last lines: {shown}"
     if code == BadInput.exit_code:
-        return BadInput(f"{text}; --overwrite is reconvert=True here" if "--overwrite" in shown else text)
-    return OutsideFailure(f"{text}; the next start goes on from what it had finished")
+        return BadInput(f"{text}; instead of --overwrite, give reconvert=True" if "--overwrite" in shown else text)
+    return OutsideFailure(f"{text}; the next start resumes it")

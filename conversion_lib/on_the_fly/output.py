@@ -1,4 +1,4 @@
-"""Where a training run's checkpoint is to lie, a directory or a prefix in a bucket, and what lies there."""
+"""The output directory of a training run, or its prefix in a bucket, and the checkpoint that exists there."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from conversion_lib.storage.locations import location
 
 @dataclass(frozen=True)
 class Foreign:
-    """What its own metadata tell of a checkpoint that Ferry did not write; None: not told."""
+    """What the metadata of a checkpoint say that Ferry did not write. None: they do not say."""
 
     scan_layers: bool | None
     ocdbt: bool | None
@@ -26,7 +26,11 @@ class Foreign:
 
 
 class Output:
-    """MaxText's `base_output_directory`, on storage that all hosts share. Raises BadInput for another kind of URL."""
+    """MaxText's `base_output_directory`, on storage that all hosts share.
+
+    Args:
+        destination: A directory or gs://bucket/prefix. Another URL raises BadInput.
+    """
 
     def __init__(self, destination: str | Path) -> None:
         text = str(destination)
@@ -35,15 +39,20 @@ class Output:
 
     @property
     def destination(self) -> str:
+        """The absolute path, or the URL."""
         return str(self._root)
 
     @property
     def items(self) -> Path | str:
-        """What MaxText is to load."""
+        """What MaxText loads: a path, or a URL as text."""
         return (self._root / "0/items").handle
 
     def found(self) -> CheckpointRecord | Foreign | None:
-        """The checkpoint that is whole here. Raises BadInput for a half-written one that is not Ferry's."""
+        """Returns the record of the complete checkpoint here, or its metadata if Ferry did not write it.
+
+        Raises:
+            BadInput: There is a half-written checkpoint that is not Ferry's, or a damaged record.
+        """
         items = self._root / "0/items"
         if not self._staging.whole() or not items.children():
             return None
@@ -53,7 +62,7 @@ class Output:
             return None
         if all(self._staging.read(marker) is None for marker in self._staging.tree.markers):
             raise BadInput(
-                f"{self.items} is half-written, by something else than ferry: it has no {COMMIT_NAME}. Remove "
+                f"{self.items} was half-written by another program: it has no {COMMIT_NAME}. Remove "
                 f"{self._staging.final}, or give another directory"
             )
         source = open_orbax(items)
@@ -61,5 +70,5 @@ class Output:
         return Foreign(source.scan_layers, source.ocdbt, source.zarr3, dtypes)
 
     def lease(self, on_lost: Callable[[], None]) -> Lease:
-        """The right to convert, which one process of all that share the output holds."""
+        """Returns the lease to convert, which one of the processes that share the output holds."""
         return (self._root / ON_THE_FLY_LEASE).lease(on_lost)

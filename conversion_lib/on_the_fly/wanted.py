@@ -1,4 +1,4 @@
-"""What a training run wants its checkpoint to be, and how one that is there differs from it."""
+"""The checkpoint that a training run wants, and how an existing one differs from it."""
 
 from __future__ import annotations
 
@@ -22,16 +22,21 @@ HUB_SECONDS = 30.0
 
 
 def target_of(dtype: Any, **settings: Any) -> Target:
-    """The Target of a run's settings; dtype by name, or as numpy, jax and MaxText have it.
+    """Builds the Target from a run's settings.
 
-    Raises BadInput for what Ferry does not write, naming the setting.
+    Args:
+        dtype: A name, or numpy's, jax's or MaxText's object.
+        **settings: Other fields of Target.
+
+    Raises:
+        BadInput: Ferry cannot write it. The message names the setting.
     """
     values = {**settings, "save_dtype": _dtype_name(dtype)}
     return Target.parse(values, lambda field: f"{TARGET_SETTINGS.get(field, field)}=")
 
 
 def _dtype_name(dtype: Any) -> Any:
-    """Text, where it can be had."""
+    """Returns the dtype's name; what has none is returned as it is, for the error message."""
     dtype = dtype.value if isinstance(dtype, Enum) else dtype
     if isinstance(dtype, str):
         return dtype
@@ -43,7 +48,16 @@ def _dtype_name(dtype: Any) -> Any:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the checkpoint is to be made of. source: a repository, or the path of a directory."""
+    """The checkpoint that a run wants.
+
+    Attributes:
+        source: A Hub repository, or the path of a directory.
+        directory: The source's directory. None: it is a repository.
+        model: A name in the catalogue. None: config.json determines the family.
+        revision: Branch, tag or commit of the repository.
+        target: What is to be written.
+        token: The Hub's token. None: the client's own.
+    """
 
     source: str
     directory: Path | None
@@ -54,7 +68,7 @@ class Wanted:
 
     @cached_property
     def commit(self) -> str | None:
-        """The commit that `revision` names now; None where the Hub cannot tell."""
+        """The commit that `revision` names now; None if the Hub does not answer."""
         if re.fullmatch(r"[0-9a-f]{40}", self.revision):
             return self.revision
         import huggingface_hub
@@ -68,7 +82,15 @@ class Wanted:
             return None
 
     def differences(self, record: CheckpointRecord, *, at_commit: bool) -> list[str]:
-        """How a checkpoint that Ferry wrote is not what is wanted; at_commit: whether the Hub may be asked."""
+        """Describes how a checkpoint that Ferry wrote differs from what is wanted.
+
+        Args:
+            record: The checkpoint's record.
+            at_commit: Whether to ask the Hub for the revision's commit and compare it too.
+
+        Returns:
+            One text for each difference. Empty: the checkpoint fits.
+        """
         there, here = record.target, self.target
         pairs: dict[str, tuple[object, object]] = {
             TARGET_SETTINGS.get(field, field): (getattr(there, field), getattr(here, field)) for field in CHOSEN_FIELDS
@@ -84,7 +106,7 @@ class Wanted:
         return _named(pairs)
 
     def differences_of_foreign(self, there: Foreign) -> list[str]:
-        """The same of a checkpoint that MaxText wrote, as far as its metadata tell."""
+        """Describes the same for a checkpoint that Ferry did not write, as far as its metadata say."""
         here = self.target
         pairs: dict[str, tuple[object, object]] = {
             "scan_layers": (there.scan_layers, here.scan_layers),
@@ -101,7 +123,17 @@ def _named(pairs: dict[str, tuple[object, object]]) -> list[str]:
 
 
 def wanted(model: str, revision: str, target: Target, token: str | None) -> Wanted:
-    """Raises BadInput where `model` is no model, repository or directory."""
+    """Finds the source for a model.
+
+    Args:
+        model: A model's name, a Hub repository, or a directory.
+        revision: Branch, tag or commit of the repository.
+        target: What is to be written.
+        token: The Hub's token. None: the client's own.
+
+    Raises:
+        BadInput: `model` is none of the three. For an unknown name, the message suggests the nearest ones.
+    """
     if is_model_name(model):
         named = model_of(model)
         return Wanted(named.repo, None, named.name, revision, target, token)
@@ -113,7 +145,7 @@ def wanted(model: str, revision: str, target: Target, token: str | None) -> Want
 
 
 def _content(directory: Path) -> str | None:
-    """What is known of a directory's weights without reading them, as a record keeps it; None where they are gone."""
+    """Returns the content of a directory's weights as a record keeps it, from headers alone; None if they are gone."""
     from conversion_lib.sources.fingerprint import source_content
     from conversion_lib.sources.safetensors import SafetensorsSource
 

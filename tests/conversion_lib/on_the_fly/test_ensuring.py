@@ -162,7 +162,7 @@ def test_without_a_hub_what_is_there_is_taken(
     ensure("acme/tiny", tmp_path / "out")
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     assert ensure_checkpoint("acme/tiny", tmp_path / "out")
-    assert f"taking {hub.repos['acme/tiny'].commit}, which is there" in capsys.readouterr().err
+    assert f"using the existing checkpoint of {hub.repos['acme/tiny'].commit}" in capsys.readouterr().err
 
 
 def test_a_gated_repository(hub: LocalHub, tmp_path: Path) -> None:
@@ -223,7 +223,7 @@ def test_a_half_written_checkpoint_is_none(source: Path, tmp_path: Path) -> None
     foreign(tmp_path, source, Target())
     for mark in tmp_path.rglob("commit_success.txt"):
         mark.unlink()
-    with pytest.raises(BadInput, match=r"items is half-written, by something else than ferry"):
+    with pytest.raises(BadInput, match=r"items was half-written by another program"):
         ensure(source, tmp_path)
 
 
@@ -232,7 +232,7 @@ def test_an_unfinished_run_of_something_else(source: Path, tmp_path: Path) -> No
     work = tmp_path / ".ferry"
     (work / "0").mkdir(parents=True)
     (work / "run.json").write_text(json.dumps({"identity": {"source": "another"}, "chunk_limit": 1, "chunks": [1]}))
-    with pytest.raises(BadInput, match=r"unfinished run.* --overwrite is reconvert=True here"):
+    with pytest.raises(BadInput, match=r"unfinished run.* instead of --overwrite, give reconvert=True"):
         ensure(source, tmp_path)
     assert ensure(source, tmp_path, reconvert=True)
 
@@ -282,7 +282,7 @@ def test_a_directory_that_cannot_be_made(source: Path, tmp_path: Path) -> None:
 
 
 def test_a_limit_to_waiting(source: Path, tmp_path: Path) -> None:
-    with pytest.raises(OutsideFailure, match=r"not committed within 0 s\. Is .* what all hosts share"):
+    with pytest.raises(OutsideFailure, match=r"not committed within 0 s\. Check that all hosts share"):
         ensure(source, tmp_path, may_convert=False, wait_seconds=0.2)
 
 
