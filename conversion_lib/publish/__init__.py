@@ -1,1 +1,1 @@
-"""Publishing a checked checkpoint, and what is asked of one that is published."""
+"""Publishes checked checkpoints, and verifies and prunes published ones."""

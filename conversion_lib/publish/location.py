@@ -1,6 +1,6 @@
-"""Where a published checkpoint lies, `<model>/<commit>/<target>` under a base, and the marker that says it is there.
+"""The location of a published checkpoint, `<model>/<commit>/<target>` under a base, and the marker that commits it.
 
-The one place that knows these names: whoever publishes, looks or removes asks here.
+These names are defined only here. Publishing, reading and removing use this module.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from conversion_lib.publish.destinations.base import LEVELS, MARKER_NAME, Destin
 from conversion_lib.record import CheckpointRecord, Origin
 
 FINGERPRINT_DIGITS = 12
-"""Of the fingerprint that stands for a commit."""
+"""Digits of a fingerprint that is used in place of a commit."""
 
 
 @dataclass(frozen=True, slots=True)
 class PublishedPath:
-    """`<model>/<commit>/<target>`; its text is the path, relative to the base that `ferry publish` was given."""
+    """`<model>/<commit>/<target>`. Its text is the path relative to the base, the URL given to `ferry publish`."""
 
     model: str
     commit: str
@@ -27,16 +27,20 @@ class PublishedPath:
 
     @classmethod
     def of_record(cls, record: CheckpointRecord) -> PublishedPath:
-        """Where a checkpoint with this record is published."""
+        """Returns the path at which a checkpoint with this record is published."""
         fingerprint = record.origin_fingerprint or record.fingerprint
         return cls(record.model_name, commit_level(record.origin, fingerprint), record.target.slug)
 
     @classmethod
     def parse(cls, path: str) -> PublishedPath:
-        """The last three levels of a path or a URL. Raises BadInput where there are fewer."""
+        """Returns the last three levels of a path or a URL.
+
+        Raises:
+            BadInput: There are fewer levels.
+        """
         levels = path.rstrip("/").rsplit("/", LEVELS)[-LEVELS:]
         if len(levels) < LEVELS or not all(levels):
-            raise BadInput(f"{path} is no published location: expected URL/<model>/<commit>/<target>")
+            raise BadInput(f"{path} is not a published location: expected URL/<model>/<commit>/<target>")
         return cls(*levels)
 
     def __str__(self) -> str:
@@ -49,21 +53,34 @@ class PublishedPath:
 
     @property
     def pointer(self) -> str:
-        """The file beside a model's commits that names the one published last for this target."""
+        """The file beside a model's commits that names the commit published last for this target."""
         return f"{self.model}/latest-{self.target}.json"
 
     def model_url(self, url: str) -> str:
-        """`<base>/<model>`, where `url` is this location in full."""
+        """Returns `<base>/<model>`, given this location's full URL."""
         return url.rstrip("/").removesuffix(f"/{self.below_model}")
 
 
 def commit_level(origin: Origin, fingerprint: str) -> str:
-    """The second level; weights without a commit go by the fingerprint of the conversion of what they came from."""
+    """Returns the second level: the commit, or for weights without one, `local-` and digits of the fingerprint.
+
+    Args:
+        origin: Where the weights came from.
+        fingerprint: Of the conversion of the original, also if the source was a bf16 copy of it.
+    """
     return origin.commit or f"local-{fingerprint.removeprefix('sha256:')[:FINGERPRINT_DIGITS]}"
 
 
 class Marker(BaseModel):
-    """`ferry_commit.json`. `manifest_crc32c` is of manifest.json's bytes; `published` is UTC in ISO 8601."""
+    """`ferry_commit.json`.
+
+    Attributes:
+        digest: The checkpoint's, `sha256:<hex>`.
+        checked: Whether it was published with a passing verdict.
+        manifest_crc32c: Of manifest.json's bytes, in base64.
+        published: UTC in ISO 8601.
+        ferry: Ferry's version.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -75,7 +92,7 @@ class Marker(BaseModel):
 
 
 class Latest(BaseModel):
-    """`latest-<target>.json` of a model. `location` is relative to the file's directory: `<commit>/<target>`."""
+    """`latest-<target>.json` of a model. `location` is `<commit>/<target>`; the rest is copied from its marker."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -86,7 +103,7 @@ class Latest(BaseModel):
 
 
 def parse_marker(content: bytes) -> Marker | None:
-    """The marker in these bytes, None where they are none of this version."""
+    """Returns the marker in these bytes, or None if they are not a marker of this version."""
     try:
         return Marker.model_validate_json(content)
     except ValidationError:
@@ -94,22 +111,30 @@ def parse_marker(content: bytes) -> Marker | None:
 
 
 def read_marker(destination: Destination) -> Marker | None:
-    """The marker of a location; None where nothing is published there.
+    """Reads the marker of a location; None if nothing is published there.
 
-    Raises BadInput for a marker of another version.
+    Raises:
+        BadInput: The marker is of another version.
+        OutsideFailure: The disk or the service failed.
     """
     content = destination.read(MARKER_NAME)
     if content is None:
         return None
     if (marker := parse_marker(content)) is None:
-        raise BadInput(f"{destination.url}/{MARKER_NAME} is no marker of this version")
+        raise BadInput(f"{destination.url}/{MARKER_NAME} is not a marker of this version")
     return marker
 
 
 def read_latest(base: Destination, path: PublishedPath) -> PublishedPath | None:
-    """The location that the `latest` pointer of this model and target names; None where there is no pointer.
+    """Returns the location that the `latest` pointer of a model and target names; None if there is no pointer.
 
-    Raises BadInput for a pointer of another version.
+    Args:
+        base: The destination given to `ferry publish`.
+        path: Any location of the model and target.
+
+    Raises:
+        BadInput: The pointer is of another version.
+        OutsideFailure: The disk or the service failed.
     """
     content = base.read(path.pointer)
     if content is None:
@@ -118,6 +143,6 @@ def read_latest(base: Destination, path: PublishedPath) -> PublishedPath | None:
         location = Latest.model_validate_json(content).location
     except ValidationError as error:
         raise BadInput(
-            f"{base.url}/{path.pointer} is no pointer of this version: publish again, or remove it"
+            f"{base.url}/{path.pointer} is not a pointer of this version: publish again, or remove it"
         ) from error
     return PublishedPath.parse(f"{path.model}/{location}")

@@ -1,7 +1,7 @@
-"""Retention: which published versions are superseded, and what dead publishers left; listed, and removed on demand.
+"""Retention: lists superseded versions and leftovers of failed publishes, and removes them on demand.
 
-A model and a target have one version for each commit. Kept are the one that the `latest` pointer names, the newest few
-and the young. A location that was begun and has had no marker and no write for a day is a leftover.
+A model and target have one version for each commit. The one that the `latest` pointer names, the newest few and recent
+ones are kept. A location without a marker and without a write for a day is a leftover.
 """
 
 from __future__ import annotations
@@ -25,7 +25,15 @@ Why = Literal["superseded", "leftover"]
 
 @dataclass(frozen=True, slots=True)
 class Removable:
-    """A location at `path`, <model>/<commit>/<target>. published: UTC in ISO 8601, None for leftovers."""
+    """A location that the policy does not keep.
+
+    Attributes:
+        path: <model>/<commit>/<target>.
+        why: `superseded` for a published version, `leftover` for a location that was never committed.
+        published: UTC in ISO 8601. None: a leftover.
+        files: Number of files.
+        bytes: Their total size.
+    """
 
     path: str
     why: Why
@@ -36,7 +44,15 @@ class Removable:
 
 @dataclass(frozen=True, slots=True)
 class PruneResult:
-    """What the policy does not keep under `url`; removed: whether this call removed it. kept: paths of versions."""
+    """The result of a pruning.
+
+    Attributes:
+        url: The base.
+        removed: Whether this call was to remove `versions`, or only to list them.
+        versions: What the policy does not keep.
+        kept: Paths of versions that stay.
+        bytes: Total size of `versions`.
+    """
 
     url: str
     removed: bool
@@ -63,12 +79,20 @@ def prune(
     remove: bool = False,
     reporter: Reporter = SILENT,
 ) -> PruneResult:
-    """Finds, and with `remove` removes, what is superseded under `url`, the base that `publish` was given.
+    """Lists what is superseded or left over under a base, and removes it with `remove`.
 
-    keep: versions of a model and target that stay, the newest, at least one. older_than_days: younger ones stay, too.
-    What a `latest` pointer names always stays, and so does a version whose marker cannot be read.
+    A version that a `latest` pointer names always stays, and so does one whose marker cannot be read.
 
-    Raises BadInput where nothing is published under `url`, OutsideFailure where the disk or the service fails.
+    Args:
+        url: The base, which was given to `publish`.
+        keep: How many of the newest versions of each model and target stay. At least 1.
+        older_than_days: Versions published in the last so many days stay too.
+        remove: Whether to remove.
+        reporter: Told what is removed, and what stays for an unexpected reason.
+
+    Raises:
+        BadInput: Nothing is published under `url`, or `keep` is below 1.
+        OutsideFailure: The disk or the service failed.
     """
     if keep < 1:
         raise BadInput(f"--keep {keep}: the newest version is never removed; give 1 or more")
@@ -98,26 +122,26 @@ def prune(
 
 
 def _versions(base: Destination, locations: Iterable[StoredVersion], reporter: Reporter) -> list[_Version]:
-    """The committed locations, without those whose marker nobody understands."""
+    """Returns the committed locations whose marker can be read."""
     versions = []
     for location in locations:
         if location.committed:
             marker = _marker(base, location)
             if marker is None:
-                reporter.say(f"{base.url}/{location.path} stays: its {MARKER_NAME} is none of this version")
+                reporter.say(f"{base.url}/{location.path} stays: its {MARKER_NAME} is not of this version")
                 continue
             versions.append(_Version(location, marker))
     return versions
 
 
 def _marker(base: Destination, location: StoredVersion) -> Marker | None:
-    """None where nobody understands it, or it has gone meanwhile. What the service refuses is raised all the same."""
+    """Reads the marker; None if it is of another version or gone by now. Other errors are raised."""
     content = base.read(f"{location.path}/{MARKER_NAME}")
     return None if content is None else parse_marker(content)
 
 
 def _kept(base: Destination, versions: list[_Version], keep: int, since: float) -> set[str]:
-    """The paths of versions that stay: `keep` of each model and target, those since then, and what `latest` names."""
+    """Returns the paths of versions that stay: the newest `keep`, those published since then, and the `latest` ones."""
     grouped: dict[str, list[_Version]] = defaultdict(list)
     for version in versions:
         grouped[PublishedPath.parse(version.location.path).pointer].append(version)
@@ -130,12 +154,12 @@ def _kept(base: Destination, versions: list[_Version], keep: int, since: float) 
 
 
 def _latest(base: Destination, path: str) -> str:
-    """The path of the location that is `latest` for the model and the target of `path`; empty where none is."""
+    """Returns the path of the `latest` location for the model and target of `path`; empty if there is none."""
     return str(read_latest(base, PublishedPath.parse(path)) or "")
 
 
 def _remove(url: str, removable: Removable, reporter: Reporter) -> None:
-    """Removes one location, unless it has changed since it was looked at: published, or named by `latest`."""
+    """Removes one location, unless it has been published, or named by `latest`, since it was listed."""
     place = open_destination(url, removable.path)
     with place.exclusive(reporter):
         if place.read(MARKER_NAME) is None:
@@ -143,7 +167,7 @@ def _remove(url: str, removable: Removable, reporter: Reporter) -> None:
         else:
             changed = removable.why == "leftover" or removable.path == _latest(open_destination(url), removable.path)
         if changed:
-            reporter.say(f"{place.url} stays: it is not what it was when it was looked at")
+            reporter.say(f"{place.url} stays: it has changed since it was listed")
             return
         place.remove()
     reporter.say(f"removed {place.url} ({removable.why}, {format_bytes(removable.bytes)})")

@@ -1,15 +1,15 @@
-"""Out to a directory or to Cloud Storage: whole, checked, and never half seen.
+"""Publishes a checkpoint to a directory or to Cloud Storage: checked, and visible only when it is complete.
 
-A published checkpoint lies at `URL/<model>/<commit>/<target>/`::
+A published checkpoint is at `URL/<model>/<commit>/<target>/`::
 
-    0/...               the checkpoint as it is: MaxText and Orbax restore from `0/items`
+    0/...               the checkpoint itself: MaxText and Orbax restore from `0/items`
     hf/...              config, tokenizer and generation files of the source
-    report/...          what `ferry check` wrote
+    report/...          written by `ferry check`
     provenance.json     where it comes from and how it was checked
     manifest.json       every file with its size and CRC32C, in Cloud Storage also its generation
-    ferry_commit.json   the marker: there when everything else is, and what readers look for
+    ferry_commit.json   the marker, which is written last and which readers look for
 
-and `URL/<model>/latest-<target>.json` names the commit published last for a target.
+`URL/<model>/latest-<target>.json` names the commit published last for a target.
 """
 
 from __future__ import annotations
@@ -49,15 +49,23 @@ from conversion_lib.storage.files import in_parallel
 from conversion_lib.storage.locations import location
 
 REPORT_FILES = (CHECK_NAME, REPORT_PAGE_NAME)
-"""What is published of a report's directory: a person may keep other things there."""
+"""The files of a report's directory that are published: users may keep other files there."""
 THREADS = 8
 
 
 @dataclass(frozen=True, slots=True)
 class PublishResult:
-    """`url` is the full location, `marker` the file in it that readers look for.
+    """The result of a publish.
 
-    bytes: of all files; bytes_copied: of those that this call brought, 0 where the checkpoint was there already.
+    Attributes:
+        url: The full location.
+        marker: The URL of the file that readers look for.
+        digest: The checkpoint's, `sha256:<hex>`.
+        checked: Whether it was published with a passing verdict.
+        files: Number of files.
+        bytes: Their total size.
+        bytes_copied: Size of the files that this call copied. 0: the checkpoint was there already.
+        seconds: Wall time.
     """
 
     url: str
@@ -79,16 +87,23 @@ def publish(
     reporter: Reporter = SILENT,
     threads: int = THREADS,
 ) -> PublishResult:
-    """Publishes the checkpoint at DST, DST/0 or DST/0/items under `url`, a directory or gs://bucket/prefix.
+    """Publishes a checked checkpoint at `url`/<model>/<commit>/<target>/.
 
-    checkpoint: a path, or gs://bucket/prefix; what lies in Cloud Storage already, the service copies. report: the
-    directory that `ferry check` wrote to, DST/report by default. unchecked: publish without a passing verdict, and say
-    so in the manifest. Where the same checkpoint is published already nothing is done; where an earlier try stopped,
-    this one goes on.
+    Resumes an interrupted publish, and copies nothing if the same checkpoint is published already.
 
-    Raises BadInput for a checkpoint without a record, without a passing verdict on exactly these bytes, and for a
-    location that holds something else, or this very checkpoint published unchecked where it has a verdict now;
-    OutsideFailure where the disk or the service fails.
+    Args:
+        checkpoint: DST, DST/0 or DST/0/items: a path or gs://bucket/prefix. Objects in Cloud Storage are copied by the
+            service.
+        url: A directory or gs://bucket/prefix.
+        report: The directory that `ferry check` wrote. None: DST/report.
+        unchecked: Publish without a passing verdict. The manifest says so.
+        reporter: Shows progress and messages.
+        threads: How many files are copied at once.
+
+    Raises:
+        BadInput: The checkpoint has no record, or no passing verdict for exactly these bytes. Or the location holds
+            something else, or the same checkpoint without a check.
+        OutsideFailure: The disk or the service failed.
     """
     started = time.monotonic()
     staged = open_staged(checkpoint)
@@ -102,7 +117,7 @@ def publish(
     if not unchecked:
         require_pass(verdict, digest, str(staged), f"{report_url}/{CHECK_NAME}")
     if verdict is not None and verdict.digest != digest:
-        verdict = None  # of another checkpoint: not for this one's readers
+        verdict = None  # it is about another checkpoint
     items = [staged.item("0", entry) for entry in step]
     items += [staged.item(HF_DIR_NAME, entry) for entry in staged.folder(HF_DIR_NAME)]
     items += [_item(f"{REPORT_DIR_NAME}/{name}", content) for name, content in files.items() if verdict]
@@ -134,12 +149,12 @@ def publish(
 def _read_record(staged: Staged) -> CheckpointRecord:
     record = record_in(lambda name: staged.read(name) if name == RECORD_NAME else None, str(staged))
     if record is None:
-        raise BadInput(f"{staged} has no {RECORD_NAME}: publish takes what `ferry convert` wrote")
+        raise BadInput(f"{staged} has no {RECORD_NAME}: give a checkpoint that `ferry convert` wrote")
     return record
 
 
 def _read_report(staged: Staged, report: Path | None) -> tuple[str, dict[str, bytes]]:
-    """Where the report lies, beside the checkpoint unless `report` says otherwise, and its files by name."""
+    """Returns the report's directory, by default the one beside the checkpoint, and its files by name."""
     read = staged.read if report is None else Staged(location(report.absolute().parent)).read
     where = f"{staged}/{REPORT_DIR_NAME}" if report is None else str(report)
     folder = REPORT_DIR_NAME if report is None else report.absolute().name
@@ -162,7 +177,7 @@ def _item(path: str, content: bytes) -> Item:
 
 
 def _published(destination: Destination, digest: str, *, checked: bool) -> Marker | None:
-    """The marker of what is published there; None where nothing is. Raises BadInput for another checkpoint."""
+    """Returns the marker of the published checkpoint; None if there is none. Raises BadInput for another checkpoint."""
     marker = read_marker(destination)
     if marker is None:
         return None
@@ -173,7 +188,7 @@ def _published(destination: Destination, digest: str, *, checked: bool) -> Marke
         )
     if checked and not marker.checked:
         raise BadInput(
-            f"{destination.url} was published without a check: remove it and publish again, to have the verdict with it"
+            f"{destination.url} was published without a check: remove it and publish again to include the verdict"
         )
     return marker
 
@@ -181,7 +196,7 @@ def _published(destination: Destination, digest: str, *, checked: bool) -> Marke
 def _deliver(
     destination: Destination, manifest: Manifest, items: list[Item], reporter: Reporter, threads: int
 ) -> tuple[int, Marker]:
-    """Brings what is missing and commits; the bytes brought, and the marker."""
+    """Copies what is missing and commits. Returns the bytes copied and the marker."""
     there = destination.begin(manifest)
     missing = [item for item in items if item.entry.path not in there]
     size = sum(item.entry.size for item in missing)
@@ -190,7 +205,7 @@ def _deliver(
         def put(item: Item, stopped: threading.Event) -> None:
             there[item.entry.path] = destination.put(item, progress.advance, stopped)
 
-        # an Orbax reader takes a checkpoint for whole when this one is there
+        # an Orbax reader takes the checkpoint for complete when this file is there
         last = f"0/{COMMIT_NAME}"
         in_parallel(put, [item for item in missing if item.entry.path != last], threads=threads)
         in_parallel(put, [item for item in missing if item.entry.path == last], threads=1)
@@ -207,7 +222,7 @@ def _deliver(
 
 
 def _newer(old: bytes | None, path: PublishedPath, marker: Marker) -> bytes | None:
-    """What the pointer is to be; None where it names this location already, or one published later."""
+    """Returns the pointer's new content; None if it names this location already, or one published later."""
     latest = Latest(location=path.below_model, digest=marker.digest, checked=marker.checked, published=marker.published)
     try:
         named = Latest.model_validate_json(old or b"")

@@ -1,4 +1,4 @@
-"""A converted checkpoint as it is published, and its digest: in a directory, or converted straight to Cloud Storage."""
+"""A converted checkpoint that is to be published, in a directory or in Cloud Storage, and its digest."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from conversion_lib.storage.checksums import FileEntry
 from conversion_lib.storage.interface import Location
 
 SUMS_NAME = "sums.json"
-"""In a checkpoint's report directory: the CRC32C of its files, so that check and publish read them once, not each."""
+"""In a checkpoint's report directory: the CRC32Cs of its files, so that check and publish need not both read them."""
 
 
 class Staged:
-    """A converted checkpoint, `root` being DST of `ferry convert`. Paths are relative to it, with `/`."""
+    """A converted checkpoint. `root` is DST of `ferry convert`. Paths are relative to it, with `/`."""
 
     def __init__(self, root: Location) -> None:
         self.root = root
@@ -27,13 +27,17 @@ class Staged:
         return str(self.root)
 
     def read(self, path: str) -> bytes | None:
-        """A small file; None where there is none."""
+        """Reads a small file; None if there is none."""
         return (self.root / path).read()
 
     def step(self, reporter: Reporter) -> list[FileEntry]:
-        """Entries of the committed checkpoint, relative to `0/`. Raises BadInput where there is none.
+        """Returns entries of the committed checkpoint, relative to `0/`.
 
-        A file that has not changed since it was last read for this is not read again.
+        A file that has not changed since the last call is not read again.
+
+        Raises:
+            BadInput: The checkpoint is missing or not committed.
+            OutsideFailure: A file cannot be read, or Cloud Storage failed.
         """
         step = self.root / STEP_NAME
         if (step / COMMIT_NAME).read() is None:
@@ -43,24 +47,36 @@ class Staged:
         return step.entries(sums=sums, reporter=reporter, task=f"reading {self.root}")
 
     def folder(self, name: str) -> list[FileEntry]:
-        """Entries of every file in a folder, relative to it; none where there is no such folder."""
+        """Returns entries of every file in a folder, relative to it; none if there is no such folder."""
         return (self.root / name).entries()
 
     def item(self, folder: str, entry: FileEntry) -> Item:
-        """The file with this entry of `folder`, to be published at the same place."""
+        """Returns a file of `folder` as an item to publish at the same relative path."""
         placed = entry.model_copy(update={"path": f"{folder}/{entry.path}", "generation": None})
         return Item(placed, (self.root / folder).stored(entry))
 
 
 def open_staged(checkpoint: str | Path) -> Staged:
-    """The checkpoint at DST, DST/0 or DST/0/items, a path or gs://bucket/prefix."""
+    """Opens the checkpoint at DST, DST/0 or DST/0/items, a path or gs://bucket/prefix.
+
+    Raises:
+        BadInput: It is another URL.
+    """
     return Staged(root_of(checkpoint))
 
 
 def checkpoint_digest(checkpoint: str | Path, *, reporter: Reporter = SILENT) -> str:
-    """`sha256:<hex>` over path, size and CRC32C of every file of the checkpoint at DST, DST/0 or DST/0/items.
+    """Returns the digest that binds a verdict or a published copy to a checkpoint.
 
-    What a verdict and a published copy are bound to. In a bucket the service's own CRC32C are taken. Raises BadInput
-    for a missing or uncommitted checkpoint.
+    Args:
+        checkpoint: DST, DST/0 or DST/0/items: a path or gs://bucket/prefix.
+        reporter: Shows the progress of reading. In a bucket nothing is read: the service has the CRC32Cs.
+
+    Returns:
+        `sha256:<hex>` over path, size and CRC32C of every file.
+
+    Raises:
+        BadInput: The checkpoint is missing or not committed.
+        OutsideFailure: A file cannot be read, or Cloud Storage failed.
     """
     return digest_of(open_staged(checkpoint).step(reporter))

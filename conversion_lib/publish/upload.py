@@ -1,4 +1,4 @@
-"""Brings an exported checkpoint, a Hugging Face directory, to Cloud Storage or the Hub."""
+"""Uploads an exported checkpoint, a Hugging Face directory, to Cloud Storage or the Hub."""
 
 from __future__ import annotations
 
@@ -19,17 +19,28 @@ THREADS = 8
 
 
 def upload(source: Path, destination: str, *, private: bool, message: str, reporter: Reporter) -> dict[str, Any]:
-    """Brings every file of the directory `source` to `hf://org/name` or `gs://bucket/prefix`.
+    """Uploads every file of a directory.
 
-    On the Hub it is one commit: all or nothing, and none where nothing changed. In Cloud Storage config.json, without
-    which nobody takes the files for a checkpoint, comes last. private: of a repository that is made.
+    On the Hub, it is one commit of all files, or none if nothing changed. In Cloud Storage, config.json comes last:
+    without it, readers do not take the files for a checkpoint.
 
-    Returns `url`, `commit` (of the Hub, else None), `files`, `bytes_in` and `bytes_out`. Raises BadInput for a
-    directory without config.json and a destination that cannot be written; OutsideFailure where the service fails.
+    Args:
+        source: A directory with config.json.
+        destination: `hf://org/name` or `gs://bucket/prefix`.
+        private: Whether a repository that is created is private.
+        message: The commit message on the Hub.
+        reporter: Shows messages.
+
+    Returns:
+        `url`, `commit` (None for Cloud Storage), `files`, `bytes_in` and `bytes_out`.
+
+    Raises:
+        BadInput: There is no config.json, or the destination cannot be written.
+        OutsideFailure: The service failed.
     """
     sizes = list_files(source) if (source / CONFIG_NAME).is_file() else {}
     if not sizes:
-        raise BadInput(f"{source} is no Hugging Face checkpoint (no {CONFIG_NAME}): export first")
+        raise BadInput(f"{source} is not a Hugging Face checkpoint (no {CONFIG_NAME}): export first")
     size = sum(sizes.values())
     reporter.say(f"uploading {len(sizes)} files, {format_bytes(size)}, to {destination}")
     if destination.startswith(HUB_SCHEME):
@@ -45,7 +56,7 @@ def upload(source: Path, destination: str, *, private: bool, message: str, repor
 
 
 def _to_hub(source: Path, names: list[str], repo: str, private: bool, message: str) -> str:
-    """The commit. One for all files, where the client's own `upload_folder` makes several of a large folder."""
+    """Returns the commit. The client's `upload_folder` would make several commits of a large directory."""
     import huggingface_hub
 
     endpoint = hub_endpoint()

@@ -1,4 +1,4 @@
-"""The verdict of `ferry check`, as far as publishing needs it: about which checkpoint it is, and whether it passed."""
+"""The verdict of `ferry check` as publishing needs it: which checkpoint it is about, and whether it passed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,19 @@ from conversion_lib.errors import BadInput, problem_of
 
 
 class Verdict(BaseModel):
-    """The part of `ferry check`'s check.json that goes along with a published checkpoint."""
+    """The part of `ferry check`'s check.json that is published with a checkpoint.
+
+    Attributes:
+        verdict: `pass` or `fail`.
+        digest: The checkpoint's, `sha256:<hex>`.
+        max_kl: Largest KL divergence of a token, in nats.
+        threshold: Largest `max_kl` that passes, in nats.
+        reference: What the checkpoint was compared with.
+        mean_kl: In nats.
+        max_abs_diff: Largest difference of a logit.
+        top1: Share of tokens whose most likely next token is the same.
+        top10: Share of the ten most likely tokens that both have, mean over the tokens.
+    """
 
     model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
 
@@ -24,17 +36,38 @@ class Verdict(BaseModel):
 
 
 def parse_verdict(content: bytes | None, where: str) -> Verdict | None:
-    """The verdict in a check.json, None where there is none. Raises BadInput for another kind of file at `where`."""
+    """Parses check.json.
+
+    Args:
+        content: The file's bytes. None: there is no file.
+        where: The file, for the error message.
+
+    Returns:
+        The verdict; None if there is no file.
+
+    Raises:
+        BadInput: The file is not a verdict.
+    """
     if content is None:
         return None
     try:
         return Verdict.model_validate_json(content)
     except ValidationError as error:
-        raise BadInput(f"{where} is no verdict: {problem_of(error)}") from error
+        raise BadInput(f"{where} is not a verdict: {problem_of(error)}") from error
 
 
 def require_pass(verdict: Verdict | None, digest: str, checkpoint: str, where: str) -> None:
-    """Raises BadInput unless `verdict`, read from `where`, is a pass on the checkpoint with this digest."""
+    """Checks that a verdict is a pass for a checkpoint.
+
+    Args:
+        verdict: None: there is none.
+        digest: The checkpoint's digest.
+        checkpoint: The checkpoint, for the error message.
+        where: The file of the verdict, for the error message.
+
+    Raises:
+        BadInput: There is no verdict, it is about another checkpoint, or it is not a pass.
+    """
     advice = f"run `ferry check {checkpoint} --reference HF_DIR`, or publish with --unchecked"
     if verdict is None:
         raise BadInput(f"{checkpoint} has not been checked (no {where}): {advice}")

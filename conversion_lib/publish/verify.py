@@ -1,4 +1,4 @@
-"""A published checkpoint against its manifest."""
+"""Compares a published checkpoint with its manifest."""
 
 from __future__ import annotations
 
@@ -18,7 +18,15 @@ from conversion_lib.storage.checksums import FileEntry, crc32c_of
 
 @dataclass(frozen=True, slots=True)
 class VerifyResult:
-    """`problems` has one line for each file that is missing, extra or different; none: the location is whole."""
+    """The result of a verification.
+
+    Attributes:
+        url: The location.
+        digest: Of the files that are there, `sha256:<hex>`. Empty: marker or manifest cannot be read.
+        files: Number of files that are there.
+        bytes: Their total size.
+        problems: One line for each file that is missing, extra or different. Empty: the checkpoint is complete.
+    """
 
     url: str
     digest: str
@@ -28,10 +36,18 @@ class VerifyResult:
 
 
 def verify(url: str, *, reporter: Reporter = SILENT) -> VerifyResult:
-    """Checks a published location, `URL/<model>/<commit>/<target>`, against its manifest.
+    """Compares a published checkpoint with its manifest.
 
-    A directory is read in full; in Cloud Storage the sizes, CRC32C and generations that the service keeps are
-    compared. Raises BadInput where no checkpoint is published there.
+    In a directory, all files are read. In Cloud Storage, the sizes, CRC32Cs and generations that the service keeps are
+    compared.
+
+    Args:
+        url: URL/<model>/<commit>/<target>.
+        reporter: Shows progress.
+
+    Raises:
+        BadInput: No checkpoint is published there.
+        OutsideFailure: The disk or the service failed.
     """
     destination = open_destination(url)
     content = destination.read(MARKER_NAME)

@@ -1,4 +1,4 @@
-"""Where checkpoints are published: one module a kind of place."""
+"""Where checkpoints are published: one module for each kind of destination."""
 
 from __future__ import annotations
 
@@ -11,12 +11,20 @@ from conversion_lib.publish.destinations.directory import DirectoryDestination
 
 
 def open_destination(base: str, path: str = "") -> Destination:
-    """The location `path` under `base`: gs://bucket/prefix, a directory, or file:///directory."""
+    """Opens a destination.
+
+    Args:
+        base: gs://bucket/prefix, a directory, or file:///directory.
+        path: The location under it. Empty: the base itself.
+
+    Raises:
+        BadInput: `base` is another URL, its name is not allowed, or there are no credentials.
+    """
     scheme, separator, rest = base.partition("://")
     if not separator:
         return DirectoryDestination(Path(base), path)
     if scheme == "gs":
-        # its client takes half a second to import
+        # importing the client takes half a second
         from conversion_lib.publish.destinations.cloud_storage import CloudStorageDestination
 
         return CloudStorageDestination(base, path)

@@ -1,8 +1,8 @@
-"""A location in Cloud Storage: objects are written in place, each under a precondition, and the marker last.
+"""A destination in Cloud Storage: objects are written in place, each under a precondition, and the marker last.
 
-Every write names the generation it replaces (0: none), and CRC32C is compared with what the service stored. One run
-at a time writes to a location: it holds a claim (`cloud.claim`). What it is going to write stands in manifest.json
-before the first object is there, so that a later run knows what a dead one left from what is somebody else's.
+Every write names the generation that it replaces (0: none), and its CRC32C is compared with what the service stored.
+Only the run that holds the location's lease writes. manifest.json lists what it will write before the first object is
+there, so that a later run can tell the leftovers of a killed run from other objects.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ from conversion_lib.storage.gcs_client import delete, explained
 from conversion_lib.storage.interface import StoredObject
 
 UPLOAD_CHUNK_BYTES = 16 << 20
-"""Held in memory for each upload of a large file; a multiple of 256 KiB, as the service wants."""
+"""Held in memory for each upload of a large file. The service requires a multiple of 256 KiB."""
 ORBAX_COMMIT = f"0/{COMMIT_NAME}"
 PROBE_NAME = ".ferry_probe"
-"""An object that never is: deleting it is refused where deleting is."""
+"""An object that never exists. Deleting it tests the permission to delete."""
 UPDATE_TRIES = 10
 DELETING_THREADS = 8
 
 
 class CloudStorageDestination:
-    """`base` is gs://bucket or gs://bucket/prefix. Credentials are the application default ones."""
+    """The location `path` under `base`, gs://bucket or gs://bucket/prefix, with the application default credentials."""
 
     def __init__(self, base: str, path: str) -> None:
         self.bucket_name, self.base = client.split_url(base)
@@ -79,7 +79,7 @@ class CloudStorageDestination:
             strays = self._there.keys() - paths - OWN_NAMES
             if foreign := sorted(strays - self._begun()):
                 raise BadInput(
-                    f"{self.url} holds something that is no published checkpoint ({foreign[0]}): give another"
+                    f"{self.url} holds something that is not a published checkpoint ({foreign[0]}): give another"
                     " destination, or remove it"
                 )
             kept = {
@@ -88,9 +88,9 @@ class CloudStorageDestination:
                 if self._same(entry)
             }
             if kept.keys() != paths:
-                # what is to be replaced at the end must be deleted: said now rather than when all has been sent
+                # fails now, and not after the upload, if the credentials cannot delete what the commit replaces
                 delete(self._bucket.blob(self._root + PROBE_NAME, generation=1))
-                # an Orbax reader takes the checkpoint for whole while this one is there
+                # an Orbax reader takes the checkpoint for complete while this object is there
                 strays |= {ORBAX_COMMIT} & self._there.keys()
                 kept.pop(ORBAX_COMMIT, None)
             self._delete([self._there.pop(path) for path in sorted(strays)])
@@ -98,7 +98,7 @@ class CloudStorageDestination:
         return kept
 
     def _begun(self) -> set[str]:
-        """What an earlier try, which never came to its marker, was going to write here."""
+        """Returns the paths that an earlier try, which did not commit, was going to write here."""
         if MANIFEST_NAME not in self._there:
             return set()
         try:
@@ -118,7 +118,7 @@ class CloudStorageDestination:
                     self._copy(item.source, blob, entry)
                     advance(entry.size)
             except exceptions.PreconditionFailed:
-                # ours, where the answer to a first try was lost; or another publisher's
+                # written by us if the response to a first try was lost; else by another run
                 blob.reload(retry=client.RETRY)
                 if not _is(blob, entry):
                     raise OutsideFailure(
@@ -145,7 +145,7 @@ class CloudStorageDestination:
             )
 
     def _copy(self, source: StoredObject, blob: Any, entry: FileEntry) -> None:
-        """Within the service, in as many calls as it wants."""
+        """Copies an object within the service, in as many calls as it needs."""
         original = blob.client.bucket(source.bucket).blob(source.name, generation=source.generation)
         token = ""
         while token is not None:
@@ -181,7 +181,7 @@ class CloudStorageDestination:
                 )
             except exceptions.PreconditionFailed:
                 if client.read(blob) != content:
-                    raise OutsideFailure(f"another run has published to {self.url}: run again to see what") from None
+                    raise OutsideFailure(f"another run has published to {self.url}: run again to compare") from None
                 blob.reload(retry=client.RETRY)
         self._there[path] = blob
 
@@ -192,8 +192,8 @@ class CloudStorageDestination:
         with explained(self.url, "remove"):
             blobs = {self._relative(blob): blob for blob in self._list()}
             first = [blobs.pop(path) for path in (MARKER_NAME, ORBAX_COMMIT) if path in blobs]
-            last = [blobs.pop(path) for path in (MANIFEST_NAME,) if path in blobs]  # tells what the rest is
-            blobs.pop(LEASE_NAME, None)  # given back by `exclusive`
+            last = [blobs.pop(path) for path in (MANIFEST_NAME,) if path in blobs]  # identifies the rest until then
+            blobs.pop(LEASE_NAME, None)  # released by `exclusive`
             for blob in first:
                 delete(blob)
             self._delete(list(blobs.values()))
@@ -233,7 +233,7 @@ class CloudStorageDestination:
                     )
                     return
                 except (exceptions.PreconditionFailed, exceptions.NotFound):
-                    continue  # someone else updated it in between, or the answer was lost: then it is as wanted
+                    continue  # another run updated it in between; or the response was lost, and there is nothing to do
         raise OutsideFailure(f"gs://{self.bucket_name}/{name} changes faster than it can be updated: run again")
 
     @property
@@ -241,7 +241,7 @@ class CloudStorageDestination:
         return f"{self.prefix}/" if self.prefix else ""
 
     def _list(self) -> Iterator[Any]:
-        """Every object here; what some programs put in the place of directories is none."""
+        """Returns every object here, without the placeholders that some programs write for directories."""
         found = self._bucket.list_blobs(prefix=self._root, retry=client.RETRY)
         return (blob for blob in found if not blob.name.endswith("/"))
 
@@ -259,7 +259,7 @@ class CloudStorageDestination:
         return blob is not None and _is(blob, entry)
 
     def _generation(self, path: str) -> int:
-        """The generation that a write to `path` replaces; 0 where there was nothing when this run began."""
+        """Returns the generation that a write to `path` replaces; 0 if there was none when this run began."""
         blob = self._there.get(path)
         return int(blob.generation) if blob is not None else 0
 
@@ -269,7 +269,7 @@ def _is(blob: Any, entry: FileEntry) -> bool:
 
 
 class _Watched(io.RawIOBase):
-    """A stream whose progress is seen, and that ends where the work is stopped."""
+    """A stream that reports its progress, and fails once the work is stopped."""
 
     def __init__(self, stream: IO[bytes], advance: Callable[[int], None], stopped: threading.Event) -> None:
         self._stream, self._advance, self._stopped = stream, advance, stopped

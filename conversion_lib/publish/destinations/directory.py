@@ -1,4 +1,4 @@
-"""Publishing to a directory."""
+"""A destination in a directory."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PARTIAL = ".ferry-partial"
 
 
 class DirectoryDestination:
-    """A location in a directory: built in a hidden sibling, which is renamed when it is whole."""
+    """The location `path` under the directory `base`: built in a hidden sibling, which is renamed when complete."""
 
     def __init__(self, base: Path, path: str) -> None:
         self.base = base.expanduser().absolute()
@@ -47,7 +47,7 @@ class DirectoryDestination:
             with self._lease.waited_for(waiting):
                 yield
             with suppress(OSError):
-                self.location.parent.rmdir()  # of a commit whose last target has been removed
+                self.location.parent.rmdir()  # the directory of a commit whose last target was removed
         except OSError as error:
             raise disk_error(error, f"cannot write to {self.url}") from error
 
@@ -62,18 +62,18 @@ class DirectoryDestination:
     def begin(self, manifest: Manifest) -> dict[str, FileEntry]:
         if self.location.exists() and (not self.location.is_dir() or any(self.location.iterdir())):
             raise BadInput(
-                f"{self.url} holds something that is no published checkpoint (no {MARKER_NAME}): give another"
+                f"{self.url} holds something that is not a published checkpoint (no {MARKER_NAME}): give another"
                 " destination, or remove it"
             )
         kept = self._sweep(manifest)
         check_disk(self.location, sum(entry.size for entry in manifest.files if entry.path not in kept))
         self.staging.mkdir(parents=True, exist_ok=True)
-        # what the files of this try will be: the next try trusts those that it finds under the same entry
+        # the files that this try will write: the next one keeps those that it finds with the same entry
         write_atomically(self.staging / MANIFEST_NAME, manifest.model_dump_json().encode())
         return kept
 
     def _sweep(self, manifest: Manifest) -> dict[str, FileEntry]:
-        """Removes from the staging directory what a killed try left of something else or half done."""
+        """Removes files from the staging directory that are half-written or belong to another manifest."""
         there = list_files(self.staging)
         begun: set[FileEntry] = set()
         if MANIFEST_NAME in there:
@@ -119,7 +119,7 @@ class DirectoryDestination:
         try:
             if self.location.exists():
                 shutil.rmtree(self.staging, ignore_errors=True)
-                self.location.replace(self.staging)  # at once: nobody reads what is half gone
+                self.location.replace(self.staging)  # atomic: readers never see half of it
                 sync_directory(self.location.parent)
             if self.staging.exists():
                 shutil.rmtree(self.staging)
@@ -152,7 +152,7 @@ class DirectoryDestination:
         target = self.base / path
         try:
             if change(target.read_bytes() if target.exists() else None) is None:
-                return  # also where nothing may be written
+                return  # without a lock, so that this works in a read-only directory
             with one_at_a_time(target.with_name(f".{target.name}.ferry-lock"), lambda: None):
                 changed = change(target.read_bytes() if target.exists() else None)
                 if changed is not None:
@@ -162,7 +162,7 @@ class DirectoryDestination:
 
 
 def _stats(directory: Path) -> list[os.stat_result]:
-    """Of every file in the directory that nobody removes meanwhile."""
+    """Returns the stats of every file in a directory, without those that are removed in the meantime."""
     found = []
     for path in directory.rglob("*"):
         with suppress(FileNotFoundError):

@@ -106,7 +106,7 @@ def test_what_is_there_is_not_sent_again(checkpoint: Path, fake: FakeCloudStorag
 
 def test_somebody_else_s_objects_stay(checkpoint: Path, fake: FakeCloudStorage) -> None:
     fake.put("bucket", f"models/{PLACE}/mine", b"mine")
-    with pytest.raises(BadInput, match=r"holds something that is no published checkpoint \(mine\)"):
+    with pytest.raises(BadInput, match=r"holds something that is not a published checkpoint \(mine\)"):
         publish(checkpoint, "gs://bucket/models")
     assert fake.names("bucket") == [f"models/{PLACE}/mine"]
 

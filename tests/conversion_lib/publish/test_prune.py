@@ -88,7 +88,7 @@ def test_bad_input(url: str, checkpoint: Path) -> None:
     with pytest.raises(BadInput, match="--keep 0"):
         prune(url, keep=0)
     open_destination(url).update(LATEST, lambda old: b"{}")
-    with pytest.raises(BadInput, match=f"{LATEST} is no pointer of this version"):
+    with pytest.raises(BadInput, match=f"{LATEST} is not a pointer of this version"):
         prune(url)
 
 

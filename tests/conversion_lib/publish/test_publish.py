@@ -112,7 +112,7 @@ def test_no_verdict_no_publishing(checkpoint: Path, tmp_path: Path) -> None:
     (checkpoint / "report" / "check.json").unlink()
     refused("has not been checked")
     (checkpoint / "report" / "check.json").write_text("{}")
-    with pytest.raises(BadInput, match=r"check\.json is no verdict: verdict: field required"):
+    with pytest.raises(BadInput, match=r"check\.json is not a verdict: verdict: field required"):
         publish(checkpoint, str(out))
 
 
@@ -138,7 +138,7 @@ def test_what_cannot_be_published(checkpoint: Path, tmp_path: Path) -> None:
     occupied = tmp_path / "out" / PLACE
     occupied.mkdir(parents=True)
     (occupied / "mine").write_text("mine")
-    with pytest.raises(BadInput, match="holds something that is no published checkpoint"):
+    with pytest.raises(BadInput, match="holds something that is not a published checkpoint"):
         publish(checkpoint, str(tmp_path / "out"))
     assert [path.name for path in occupied.iterdir()] == ["mine"]
     (tmp_path / "file").write_text("mine")
