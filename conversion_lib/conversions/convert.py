@@ -80,7 +80,7 @@ def prepare(
     if isinstance(given, Path):
         given = checkpoint_at(given) if is_orbax(given) else LocalFiles(given)
     if loader != DEFAULT_LOADER and not isinstance(given, LocalFiles):
-        raise BadInput(f"--loader {loader} reads only a Hugging Face checkpoint in a local directory")
+        raise BadInput(f"--loader {loader} reads a Hugging Face checkpoint in a local directory only")
     if not isinstance(given, Files):
         cache = memory_budget // CACHE_SHARE
         found = open_maxtext(given, model=model, hf_config=hf_config, written_by=written_by, cache_bytes=cache)

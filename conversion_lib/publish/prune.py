@@ -86,7 +86,7 @@ def prune(
     Args:
         url: The base, which was given to `publish`.
         keep: How many of the newest versions of each model and target stay. At least 1.
-        older_than_days: Versions published in the last so many days stay too.
+        older_than_days: Versions published within this many days stay too.
         remove: Whether to remove.
         reporter: Told what is removed, and what stays for an unexpected reason.
 

@@ -128,7 +128,7 @@ def publish(
         with destination.exclusive(reporter):
             if (
                 marker := _published(destination, digest, checked=not unchecked)
-            ) is None:  # not finished by another run meanwhile
+            ) is None:  # not finished by another run in the meantime
                 copied, marker = _deliver(destination, manifest, items, reporter, threads)
                 reporter.say(f"published at {destination.url}")
     else:

@@ -226,12 +226,12 @@ def pickles_only(source: Path) -> tuple[str, ...]:
 
 
 def missing_source(source: Path) -> tuple[str, ...]:
-    return (str(source), "no directory")
+    return (str(source), "not a directory")
 
 
 def source_is_a_file(source: Path) -> tuple[str, ...]:
     source.write_text("weights")
-    return (str(source), "no directory")
+    return (str(source), "not a directory")
 
 
 NAMED = [missing_shard, truncated_shard, unknown_architecture]

@@ -135,7 +135,7 @@ def test_a_conversion_that_is_killed(source: Path, tmp_path: Path, shim: Path, j
     os.kill(conversion, signal.SIGKILL)
     answer, err = first.end()
     assert answer["error"] == "OutsideFailure"
-    assert "exit code -9, SIGKILL; its last lines: " in answer["text"] and "next start goes on" in answer["text"]
+    assert "exit code -9, SIGKILL; its last lines: " in answer["text"] and "next start resumes" in answer["text"]
     assert "hf_secret" not in err
     assert second.end()[0] == {"path": str(out / "0" / "items")}
     assert chunk_files(out) == written, "no chunk that had been journaled was written again"
