@@ -72,6 +72,9 @@ class Candidate:
         prompts: Token ids, int (tokens,) each.
         source_dtype: Dtype of the original's weights; empty if unknown.
         task: Advanced by the bytes read.
+
+    Raises:
+        BadInput: The checkpoint does not match config.json.
     """
 
     def __init__(self, subject: Subject, prompts: Sequence[Array], source_dtype: str, task: Task | None = None) -> None:
