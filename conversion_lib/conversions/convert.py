@@ -93,7 +93,7 @@ def prepare(
     family = FAMILIES[named.family] if named else family_of(config)
     stored = SafetensorsSource(files)
     plain = dequantized(stored, config) if loader == DEFAULT_LOADER else TransformersSource(stored, config)
-    source = joined(plain, family.joins, family.dims(config))
+    source = joined(plain, family.joins, family.sizes(config))
     origin = origin_of(files)
     plan = plan_to_maxtext(
         source.tensors,

@@ -24,6 +24,7 @@ from conversion_lib.families import (
     qwen3_next,
 )
 from conversion_lib.mapping.rules import Family
+from conversion_lib.models.class_defaults import known_as
 from conversion_lib.models.hf_config import ModelConfig
 
 MODULES = (
@@ -67,8 +68,7 @@ def family_of(config: ModelConfig) -> Family:
         if name in LATER:
             raise BadInput(f"{config.path}: architecture {name} is not supported, not even with --model")
     for family in FAMILIES.values():
-        named = set(family.architectures) & set(config.architectures)
-        if (named or (not config.architectures and family.model_type == config.model_type)) and family.fits(config):
+        if _names(config, family) and family.fits(config.of_class(family.model_type)):
             return family
     known = list(dict.fromkeys(name for family in FAMILIES.values() for name in family.architectures))
     asked = ", ".join(config.architectures) or f"none (model_type {config.model_type or 'missing'})"
@@ -76,4 +76,16 @@ def family_of(config: ModelConfig) -> Family:
     raise BadInput(
         f"{config.path}: architecture {asked} is not known; the nearest are {', '.join(near)}. "
         "If it is one of these under another name, choose it with --model"
+    )
+
+
+def _names(config: ModelConfig, family: Family) -> bool:
+    """Whether config.json names the family: by a class, by one that training wrapped, or by its `model_type` alone."""
+    same_type = known_as(config.model_type) == family.model_type
+    if not config.architectures:
+        return same_type
+    return any(
+        name == known or (same_type and name.endswith(known))
+        for name in config.architectures
+        for known in family.architectures
     )

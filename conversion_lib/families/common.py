@@ -6,11 +6,11 @@ a tensor's shape.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from conversion_lib.errors import BadInput
 from conversion_lib.mapping.rules import Block, DetectedFlag, Drop, OpsOf, Rule
-from conversion_lib.models.hf_config import ModelConfig
+from conversion_lib.models.hf_config import ModelConfig, shown
 from conversion_lib.plan.ops import Op, Permute, Pick, Split, Transpose
 from conversion_lib.plan.value_ops import Scale
 from conversion_lib.sources.joined import Dims
@@ -36,9 +36,9 @@ def bias_to_heads(heads: str, head_dim: str) -> OpsOf:
     return lambda dims: (Split(0, (dims[heads], dims[head_dim])),)
 
 
-def scaled_query(dims: Dims) -> tuple[Op, ...]:
-    """Returns the ops of `to_heads` and a division by sqrt(head_dim)."""
-    return Transpose(), Split(1, (dims["heads"], dims["head_dim"])), Scale(dims["head_dim"])
+def scaled_query(root: str) -> OpsOf:
+    """Returns the ops of `to_heads` and a division by the square root of the size `root`."""
+    return lambda dims: (Transpose(), Split(1, (dims["heads"], dims["head_dim"])), Scale(dims[root]))
 
 
 def half(index: int) -> OpsOf:
@@ -143,49 +143,39 @@ DROPS = (
 )
 
 
-def base_dims(
-    config: ModelConfig, *, tied_by_default: bool = False, defaults: Mapping[str, int] | None = None
-) -> dict[str, int]:
+def base_dims(config: ModelConfig) -> dict[str, int]:
     """Returns the sizes that every decoder has: layers, vocab, hidden, mlp, heads, and the flag tied.
 
-    Args:
-        config: The config.json.
-        tied_by_default: Whether the embeddings are tied if the config does not say.
-        defaults: The values of transformers' class by config key, for files that omit them.
+    `mlp` is 0 for a class whose layers have no dense MLP.
 
     Raises:
-        BadInput: A size is missing and has no default, or is not a positive integer.
+        BadInput: A size is missing and the class has no default, or is not a positive integer.
     """
-    known = defaults or {}
     return {
-        "layers": config.count("num_hidden_layers", default=known.get("num_hidden_layers")),
-        "vocab": config.count("vocab_size", default=known.get("vocab_size")),
-        "hidden": config.count("hidden_size", default=known.get("hidden_size")),
-        "mlp": config.count("intermediate_size", default=known.get("intermediate_size")),
-        "heads": config.count("num_attention_heads", default=known.get("num_attention_heads")),
-        "tied": int(config.flag("tie_word_embeddings", tied_by_default)),
+        "layers": config.count("num_hidden_layers"),
+        "vocab": config.count("vocab_size"),
+        "hidden": config.count("hidden_size"),
+        "mlp": config.count("intermediate_size", default=0),
+        "heads": config.count("num_attention_heads"),
+        "tied": int(config.flag("tie_word_embeddings")),
     }
 
 
-def grouped_query_dims(
-    config: ModelConfig, *, tied_by_default: bool = False, defaults: Mapping[str, int] | None = None
-) -> dict[str, int]:
+def grouped_query_dims(config: ModelConfig) -> dict[str, int]:
     """Returns the sizes of `base_dims` and those of grouped-query attention: kv_heads, head_dim, q, kv.
 
-    If neither the config nor `defaults` gives them, head_dim is hidden / heads, and kv_heads is heads.
-
-    Args:
-        config: As for `base_dims`.
-        tied_by_default: As for `base_dims`.
-        defaults: As for `base_dims`.
+    If neither the config nor its class gives them, head_dim is hidden / heads, and kv_heads is heads.
 
     Raises:
         BadInput: As `base_dims` raises it.
     """
-    known = defaults or {}
-    dims = base_dims(config, tied_by_default=tied_by_default, defaults=known)
-    size = config.count("head_dim", default=known.get("head_dim", dims["hidden"] // dims["heads"]))
-    kv_heads = config.count("num_key_value_heads", default=known.get("num_key_value_heads", dims["heads"]))
+    dims = base_dims(config)
+    size = config.optional_count("head_dim") or dims["hidden"] // dims["heads"]
+    if not size:
+        raise BadInput(
+            f"{config.path}: hidden_size = {dims['hidden']} is less than num_attention_heads = {dims['heads']}"
+        )
+    kv_heads = config.optional_count("num_key_value_heads") or dims["heads"]
     return dims | {"kv_heads": kv_heads, "head_dim": size, "q": dims["heads"] * size, "kv": kv_heads * size}
 
 
@@ -228,14 +218,14 @@ def require_layer_types(config: ModelConfig, cycle: Sequence[str], *, interval_k
     Raises:
         BadInput: A layer has another kind, or a cycle another length.
     """
-    interval = config.get(interval_key) if interval_key and not config.get("layer_types") else None
-    if interval is not None and interval != len(cycle):
+    kinds = config.texts("layer_types", "num_hidden_layers")
+    if kinds is None and interval_key is not None and (interval := config.count(interval_key)) != len(cycle):
         raise BadInput(f"{config.path}: {interval_key} = {interval}, but MaxText's model has cycles of {len(cycle)}")
-    for layer, kind in enumerate(config.get("layer_types", [])):
+    for layer, kind in enumerate(kinds or ()):
         expected = cycle[layer % len(cycle)]
         if kind != expected:
             raise BadInput(
-                f"{config.path}: layer_types[{layer}] is {kind}, but MaxText's model has {expected} there: "
+                f"{config.path}: layer_types[{layer}] is {shown(kind)}, but MaxText's model has {expected} there: "
                 f"its cycle is {', '.join(cycle)}"
             )
 
@@ -246,8 +236,13 @@ def require_no_dense_layers(config: ModelConfig) -> None:
     Raises:
         BadInput: `mlp_only_layers` or `decoder_sparse_step` says so.
     """
-    if config.get("mlp_only_layers") or config.count("decoder_sparse_step", default=1) != 1:
+    if layers := config.integers("mlp_only_layers"):
         raise BadInput(
-            f"{config.path}: mlp_only_layers = {config.get('mlp_only_layers', [])} and decoder_sparse_step = "
-            f"{config.get('decoder_sparse_step', 1)} leave layers without experts, but MaxText's model has them in all"
+            f"{config.path}: mlp_only_layers = {shown(list(layers))} leaves layers without experts, but MaxText's "
+            "model has them in all"
+        )
+    if (step := config.count("decoder_sparse_step", default=1)) != 1:
+        raise BadInput(
+            f"{config.path}: decoder_sparse_step = {step} leaves layers without experts, but MaxText's model has them "
+            "in all"
         )

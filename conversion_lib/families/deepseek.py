@@ -15,7 +15,7 @@ def dims(config: ModelConfig) -> Dims:
     layers = sizes["layers"]
     return sizes | {
         "dense": min(config.count("first_k_dense_replace", least=0), layers),
-        "q_lora": config.count("q_lora_rank", default=0, least=0),
+        "q_lora": config.optional_count("q_lora_rank") or 0,
         "kv_lora": config.count("kv_lora_rank"),
         "qk": nope + rope,
         "q": heads * (nope + rope),
@@ -24,8 +24,8 @@ def dims(config: ModelConfig) -> Dims:
         "kv_b": heads * (nope + value),
         "v": value,
         "attn": heads * value,
-        **expert_dims(config.count("n_routed_experts", default=0, least=0), moe),
-        "shared": moe * config.count("n_shared_experts", default=0, least=0),
+        **expert_dims(config.count("n_routed_experts", least=0), moe),
+        "shared": moe * config.count("n_shared_experts", least=0),
         "after_mtp": layers + config.count("num_nextn_predict_layers", default=1, least=0),
     }
 

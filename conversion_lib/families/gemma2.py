@@ -1,4 +1,7 @@
-"""Gemma 2: MaxText's layer is a pair of layers, local attention first; its query is divided by sqrt(head_dim)."""
+"""Gemma 2: MaxText's layer is a pair of layers, local attention first.
+
+MaxText does not scale the scores: its query is divided by sqrt(query_pre_attn_scalar), which in 27B is not head_dim.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +25,11 @@ MAXTEXT_VOCABULARY = {256000: 256128}
 
 
 def dims(config: ModelConfig) -> Dims:
-    sizes = grouped_query_dims(config, tied_by_default=True, defaults={"head_dim": 256, "vocab_size": 256000})
+    sizes = grouped_query_dims(config)
     require_layer_types(config, CYCLE)
     vocab = sizes["vocab"]
     return sizes | {
+        "query_root": config.count("query_pre_attn_scalar"),
         "maxtext_vocab": MAXTEXT_VOCABULARY.get(vocab, vocab),
         "cycles_end": whole_cycles(sizes["layers"], CYCLE),
     }
@@ -36,7 +40,7 @@ def layer(kind: str) -> tuple[Rule, ...]:
     to = f"self_attention_{kind}"
     return (
         *norms(f"_{kind}", from_zero=True),
-        Rule("self_attn.q_proj.weight", f"{to}/query/kernel", ("q", "hidden"), scaled_query),
+        Rule("self_attn.q_proj.weight", f"{to}/query/kernel", ("q", "hidden"), scaled_query("query_root")),
         Rule("self_attn.k_proj.weight", f"{to}/key/kernel", ("kv", "hidden"), to_heads("kv_heads", "head_dim")),
         Rule("self_attn.v_proj.weight", f"{to}/value/kernel", ("kv", "hidden"), to_heads("kv_heads", "head_dim")),
         Rule("self_attn.o_proj.weight", f"{to}/out/kernel", ("hidden", "q"), from_heads("heads", "head_dim")),

@@ -22,20 +22,9 @@ CYCLE = (*["sliding_attention"] * 5, "full_attention")
 MAXTEXT_VOCABULARY = {262208: 262144}
 """Rows in MaxText by rows in the published models, whose last rows have no token. Other sizes are not changed."""
 
-# The published config.json files omit values that equal the defaults of transformers' class.
-DEFAULTS = {
-    "vocab_size": 262208,
-    "hidden_size": 2304,
-    "intermediate_size": 9216,
-    "num_hidden_layers": 26,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-    "head_dim": 256,
-}
-
 
 def dims(config: ModelConfig) -> Dims:
-    sizes = grouped_query_dims(config, tied_by_default=True, defaults=DEFAULTS)
+    sizes = grouped_query_dims(config)
     require_layer_types(config, CYCLE, interval_key="sliding_window_pattern")
     vocab = sizes["vocab"]
     return sizes | {

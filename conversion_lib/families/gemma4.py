@@ -5,6 +5,7 @@ The heads of global attention are wider. 26b has experts.
 
 from __future__ import annotations
 
+from conversion_lib.errors import BadInput
 from conversion_lib.families.common import (
     DROPS,
     GATE_UP,
@@ -29,12 +30,12 @@ LAST = len(CYCLE) - 1
 
 def has_per_layer_inputs(config: ModelConfig) -> bool:
     """Returns whether the model is E2B or E4B, which are another model in MaxText."""
-    return bool(config.get("hidden_size_per_layer_input", 0))
+    return config.count("hidden_size_per_layer_input", least=0) > 0
 
 
 def attention_dims(config: ModelConfig) -> dict[str, int]:
     """Returns the sizes of both kinds of attention; those of the global kind begin with `global_`."""
-    sizes = grouped_query_dims(config, tied_by_default=True)
+    sizes = grouped_query_dims(config)
     wide, kv_heads = _global_sizes(config, sizes)
     return sizes | {
         "maxtext_vocab": sizes["vocab"],
@@ -52,14 +53,16 @@ def _global_sizes(config: ModelConfig, sizes: Dims) -> tuple[int, int]:
 
     Published files have separate keys for them, transformers 5 writes them for each layer.
     """
-    by_layer = config.get("per_layer_config")
-    if isinstance(by_layer, dict) and by_layer:
-        own = ModelConfig(next(iter(by_layer.values())), config.path)
-        kv_heads = own.count("num_key_value_heads", default=sizes["kv_heads"])
-        return own.count("head_dim", default=sizes["head_dim"]), kv_heads
-    kv_heads = config.count("num_global_key_value_heads", default=sizes["kv_heads"])
+    local = sizes["head_dim"], sizes["kv_heads"]
+    by_layer = config.section("per_layer_config")
+    if by_layer is not None and (layers := by_layer.sections()):
+        found = {(one.count("head_dim", local[0]), one.count("num_key_value_heads", local[1])) for one in layers}
+        if len(found) > 1:
+            raise BadInput(f"{config.path}: per_layer_config gives layers several sizes, and MaxText's model has one")
+        return found.pop()
+    kv_heads = config.optional_count("num_global_key_value_heads") or sizes["kv_heads"]
     shared_kv = config.flag("attention_k_eq_v")
-    return config.count("global_head_dim", default=512), kv_heads if shared_kv else sizes["kv_heads"]
+    return config.count("global_head_dim"), kv_heads if shared_kv else sizes["kv_heads"]
 
 
 def dims(config: ModelConfig) -> Dims:

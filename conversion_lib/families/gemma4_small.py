@@ -17,7 +17,7 @@ CYCLES = (5, 6)
 def dims(config: ModelConfig) -> Dims:
     sizes = gemma4.attention_dims(config)
     cycle = _cycle(config)
-    layers, first_shared = sizes["layers"], sizes["layers"] - config.count("num_kv_shared_layers", default=0, least=0)
+    layers, first_shared = sizes["layers"], sizes["layers"] - config.count("num_kv_shared_layers", least=0)
     if layers % cycle or first_shared % cycle or first_shared < 0:
         raise BadInput(
             f"{config.path}: num_hidden_layers = {layers} and num_kv_shared_layers = {layers - first_shared} should "
@@ -27,7 +27,7 @@ def dims(config: ModelConfig) -> Dims:
     return sizes | {
         "per_layer": per_layer,
         "all_layers_input": layers * per_layer,
-        "per_layer_vocab": config.count("vocab_size_per_layer_input", default=sizes["vocab"]),
+        "per_layer_vocab": config.count("vocab_size_per_layer_input"),
         "later_mlp": sizes["mlp"] * (2 if config.flag("use_double_wide_mlp") else 1),
         "cycle": cycle,
         "locals": cycle - 1,
@@ -37,7 +37,9 @@ def dims(config: ModelConfig) -> Dims:
 
 
 def _cycle(config: ModelConfig) -> int:
-    kinds = list(config.get("layer_types", []))
+    kinds = config.texts("layer_types")
+    if kinds is None:
+        return max(CYCLES)  # as the class has it
     cycle = kinds.index("full_attention") + 1 if "full_attention" in kinds else 0
     if cycle not in CYCLES:
         raise BadInput(

@@ -25,7 +25,7 @@ CYCLE = ("sliding_attention", "full_attention")
 
 
 def dims(config: ModelConfig) -> Dims:
-    sizes = grouped_query_dims(config, defaults={"head_dim": 64})
+    sizes = grouped_query_dims(config)
     require_layer_types(config, CYCLE)
     return sizes | {
         "experts": config.count("num_local_experts"),

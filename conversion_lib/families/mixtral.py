@@ -32,7 +32,7 @@ FROM, TO = "block_sparse_moe", "MoeBlock_0"
 
 LAYER = (
     *NORMS,
-    Rule("self_attn.q_proj.weight", "self_attention/query/kernel", ("q", "hidden"), scaled_query),
+    Rule("self_attn.q_proj.weight", "self_attention/query/kernel", ("q", "hidden"), scaled_query("head_dim")),
     KEY,
     *VALUE_AND_OUT,
     Rule(f"{FROM}.gate.weight", f"{TO}/gate/kernel", ("experts", "hidden"), linear, when=f"!{FUSED}"),

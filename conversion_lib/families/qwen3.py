@@ -15,13 +15,6 @@ from conversion_lib.families.common import (
     one_scan,
 )
 from conversion_lib.mapping.rules import Family, Rule
-from conversion_lib.models.hf_config import ModelConfig
-from conversion_lib.sources.joined import Dims
-
-
-def dims(config: ModelConfig) -> Dims:
-    return grouped_query_dims(config, defaults={"head_dim": 128})
-
 
 ATTENTION = (
     *NORMS,
@@ -36,7 +29,7 @@ FAMILY = Family(
     name="qwen3",
     architectures=("Qwen3ForCausalLM",),
     model_type="qwen3",
-    dims=dims,
+    dims=grouped_query_dims,
     rules=TOP,
     scanned=one_scan(*ATTENTION, *MLP),
     unscanned=one_by_one(*ATTENTION, *MLP),

@@ -9,6 +9,7 @@ from conversion_lib.families.common import (
     expert_dims,
     experts,
     fused_experts_flag,
+    grouped_query_dims,
     linear,
     one_by_one,
     one_scan,
@@ -21,8 +22,8 @@ from conversion_lib.sources.joined import Dims
 
 def dims(config: ModelConfig) -> Dims:
     require_no_dense_layers(config)
-    count = config.count("num_experts", "num_local_experts", default=128)
-    return {**qwen3.dims(config), **expert_dims(count, config.count("moe_intermediate_size", default=768))}
+    experts, moe = config.count("num_experts"), config.count("moe_intermediate_size")
+    return {**grouped_query_dims(config), **expert_dims(experts, moe)}
 
 
 LAYER = (

@@ -27,20 +27,25 @@ CYCLE = (*["linear_attention"] * 3, "full_attention")
 def dims(config: ModelConfig) -> Dims:
     require_layer_types(config, CYCLE, interval_key="full_attention_interval")
     require_no_dense_layers(config)
-    sizes = grouped_query_dims(config, defaults={"head_dim": 256, "intermediate_size": 0})
+    sizes = grouped_query_dims(config)
     moe, shared = config.count("moe_intermediate_size"), config.count("shared_expert_intermediate_size")
     if shared != moe:
         raise BadInput(
             f"{config.path}: shared_expert_intermediate_size = {shared}, but in MaxText's model the shared expert has "
             f"the width of the others, moe_intermediate_size = {moe}"
         )
-    keys = config.count("linear_num_key_heads") * config.count("linear_key_head_dim")
-    value_heads, value_dim = config.count("linear_num_value_heads"), config.count("linear_value_head_dim")
+    key_heads, value_heads = config.count("linear_num_key_heads"), config.count("linear_num_value_heads")
+    if value_heads % key_heads:
+        raise BadInput(
+            f"{config.path}: linear_num_value_heads = {value_heads} should be a multiple of linear_num_key_heads = "
+            f"{key_heads}"
+        )
+    keys, value_dim = key_heads * config.count("linear_key_head_dim"), config.count("linear_value_head_dim")
     values = value_heads * value_dim
     return sizes | {
         "gated_head_dim": 2 * sizes["head_dim"],
         "gated_q": 2 * sizes["q"],
-        **expert_dims(config.count("num_experts", "num_local_experts"), moe),
+        **expert_dims(config.count("num_experts"), moe),
         "shared": shared,
         "one": 1,
         "value_heads": value_heads,

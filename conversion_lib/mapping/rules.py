@@ -135,9 +135,9 @@ class Family:
     Attributes:
         name: Ferry's name of the family, such as `llama3.1`.
         architectures: The names in config.json's `architectures`.
-        model_type: config.json's `model_type`, for a config without `architectures`.
+        model_type: The `model_type` of transformers' class, whose defaults hold if a config omits a key.
         dims: Returns the sizes and flags that the rules use: always `layers`, and `experts` if a rule has `{expert}`.
-            Raises BadInput for a config that does not fit MaxText's model.
+            Raises BadInput for a config that does not fit MaxText's model. Call `sizes` instead.
         rules: The tensors outside the layers.
         scanned: The layers with `scan_layers`; empty if MaxText does not have the family scanned.
         unscanned: The layers without `scan_layers`.
@@ -161,6 +161,10 @@ class Family:
     fits: Callable[[ModelConfig], bool] = lambda config: True
     joins: tuple[Join, ...] = ()
     detected: Mapping[str, DetectedFlag] = field(default_factory=dict)
+
+    def sizes(self, config: ModelConfig) -> Dims:
+        """The sizes and switches of a model, whatever class its config.json names. Raises BadInput for a wrong one."""
+        return self.dims(config.of_class(self.model_type))
 
 
 def _number(value: int | str, dims: Dims) -> int:

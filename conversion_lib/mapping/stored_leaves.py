@@ -33,7 +33,7 @@ class StoredLeaf:
 
 def export_dims(family: Family, config: ModelConfig) -> Dims:
     """Returns the sizes and flags for names as in the published checkpoint, since there are no names to look at."""
-    return {**family.dims(config), **{dim: flag.published for dim, flag in family.detected.items()}}
+    return {**family.sizes(config), **{dim: flag.published for dim, flag in family.detected.items()}}
 
 
 def scanned(tensors: Collection[str], family: Family, dims: Dims, noted: bool | None) -> bool:

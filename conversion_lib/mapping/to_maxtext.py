@@ -25,6 +25,10 @@ from conversion_lib.sources.joined import Dims
 
 ROOT = "params/params"
 
+LAYERS = "num_hidden_layers"
+SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads")
+"""Keys of config.json that shapes are made of."""
+
 TABLE_PREFIX = "model."
 """The prefix of names in a table. A checkpoint may have another of the family's prefixes instead."""
 
@@ -180,7 +184,7 @@ def dims_of(family: Family, config: ModelConfig, tensors: Iterable[str]) -> Dims
     """
     names = list(tensors)
     flags = {dim: int(any(name.endswith(flag.suffix) for name in names)) for dim, flag in family.detected.items()}
-    return {**family.dims(config), **flags}
+    return {**family.sizes(config), **flags}
 
 
 def plan_to_maxtext(
@@ -302,18 +306,25 @@ def _checked(
 ) -> TensorInfo:
     info = tensors.get(name)
     if info is None:
-        raise BadInput(f"tensor {name} is missing: {leaf.path} needs it{_because(leaf.block, config)}")
+        why = _because(leaf.block, config) + _left_out(config, LAYERS)
+        raise BadInput(f"tensor {name} is missing: {leaf.path} needs it{why}")
     if info.shape != expected:
         meaning = ", ".join(leaf.rule.shape)
         raise BadInput(
             f"{info.file}: tensor {name} has shape {list(info.shape)}, "
-            f"but {config.path} gives {list(expected)} ({meaning})"
+            f"but {config.path} gives {list(expected)} ({meaning}){_left_out(config, *SIZES)}"
         )
     if info.dtype not in FLOATS:
         raise BadInput(
             f"{info.file}: tensor {name} has dtype {info.dtype}, expected one of {', '.join(sorted(FLOATS))}"
         )
     return info
+
+
+def _left_out(config: ModelConfig, *sizes: str) -> str:
+    """Which of these sizes config.json leaves to the class, whose own may not be those of the tensors."""
+    keys = [key for key in sizes if config.given(key) is None and config.get(key) is not None]
+    return f"; {config.path} leaves out {', '.join(keys)}, so the class's own value holds" if keys else ""
 
 
 def _because(block: Block | None, config: ModelConfig) -> str:

@@ -76,7 +76,7 @@ def size_differences(model: Model, config: ModelConfig) -> list[str]:
     """
     found = []
     for key, expected in _facts()["sizes"].get(model.name, {}).items():
-        spelling = next((name for name in SPELLINGS.get(key, (key,)) if config.get(name) is not None), None)
-        if spelling is not None and config.get(spelling) != expected:
-            found.append(f"{spelling} ({config.get(spelling)}, not {expected})")
+        spelling = next((name for name in SPELLINGS.get(key, (key,)) if config.given(name) is not None), None)
+        if spelling is not None and config.given(spelling) != expected:
+            found.append(f"{spelling} ({config.given(spelling)}, not {expected})")
     return found

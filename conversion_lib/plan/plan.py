@@ -22,7 +22,7 @@ from conversion_lib.core.boxes import Box, Shape, intersect, shift, whole
 from conversion_lib.core.dtypes import itemsize
 from conversion_lib.plan.ops import Ops, chain_shape
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Increased when the output for the same input changes: then a retry with a newer version starts again."""
 
 

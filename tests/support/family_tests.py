@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import ClassVar
@@ -30,6 +30,15 @@ from conversion_lib.plan.plan import ArrayPlan, Plan
 from conversion_lib.plan.value_ops import Resize
 from conversion_lib.record import Target
 from conversion_lib.sources.orbax import open_orbax
+from tests.support.config_values import (
+    ABSENT,
+    ODD_VALUES,
+    KeyPath,
+    as_the_class_has_it,
+    changed_at,
+    key_paths,
+    outcomes,
+)
 from tests.support.family import Description, Leaf, Refusal, descriptions
 from tests.support.maxtext_by_hand import read_weights
 from tests.support.published_tensors import as_the_tables_take_them, config_of, tensors_of
@@ -38,6 +47,12 @@ from tests.support.tiny_models import make_tiny, prompt, reference_logits, tiny_
 
 DROPPED = ("vision", "multi-token prediction")
 """What may begin a plan's line on tensors that are left out, other than a tied head."""
+
+OTHER_FAMILY = ("hidden_size_per_layer_input", 0)
+"""A value that is right, and makes it another model."""
+
+PER_LAYER = "per_layer_config"
+"""Whose layers all have the same keys."""
 
 Read = Callable[[str], np.ndarray]
 
@@ -81,6 +96,24 @@ def heads(weight: np.ndarray, count: int) -> np.ndarray:
 def changed(raw: dict, changes: dict) -> dict:
     """A config.json with other values for the text model."""
     return {**raw, "text_config": {**raw["text_config"], **changes}} if "text_config" in raw else {**raw, **changes}
+
+
+def configs_to_walk(described: Description) -> dict[str, dict]:
+    """The published config.json, and one with every key that the class has."""
+    published = {name: model.config for name, model in described.published.items()}
+    full = json.loads(tiny_config(described).to_json_string(use_diff=False))
+    architectures = next(iter(published.values()))["architectures"]
+    return published | {"tiny": full | {"architectures": architectures}}
+
+
+def walk(described: Description) -> Iterator[tuple[str, dict, KeyPath]]:
+    """Every key once: the name of a config.json that has it, the config, where the key is."""
+    seen = set()
+    for name, raw in configs_to_walk(described).items():
+        for path in key_paths(raw):
+            if path not in seen:
+                seen.add(path)
+                yield name, raw, path
 
 
 class FamilyTests:
@@ -172,6 +205,33 @@ class FamilyTests:
         options = {"identity": {}, "model_name": "m", "chunk_limit": 64 << 20}
         with pytest.raises(BadInput, match=refusal.message):
             plan_to_maxtext({}, config, family_of(config), Target(scan_layers=refusal.scan_layers), **options)
+
+    def test_every_value_of_every_key_is_read_or_refused_in_one_line(self):
+        """Whatever is put there: never a traceback, and what is refused is named."""
+        for name, raw, path in walk(self.described):
+            for value in ODD_VALUES:
+                try:
+                    found = outcomes(changed_at(raw, path, value))
+                except Exception as error:
+                    pytest.fail(f"{name}: {path} = {value!r}: {type(error).__name__}: {error}")
+                for reader, outcome in found.items():
+                    if not isinstance(outcome, str) or (path[-1], value) == OTHER_FAMILY:
+                        continue
+                    named = any(key.removesuffix("s") in outcome for key in path)
+                    assert outcome.startswith("config.json") and named, (name, path, value, reader, outcome)
+                    assert "\n" not in outcome
+
+    def test_what_is_left_out_is_what_the_class_has(self):
+        """Without a key, plan and check read what they read of the config that transformers' class makes of it."""
+        for name, raw, path in walk(self.described):
+            without = changed_at(raw, path, ABSENT)
+            full = as_the_class_has_it(without) if "model_type" in without else None
+            if full is None or PER_LAYER in path:
+                continue
+            ours, theirs = outcomes(without), outcomes(full)
+            for reader in ours:
+                both_refused = isinstance(ours[reader], str) and isinstance(theirs[reader], str)
+                assert both_refused or ours[reader] == theirs[reader], (name, path, reader)
 
     def test_published_sizes_are_those_of_the_name(self, model: str):
         """The sizes in MaxText's name against the published config.json, written down by other hands."""

@@ -69,4 +69,4 @@ class Listed:
 def as_the_tables_take_them(tensors: dict[str, TensorInfo], config: ModelConfig) -> dict[str, TensorInfo]:
     """With those joined that a table takes as one."""
     family = family_of(config)
-    return dict(joined(Listed(tensors), family.joins, family.dims(config)).tensors)
+    return dict(joined(Listed(tensors), family.joins, family.sizes(config)).tensors)

@@ -28,7 +28,7 @@ DESCRIPTION = Description(
             "model.layers.4.self_attn.indexer.wk.weight",
         ),
     ),
-    refusals=(Refusal("deepseek3.2-671b", {"index_n_heads": None}, "has no index_n_heads"),),
+    refusals=(Refusal("deepseek3.2-671b", {"index_n_heads": 0}, "index_n_heads should be an integer of at least 1"),),
     tiny=LATENT | GROUPED_ROUTER | {"index_n_heads": 12, "index_head_dim": 24, "index_topk": 8},
     config_class="DeepseekV32Config",
     left_out={"model.layers.61.": "multi-token prediction"},

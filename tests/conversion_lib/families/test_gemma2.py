@@ -48,7 +48,7 @@ DESCRIPTION = Description(
         Refusal(
             "gemma2-2b",
             {"layer_types": ["sliding_attention", "full_attention"] * 12 + ["full_attention"] * 2},
-            r"layer_types\[24\] is full_attention, but MaxText's model has",
+            r"layer_types\[24\] is 'full_attention', but MaxText's model has",
         ),
         # an odd layer has no place at all
         *(

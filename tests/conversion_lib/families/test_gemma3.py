@@ -66,7 +66,7 @@ DESCRIPTION = Description(
         Refusal(
             "gemma3-4b",
             {"layer_types": ["sliding_attention"] * 34},
-            r"layer_types\[5\] is sliding_attention, but MaxText's model has",
+            r"layer_types\[5\] is 'sliding_attention', but MaxText's model has",
         ),
         # an older file says its cycle in another key
         Refusal(

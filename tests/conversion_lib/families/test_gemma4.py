@@ -94,7 +94,7 @@ DESCRIPTION = Description(
         Refusal(
             "gemma4-26b",
             {"layer_types": ["sliding_attention"] * 30},
-            r"layer_types\[5\] is sliding_attention, but MaxText's model has",
+            r"layer_types\[5\] is 'sliding_attention', but MaxText's model has",
         ),
     ),
     tiny=GEMMA4

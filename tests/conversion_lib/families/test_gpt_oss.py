@@ -55,7 +55,7 @@ DESCRIPTION = Description(
         Refusal(
             "gpt-oss-20b",
             {"layer_types": ["full_attention", "sliding_attention"] * 12},
-            r"layer_types\[0\] is full_attention, but MaxText's model has",
+            r"layer_types\[0\] is 'full_attention', but MaxText's model has",
         ),
         Refusal("gpt-oss-20b", FIVE_LAYERS, "num_hidden_layers = 5.* from 4 on; --no-scan-layers converts them"),
         # its tensors: the layers have a place

@@ -74,7 +74,7 @@ DESCRIPTION = Description(
             "model.layers.1.self_attn.k_proj.weight",
         ),
     ),
-    refusals=(Refusal("llama3.1-8b", {"vocab_size": None}, "has no vocab_size"),),
+    refusals=(Refusal("llama3.1-8b", {"vocab_size": "128256"}, "vocab_size should be an integer"),),
     tiny=DENSE
     | {
         "rms_norm_eps": 1e-5,

@@ -46,7 +46,7 @@ DESCRIPTION = Description(
     refusals=tuple(
         Refusal("mixtral-8x7b", {key: value}, key, name=f"{key}={value!r}")
         for key in ("num_local_experts", "num_hidden_layers", "hidden_size")
-        for value in (0, -1, "8", None)
+        for value in (0, -1, "8", 8.0)
     ),
     tiny=DENSE
     | {

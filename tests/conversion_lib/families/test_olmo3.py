@@ -50,7 +50,7 @@ DESCRIPTION = Description(
         Refusal(
             "olmo3-7b",
             {"layer_types": SEVEN_CYCLES_AND_FOUR},
-            r"layer_types\[31\] is sliding_attention, but MaxText's model has",
+            r"layer_types\[31\] is 'sliding_attention', but MaxText's model has",
         ),
         Refusal(
             "olmo3-7b",

@@ -58,7 +58,7 @@ DESCRIPTION = Description(
         Refusal(
             "qwen3.5-35b-a3b",
             {"layer_types": ["linear_attention"] * 40},
-            r"layer_types\[3\] is linear_attention, but MaxText's model has",
+            r"layer_types\[3\] is 'linear_attention', but MaxText's model has",
         ),
     ),
     tiny=DENSE

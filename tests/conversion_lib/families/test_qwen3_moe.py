@@ -49,8 +49,8 @@ DESCRIPTION = Description(
         ),
     ),
     refusals=(
-        Refusal("qwen3-30b-a3b", {"decoder_sparse_step": 2}, "leave layers without experts"),
-        Refusal("qwen3-30b-a3b", {"mlp_only_layers": [0]}, "leave layers without experts"),
+        Refusal("qwen3-30b-a3b", {"decoder_sparse_step": 2}, "leaves layers without experts"),
+        Refusal("qwen3-30b-a3b", {"mlp_only_layers": [0]}, "leaves layers without experts"),
     ),
     tiny=DENSE
     | {

@@ -1,7 +1,7 @@
 """What the readers of a `config.json` share.
 
-Both spellings of transformers are read: `rope_parameters` (5.x), and `rope_theta` with `rope_scaling` (in most files on
-the Hub). Where a key is missing, the default is that of transformers' class.
+Values come from `ModelConfig`, which knows all spellings and the defaults of transformers' classes. Both spellings of
+RoPE are read: `rope_parameters` (5.x), and `rope_theta` with `rope_scaling` (in most files on the Hub).
 """
 
 from __future__ import annotations
@@ -20,159 +20,251 @@ from conversion_lib.logits.forward.config import (
     Norms,
     RopeConfig,
 )
+from conversion_lib.models.class_defaults import known_as
+from conversion_lib.models.hf_config import ModelConfig, Values, shown
 
 ROPE_KINDS = ("default", "linear", "llama3", "yarn", "proportional")
-DEFAULT_THETA = 10000.0
-FEWEST_POSITIONS = 2048
-"""The smallest default of `max_position_embeddings` in transformers' classes. Prompts are cut to it without the key."""
+HAS = ", ".join(ROPE_KINDS)
 
 LAYER_NORMS = Norms("pre_self_attention_layer_norm/scale", None, "post_self_attention_layer_norm/scale", None)
 QUERY = "query/kernel"
 """End of the path of a query kernel."""
 
-Raw = Mapping[str, Any]
-"""The contents of a config.json."""
-Readers = Mapping[str, Callable[[Raw], ForwardConfig]]
+SLIDING, FULL = "sliding_attention", "full_attention"
+
+Readers = Mapping[str, Callable[[ModelConfig], ForwardConfig]]
 """Readers by the `model_type` of config.json. Each raises BadInput for settings that the forward pass does not have."""
 
 
-def refuse_switches(raw: Raw, *keys: str) -> None:
+def refuse_switches(config: ModelConfig, *keys: str) -> None:
     """Refuses settings of transformers' class that the forward pass does not have.
 
     Raises:
         BadInput: One of `keys` is on.
     """
     for key in keys:
-        if raw.get(key):
-            raise BadInput(f"config.json: {key} is on, which the logit check does not support")
+        if config.flag(key):
+            raise BadInput(f"{config.path}: {key} is on, which the logit check does not support")
 
 
-def require_activation(raw: Raw, *names: str, key: str = "hidden_act") -> None:
-    """Checks the activation of the MLP.
-
-    Args:
-        raw: The contents of a config.json.
-        names: The allowed ones; the first is the default.
-        key: The key that names the activation.
+def require_activation(config: ModelConfig, name: str, key: str = "hidden_act") -> None:
+    """Checks the activation of the MLP, under `key`.
 
     Raises:
-        BadInput: It is another one.
+        BadInput: It is not `name`.
     """
-    if raw.get(key, names[0]) not in names:
-        raise BadInput(f"config.json: {key} {raw[key]!r}; the logit check supports only {names[0]!r}")
+    if config.text(key) != name:
+        raise BadInput(f"{config.path}: {key} {shown(config.get(key))}; the logit check supports only {name!r}")
 
 
-def integer(raw: Raw, key: str, default: int | None = None) -> int:
-    """Returns the positive integer under `key`, or `default` where the key is missing or null.
-
-    Raises:
-        BadInput: There is no value, or it is not a positive integer.
-    """
-    value = raw.get(key) if raw.get(key) is not None else default
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise BadInput(f"config.json: {key} should be a positive integer, not {value!r}")
-    return value
-
-
-def model(raw: Raw, layers: tuple[Layer, ...], *, eps: float = 1e-6, tied: bool = False, **more: Any) -> ForwardConfig:
+def model(config: ModelConfig, layers: tuple[Layer, ...], *, tied: bool | None = None, **more: Any) -> ForwardConfig:
     """Makes the ForwardConfig of a model from the keys that all families have.
 
     Args:
-        raw: The contents of a config.json.
+        config: The config.json.
         layers: The decoder layers.
-        eps: Default of `rms_norm_eps` in the family's class.
-        tied: Default of `tie_word_embeddings` in the family's class.
+        tied: Whether the output is the embedding. None: config.json says it.
         more: Other fields of ForwardConfig.
 
     Raises:
-        BadInput: A size is not a positive integer.
+        BadInput: A value is not of its type.
     """
     return ForwardConfig(
-        family=str(raw["model_type"]),
-        hidden=integer(raw, "hidden_size"),
-        vocab=integer(raw, "vocab_size"),
-        eps=float(raw.get("rms_norm_eps", eps)),
-        tied=bool(raw.get("tie_word_embeddings", tied)),
-        max_positions=integer(raw, "max_position_embeddings", FEWEST_POSITIONS),
+        family=known_as(config.model_type),
+        hidden=config.count("hidden_size"),
+        vocab=config.count("vocab_size"),
+        eps=config.number("rms_norm_eps", least=0),
+        tied=config.flag("tie_word_embeddings") if tied is None else tied,
+        max_positions=config.count("max_position_embeddings"),
         layers=layers,
         **more,
     )
 
 
-def rope(
-    raw: Raw, dim: int, *, pairs: bool, values: Mapping[str, Any] | None = None, partial: float = 1.0
-) -> RopeConfig:
-    """Reads the RoPE of a model, or of one kind of its layers.
+def rope(config: ModelConfig, dim: int, *, pairs: bool, takes_share: bool = False) -> RopeConfig:
+    """Reads the RoPE of a model whose layers all have the same.
 
     Args:
-        raw: The contents of a config.json.
+        config: The config.json.
         dim: Dimensions of a head.
         pairs: Layout of rotated dimensions in the checkpoint, as in RopeConfig.
-        values: Parameters of RoPE. None: those of the whole model.
-        partial: Default of `partial_rotary_factor`, the share of dimensions that are rotated; 1 for a class without
-            that key. Gemma 4's `proportional` rotates all dimensions, most of them by an angle of 0.
+        takes_share: Whether the class has `partial_rotary_factor`, the share of dimensions that are rotated.
 
     Raises:
         BadInput: The scaling or a partial rotation is not supported.
     """
-    if values is None:
-        values = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
-    values = dict(values)
-    kind = str(values.get("rope_type") or values.get("type") or "default")
-    if kind not in ROPE_KINDS:
-        raise BadInput(f"config.json: RoPE scaling {kind!r}; the logit check supports {', '.join(ROPE_KINDS)}")
-    share = values.get("partial_rotary_factor") or raw.get("partial_rotary_factor") or partial
-    if kind != "proportional" and share != 1.0:
-        if partial == 1.0:
-            raise BadInput(
-                f"config.json: partial_rotary_factor {share}; the logit check supports only 1 for this architecture"
-            )
+    values = _given(config, "rope_scaling") or _given(config, "rope_parameters") or Values({}, config.path)
+    for key in (SLIDING, FULL):
+        if values.get(key) is not None:
+            raise BadInput(f"{config.path}: RoPE for {key} alone; the logit check supports one for all layers")
+    theta = config.number("rope_theta", above=1) if values.get("rope_theta") is None else None
+    share = config.number("partial_rotary_factor", default=1.0, above=0, most=1)
+    share = values.number("partial_rotary_factor", default=share, above=0, most=1)
+    if _kind(values) != "proportional" and share != 1.0:
+        if not takes_share:
+            raise BadInput(f"{config.path}: partial_rotary_factor {share:g}, which the logit check does not support")
         dim = int(dim * share)
-    positions = integer(raw, "max_position_embeddings", FEWEST_POSITIONS)
-    values.setdefault("original_max_position_embeddings", positions)
-    if values.get("factor") is None:
-        values["factor"] = positions / values["original_max_position_embeddings"]
-    theta = float(values.get("rope_theta") or raw.get("rope_theta") or DEFAULT_THETA)
-    return RopeConfig(kind, dim, theta, pairs, values)
+    original = config.optional_count("original_max_position_embeddings")
+    return rope_of(values, config, dim, pairs=pairs, theta=theta, original=original)
 
 
-def grouped_query(raw: Raw, *, head_dim: int | None = None, pairs: bool = False, **more: Any) -> GroupedQuery:
+def rope_by_kind(config: ModelConfig, kind: str, dim: int, *, theta: float | None) -> RopeConfig:
+    """Reads the RoPE of one kind of layers. Older files scale only that of full attention.
+
+    Args:
+        config: The config.json.
+        kind: Sliding or full attention.
+        dim: Dimensions of a head.
+        theta: The default for this kind of layers. None: `rope_parameters` has to give it.
+
+    Raises:
+        BadInput: The scaling is not supported, or a value is missing.
+    """
+    nested = _given(config, "rope_parameters")
+    own = nested.section(kind) if nested else None
+    if nested and own is None and nested.section(FULL if kind == SLIDING else SLIDING) is None:
+        raise BadInput(f"{config.path}: rope_parameters has neither {SLIDING} nor {FULL}, one of which it should have")
+    if own is None and theta is None:
+        raise BadInput(f"{config.path}: rope_parameters has no {kind}, which this architecture needs")
+    values = own or Values({}, config.path)
+    scaling = _given(config, "rope_scaling") if kind == FULL else None
+    return rope_of(values if scaling is None else scaling.over(values), config, dim, pairs=False, theta=theta)
+
+
+def rope_of(
+    values: Values, config: ModelConfig, dim: int, *, pairs: bool, theta: float | None, original: int | None = None
+) -> RopeConfig:
+    """Makes the RopeConfig of given parameters.
+
+    Args:
+        values: The parameters.
+        config: The config.json.
+        dim: Dimensions that are rotated.
+        pairs: Layout of rotated dimensions in the checkpoint, as in RopeConfig.
+        theta: Default of `rope_theta`. None: `values` has to give it.
+        original: Positions that the model was trained with, instead of the parameters' own.
+
+    Raises:
+        BadInput: The scaling is not supported, or a value is missing.
+    """
+    kind = _kind(values)
+    if kind not in ROPE_KINDS:
+        key = values.label("rope_type" if values.get("rope_type") is not None else "type")
+        raise BadInput(f"{config.path}: {key} asks for RoPE scaling {shown(kind)}; the logit check supports {HAS}")
+    if dim < 2 or dim % 2:
+        raise BadInput(
+            f"{config.path}: RoPE would turn {dim} dimensions of a head, and it turns them in pairs: head_dim, or "
+            "hidden_size over num_attention_heads, should be even"
+        )
+    theta = values.number("rope_theta", default=theta, above=1)
+    scaling = _scaling(kind, values, config.count("max_position_embeddings"), original)
+    return RopeConfig(kind, dim, theta, pairs, scaling)
+
+
+def _kind(values: Values) -> str:
+    """Returns the kind of scaling, under either name."""
+    return values.text("rope_type", default=values.text("type", default="default"))
+
+
+def _scaling(kind: str, values: Values, positions: int, original: int | None) -> dict[str, Any]:
+    """Returns the parameters of a kind of scaling, as `rope.py` reads them."""
+    if kind == "default":
+        return {}
+    found: dict[str, Any] = {}
+    if kind == "proportional":
+        found["partial_rotary_factor"] = values.number("partial_rotary_factor", default=1.0, least=0, most=1)
+        found["factor"] = values.number("factor", default=1.0, above=0)
+    if kind in ("llama3", "yarn"):
+        trained = original or values.count("original_max_position_embeddings", default=positions)
+        found["original_max_position_embeddings"] = trained
+        found["factor"] = values.number("factor", default=positions / trained if kind == "yarn" else None, above=0)
+    if kind == "linear":
+        found["factor"] = values.number("factor", above=0)
+    if kind == "llama3":
+        found["low_freq_factor"] = values.number("low_freq_factor", above=0)
+        found["high_freq_factor"] = values.number("high_freq_factor", above=found["low_freq_factor"])
+    if kind == "yarn":
+        found["beta_fast"] = values.number("beta_fast", default=32.0, least=0) or 32.0
+        found["beta_slow"] = values.number("beta_slow", default=1.0, least=0) or 1.0
+        found["truncate"] = values.flag("truncate", default=True)
+        found["attention_factor"] = values.optional_number("attention_factor", least=0)
+        found["mscale"] = values.optional_number("mscale", least=0)
+    found["mscale_all_dim"] = values.optional_number("mscale_all_dim", least=0)
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def _given(config: ModelConfig, key: str) -> Values | None:
+    """Returns the object under `key`; None if it is missing or empty."""
+    values = config.section(key)
+    return None if values is None or values.empty else values
+
+
+def grouped_query(config: ModelConfig, *, pairs: bool = False, **more: Any) -> GroupedQuery:
     """Reads grouped-query attention.
 
     Args:
-        raw: The contents of a config.json.
-        head_dim: Default of `head_dim` in the family's class. None: hidden_size / num_attention_heads.
+        config: The config.json.
         pairs: Layout of rotated dimensions in the checkpoint, as in RopeConfig.
-        more: Other fields of GroupedQuery, or `rope` or `scale` in place of the usual ones.
+        more: Other fields of GroupedQuery, or some instead of the usual ones.
 
     Raises:
-        BadInput: A size is not a positive integer, or RoPE is not supported.
+        BadInput: A size is not a positive integer, sizes do not fit, or RoPE is not supported.
     """
-    heads = integer(raw, "num_attention_heads")
-    dim = integer(raw, "head_dim", head_dim or integer(raw, "hidden_size") // heads)
+    heads, dim = config.count("num_attention_heads"), head_dim(config)
+    kv_heads = more.pop("kv_heads", None) or config.optional_count("num_key_value_heads") or heads
+    if heads % kv_heads:
+        raise BadInput(
+            f"{config.path}: num_attention_heads {heads} should be a multiple of num_key_value_heads {kv_heads}"
+        )
+    dim = more.pop("head_dim", dim)
     return GroupedQuery(
         heads=heads,
-        kv_heads=integer(raw, "num_key_value_heads", heads),
+        kv_heads=kv_heads,
         head_dim=dim,
-        rope=more.pop("rope", None) or rope(raw, dim, pairs=pairs),
+        rope=more.pop("rope", None) or rope(config, dim, pairs=pairs),
         scale=more.pop("scale", dim**-0.5),
         **more,
     )
 
 
-def mlp(raw: Raw, path: str = "mlp", *, width: str = "intermediate_size") -> Mlp:
+def head_dim(config: ModelConfig) -> int:
+    """Returns the dimensions of a head: `head_dim`, or hidden_size / num_attention_heads."""
+    hidden, heads = config.count("hidden_size"), config.count("num_attention_heads")
+    dim = config.optional_count("head_dim") or hidden // heads
+    if not dim:
+        raise BadInput(f"{config.path}: hidden_size {hidden} is less than num_attention_heads {heads}")
+    return dim
+
+
+def sliding_window(config: ModelConfig, kind: str) -> int | None:
+    """Returns how many tokens a layer of that kind attends to; None: all before."""
+    if kind != SLIDING:
+        return None
+    if (window := config.optional_count("sliding_window")) is None:
+        raise BadInput(f"{config.path}: sliding_window is null, and layer_types has {SLIDING}")
+    return window
+
+
+def experts_per_token(config: ModelConfig, experts: int, key: str = "num_experts_per_tok") -> int:
+    """Returns how many experts a token goes to. Raises BadInput if there are fewer."""
+    if (per_token := config.count(key)) > experts:
+        raise BadInput(f"{config.path}: {key} {per_token} is more than the {experts} experts that there are")
+    return per_token
+
+
+def mlp(config: ModelConfig, path: str = "mlp", *, width: str = "intermediate_size") -> Mlp:
     """Reads a SwiGLU (arXiv:2002.05202). `path`: below the layer; `width`: the key of its inner size.
 
     Raises:
         BadInput: The activation is not SiLU, or the width not a positive integer.
     """
-    require_activation(raw, "silu")
-    return Mlp(path, integer(raw, width), "silu")
+    require_activation(config, "silu")
+    return Mlp(path, config.count(width), "silu")
 
 
-def one_stack(raw: Raw, attention: GroupedQuery, feed_forward: Mlp | Moe) -> tuple[Layer, ...]:
+def one_stack(config: ModelConfig, attention: GroupedQuery, feed_forward: Mlp | Moe) -> tuple[Layer, ...]:
     """Makes `num_hidden_layers` equal layers, scanned as one stack."""
-    count = integer(raw, "num_hidden_layers")
+    count = config.count("num_hidden_layers")
     return tuple(
         Layer(
             LayerPath("layers", (n,), (count,), f"layers_{n}"), LAYER_NORMS, "self_attention", attention, feed_forward
@@ -186,41 +278,19 @@ def is_power_of_two_root(number: int) -> bool:
     return number & (number - 1) == 0 and number.bit_length() % 2 == 1
 
 
-def kinds_of_layers(raw: Raw, cycle: Sequence[str]) -> tuple[str, ...]:
+def kinds_of_layers(config: ModelConfig, cycle: Sequence[str]) -> tuple[str, ...]:
     """Returns the kind of each layer: `layer_types` of config.json, or else `cycle` repeated.
 
     Raises:
         BadInput: `layer_types` has another length than the model, or a kind that is not in `cycle`.
     """
-    count = integer(raw, "num_hidden_layers")
-    kinds = raw.get("layer_types") or [cycle[n % len(cycle)] for n in range(count)]
-    if len(kinds) != count or set(kinds) - set(cycle):
-        raise BadInput(
-            f"config.json: layer_types {kinds!r}; the logit check expects {count} of {', '.join(set(cycle))}"
-        )
-    return tuple(kinds)
-
-
-def rope_by_kind(raw: Raw, kind: str, dim: int, *, local_theta: float, theta: float) -> RopeConfig:
-    """Reads the RoPE of one kind of layer, in a model whose sliding and full attention may differ.
-
-    Args:
-        raw: The contents of a config.json.
-        kind: `sliding_attention` or `full_attention`.
-        dim: Dimensions of a head.
-        local_theta: Default of `rope_theta` in sliding attention, which is not scaled.
-        theta: Default of `rope_theta` in full attention.
-
-    Raises:
-        BadInput: The scaling is not supported.
-    """
-    values = raw.get("rope_parameters") or {}
-    if kind in values:
-        return rope(raw, dim, pairs=False, values={"rope_theta": theta} | values[kind])
-    if kind == "sliding_attention":
-        return rope(raw, dim, pairs=False, values={"rope_theta": local_theta})
-    scaling = raw.get("rope_scaling") or values
-    return rope(raw, dim, pairs=False, values={"rope_theta": raw.get("rope_theta") or theta} | scaling)
+    kinds = config.texts("layer_types", "num_hidden_layers")
+    if kinds is None:
+        return tuple(cycle[n % len(cycle)] for n in range(config.count("num_hidden_layers")))
+    if unknown := set(kinds) - set(cycle):
+        known = ", ".join(dict.fromkeys(cycle))
+        raise BadInput(f"{config.path}: layer_types has {shown(min(unknown))}; the logit check supports {known}")
+    return kinds
 
 
 def cycle_path(n: int, cycle: int, count: int, stack: str = "layers/layers_{}") -> LayerPath:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from conversion_lib.errors import BadInput
 from conversion_lib.logits.forward.architectures.common import (
+    FULL,
     QUERY,
-    Raw,
+    SLIDING,
     Readers,
+    experts_per_token,
     grouped_query,
-    integer,
     is_power_of_two_root,
+    kinds_of_layers,
     mlp,
     model,
     one_stack,
@@ -17,62 +19,83 @@ from conversion_lib.logits.forward.architectures.common import (
     require_activation,
 )
 from conversion_lib.logits.forward.config import ForwardConfig, Moe
+from conversion_lib.models.hf_config import ModelConfig
 
 
-def llama(raw: Raw) -> ForwardConfig:
+def llama(config: ModelConfig) -> ForwardConfig:
     """Reads Llama 3: the converter interleaves the halves of query and key, and divides the query by sqrt(head_dim)."""
-    refuse_switches(raw, "attention_bias", "mlp_bias")
-    attention = grouped_query(raw, pairs=True, scale=1.0)
+    refuse_switches(config, "attention_bias", "mlp_bias")
+    attention = grouped_query(config, pairs=True, scale=1.0)
     rounded = () if is_power_of_two_root(attention.head_dim) else (QUERY,)
-    return model(raw, one_stack(raw, attention, mlp(raw)), rounded=rounded)
+    return model(config, one_stack(config, attention, mlp(config)), rounded=rounded)
 
 
-def mixtral(raw: Raw) -> ForwardConfig:
+def mixtral(config: ModelConfig) -> ForwardConfig:
     """Reads Mixtral: the converter divides the query by sqrt(head_dim)."""
-    refuse_switches(raw, "sliding_window")
-    require_activation(raw, "silu")
-    attention = grouped_query(raw, scale=1.0)
+    if config.optional_count("sliding_window") is not None:
+        raise BadInput(f"{config.path}: sliding_window is set, which the logit check does not support")
+    require_activation(config, "silu")
+    attention, experts = grouped_query(config, scale=1.0), config.count("num_local_experts")
     moe = Moe(
         path="MoeBlock_0",
-        experts=integer(raw, "num_local_experts", 8),
-        per_token=integer(raw, "num_experts_per_tok", 2),
-        width=integer(raw, "intermediate_size"),
+        experts=experts,
+        per_token=experts_per_token(config, experts),
+        width=config.count("intermediate_size"),
         scores="softmax",
         normalize=True,
     )
     rounded = () if is_power_of_two_root(attention.head_dim) else (QUERY,)
-    return model(raw, one_stack(raw, attention, moe), eps=1e-5, rounded=rounded)
+    return model(config, one_stack(config, attention, moe), rounded=rounded)
 
 
-def qwen2(raw: Raw) -> ForwardConfig:
+def qwen2(config: ModelConfig) -> ForwardConfig:
     """Reads Qwen 2.5: biases on query, key and value."""
-    refuse_switches(raw, "use_sliding_window")
-    return model(raw, one_stack(raw, grouped_query(raw, biases=True), mlp(raw)))
+    _refuse_windows(config)
+    return model(config, one_stack(config, grouped_query(config, biases=True), mlp(config)))
 
 
-def qwen3(raw: Raw) -> ForwardConfig:
+def qwen3(config: ModelConfig) -> ForwardConfig:
     """Reads Qwen 3: norms on each head's query and key."""
-    refuse_switches(raw, "attention_bias", "use_sliding_window")
-    return model(raw, one_stack(raw, grouped_query(raw, head_dim=128, norms="head"), mlp(raw)))
+    refuse_switches(config, "attention_bias")
+    _refuse_windows(config)
+    return model(config, one_stack(config, grouped_query(config, norms="head"), mlp(config)))
 
 
-def qwen3_moe(raw: Raw) -> ForwardConfig:
+def _refuse_windows(config: ModelConfig) -> None:
+    """Raises BadInput where a layer has sliding attention."""
+    on = config.flag("use_sliding_window") and config.optional_count("sliding_window") is not None
+    first, count = config.count("max_window_layers", least=0), config.count("num_hidden_layers")
+    said = config.get("layer_types") is not None
+    if SLIDING in kinds_of_layers(config, (FULL, SLIDING)) if said else on and first < count:
+        key = "layer_types" if said else "use_sliding_window"
+        raise BadInput(f"{config.path}: {key} asks for {SLIDING}, which the logit check does not support here")
+
+
+def qwen3_moe(config: ModelConfig) -> ForwardConfig:
     """Reads Qwen 3 MoE: Qwen 3 with experts in every layer."""
-    refuse_switches(raw, "attention_bias", "use_sliding_window", "mlp_only_layers")
-    require_activation(raw, "silu")
-    if raw.get("decoder_sparse_step", 1) != 1:
-        raise BadInput(
-            f"config.json: decoder_sparse_step {raw['decoder_sparse_step']}; the logit check supports only 1"
-        )
+    refuse_switches(config, "attention_bias")
+    require_experts_everywhere(config)
+    require_activation(config, "silu")
+    if config.flag("use_sliding_window") and config.optional_count("sliding_window") is not None:
+        raise BadInput(f"{config.path}: use_sliding_window is on, which the logit check does not support")
+    experts = config.count("num_experts")
     moe = Moe(
         path="moe_block",
-        experts=integer(raw, "num_experts", raw.get("num_local_experts") or 128),
-        per_token=integer(raw, "num_experts_per_tok", 8),
-        width=integer(raw, "moe_intermediate_size", 768),
+        experts=experts,
+        per_token=experts_per_token(config, experts),
+        width=config.count("moe_intermediate_size"),
         scores="softmax",
-        normalize=bool(raw.get("norm_topk_prob", False)),
+        normalize=config.flag("norm_topk_prob"),
     )
-    return model(raw, one_stack(raw, grouped_query(raw, norms="head"), moe))
+    return model(config, one_stack(config, grouped_query(config, norms="head"), moe))
+
+
+def require_experts_everywhere(config: ModelConfig) -> None:
+    """Raises BadInput where some layers have no experts."""
+    if config.integers("mlp_only_layers"):
+        raise BadInput(f"{config.path}: mlp_only_layers names layers, and the logit check has experts in all")
+    if (step := config.count("decoder_sparse_step")) != 1:
+        raise BadInput(f"{config.path}: decoder_sparse_step {step}; the logit check supports only 1")
 
 
 READERS: Readers = {

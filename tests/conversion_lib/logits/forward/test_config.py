@@ -71,7 +71,7 @@ def test_what_differs_is_named():
         ),
         ({"attention_bias": True}, "attention_bias is on"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
-        ({"hidden_size": None}, "hidden_size should be a positive integer, not None"),
+        ({"hidden_size": "64"}, "hidden_size should be an integer of at least 1, not '64'"),
         ({"rope_scaling": {"type": "longrope"}}, "RoPE scaling 'longrope'"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
     ],
