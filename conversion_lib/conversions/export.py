@@ -18,7 +18,7 @@ from conversion_lib.errors import BadInput
 from conversion_lib.mapping.rules import Family
 from conversion_lib.mapping.stored_checkpoint import MaxTextInput
 from conversion_lib.mapping.to_hugging_face import plan_to_hugging_face
-from conversion_lib.models.hf_config import ModelConfig
+from conversion_lib.models.hf_config import DTYPE_KEYS, QUANTIZATION_KEY, ModelConfig, shown
 from conversion_lib.plan.job import Job
 from conversion_lib.plan.plan import ArrayPlan
 from conversion_lib.progress import SILENT, Reporter
@@ -103,19 +103,12 @@ class ExportSink(SafetensorsSink):
 
 
 def _prepare(given: MaxTextInput, dtype: str | None, limit: int) -> Job:
-    dtype = dtype or _dtype_of(given.config)
+    dtype = dtype or given.config.dtype or DTYPES[0]
     if dtype not in DTYPES:
-        raise BadInput(f"dtype {dtype}: --dtype is one of {', '.join(DTYPES)}")
+        raise BadInput(f"dtype {shown(dtype)}: --dtype is one of {', '.join(DTYPES)}")
     config = text_config(given.config, given.family, dtype)
     identity = given.identity(config=json.dumps(config.raw, sort_keys=True), dtype=dtype)
     return given.job(plan_to_hugging_face(given, dtype, identity, limit), config, limit)
-
-
-def _dtype_of(config: ModelConfig) -> str:
-    for of in (config.raw, config.raw.get("text_config") or {}):
-        if found := of.get("dtype") or of.get("torch_dtype"):
-            return str(found)
-    return "bfloat16"
 
 
 def text_config(config: ModelConfig, family: Family, dtype: str) -> ModelConfig:
@@ -124,10 +117,12 @@ def text_config(config: ModelConfig, family: Family, dtype: str) -> ModelConfig:
     if isinstance(text, dict):
         architecture = next(name for name in family.architectures if name.endswith(TEXT_ONLY))
         shared = {key: raw[key] for key in raw if key.endswith("_token_id") or key == "tie_word_embeddings"}
-        kind = text.get("model_type", f"{config.model_type}_text")
+        kind = text.get("model_type") or f"{config.model_type}_text"
         raw = {**shared, **text, "architectures": [architecture], "model_type": kind}
+    elif raw.get("architectures"):
+        raw = {**raw, "architectures": list(config.architectures) or [family.architectures[0]]}
     key = "torch_dtype" if "torch_dtype" in config.raw else "dtype"
-    raw = {name: value for name, value in raw.items() if name not in ("dtype", "torch_dtype", "quantization_config")}
+    raw = {name: value for name, value in raw.items() if name not in (*DTYPE_KEYS, QUANTIZATION_KEY)}
     return ModelConfig({**raw, key: dtype}, config.path)
 
 

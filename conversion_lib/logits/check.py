@@ -5,13 +5,17 @@ from __future__ import annotations
 import hashlib
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from conversion_lib.core.process import peak_bytes
+from conversion_lib.core.tensors import Array
 from conversion_lib.errors import BadInput, FerryError
 from conversion_lib.logits import run
 from conversion_lib.logits.by_maxtext.engine import maxtext_logits, require_maxtext
@@ -20,8 +24,9 @@ from conversion_lib.logits.forward.config import ForwardConfig, differences
 from conversion_lib.logits.forward.memory import divide
 from conversion_lib.logits.forward.weights import BiasOrder
 from conversion_lib.logits.reference.golden import load_golden, require_golden_name, save_golden
+from conversion_lib.logits.reference.not_finite import not_finite_tensor
 from conversion_lib.logits.reference.prompts import choose_prompts
-from conversion_lib.logits.reference.reference import Reference, require_libraries
+from conversion_lib.logits.reference.reference import Reference, open_reference, require_libraries
 from conversion_lib.logits.verdict.compare import Comparison, compare_logits, first_departing
 from conversion_lib.logits.verdict.plots import require_plotting
 from conversion_lib.logits.verdict.report import ReportData, render
@@ -128,6 +133,7 @@ def run_check(
         layers=found.layers,
         output=found.output,
         not_finite=found.lost,
+        source_not_finite=_source_not_finite(reference, expected, found),
         engine=options.engine,
         digest=digest,
         notes=notes(config, expected.prompts, found.idle_experts),
@@ -219,9 +225,13 @@ def _run(
     """Returns the original's logits, the findings of the checkpoint's run, and the model's config."""
     own = _own_config(checkpoint)
     golden = load_golden(path, own) if path.is_file() else None
-    config = parse_config(golden.config if golden else load_config(path).raw)
+    config = parse_config(golden.config, path) if golden else _config_in(path)
     _require_same_model(checkpoint, own, config, path)
-    prompts = golden.prompts if golden else choose_prompts(path, config.tokens, options.tokens, config.max_positions)
+    if golden:
+        prompts = golden.prompts
+    else:
+        prompts = choose_prompts(path, config.tokens, options.tokens, config.max_positions, reporter)
+    _require_rows(prompts, config, path)
     memory = divide(options.memory_budget, config, sum(map(len, prompts)))
     order = BIAS_ORDERS[record.target.maxtext] if record else None
     subject = run.Subject(source, config, order, memory)
@@ -274,6 +284,35 @@ def _reference_identity(path: Path) -> str:
     return source_identity(SafetensorsSource(path))
 
 
+def _source_not_finite(path: Path, wanted: Reference, found: run.Findings) -> str | None:
+    """Where the original has a NaN or an infinity, and in which tensor; None if it has none, or ours come earlier."""
+    spot = found.source_lost
+    if all(np.isfinite(logits).all() for logits in wanted.logits) and spot is None:
+        return None
+    if spot is not None and found.lost is not None and found.lost.order < spot.order:
+        return None
+    where = f"from {spot} on" if spot else "in its logits"
+    if not path.is_dir():
+        return f"{where}, in {path}"
+    tensor = not_finite_tensor(open_reference(path), spot.layer if spot else None)
+    return f"{where}: the source's {tensor}" if tensor else f"{where}, and every tensor of the source is: they overflow"
+
+
+def _require_rows(prompts: Sequence[Array], config: ForwardConfig, reference: Path) -> None:
+    """Raises BadInput if a prompt has a token without a row in MaxText's embedding, as golden logits may."""
+    for number, prompt in enumerate(prompts, start=1):
+        if (largest := int(prompt.max())) >= config.tokens:
+            raise BadInput(
+                f"{reference}: prompt {number} has token {largest}, and MaxText's embedding of this model has rows for "
+                f"{config.tokens}"
+            )
+
+
+def _config_in(directory: Path) -> ForwardConfig:
+    config = load_config(directory)
+    return parse_config(config.raw, config.path)
+
+
 def _own_config(checkpoint: Where) -> dict[str, Any] | None:
     """The checkpoint's own copy of config.json; None if it has none."""
     path = root_of(checkpoint) / HF_DIR_NAME / CONFIG_NAME
@@ -283,7 +322,9 @@ def _own_config(checkpoint: Where) -> dict[str, Any] | None:
 
 def _require_same_model(checkpoint: Where, own: dict[str, Any] | None, config: ForwardConfig, reference: Path) -> None:
     """Raises BadInput if the checkpoint's own config.json is of another model than the reference's."""
-    differing = list(differences(parse_config(own), config)) if own is not None else []
+    if own is None:
+        return
+    differing = list(differences(parse_config(own, str(root_of(checkpoint) / HF_DIR_NAME / CONFIG_NAME)), config))
     if differing:
         raise BadInput(f"{reference} is of another model than {checkpoint}: {'; '.join(differing)}")
 

@@ -46,6 +46,7 @@ class Findings:
         layers: Differences layer by layer; empty if only one side's layers were seen.
         output: Difference of the final norm and the output projection; None if `layers` is empty.
         lost: The first block of the checkpoint with a NaN or an infinity.
+        source_lost: The first block of the original with a NaN or an infinity.
         idle_experts: (layer, expert) pairs that received no token.
         allowed: The largest KL of a token that rounding or float32 explains, in nats.
         allowed_mean: The same for the mean KL. None: the mean is not limited.
@@ -56,6 +57,7 @@ class Findings:
     layers: list[LayerDifference] = field(default_factory=list)
     output: BlockDifference | None = None
     lost: Spot | None = None
+    source_lost: Spot | None = None
     idle_experts: int = 0
     allowed: float = EXACT_KL
     allowed_mean: float | None = None
@@ -106,6 +108,8 @@ class Candidate:
         dithered = next(self._dithered_steps)[1] if self._dithered_steps else None
         if self.findings.lost is None:
             self.findings.lost = not_finite(number, found)
+        if self.findings.source_lost is None and expected is not None:
+            self.findings.source_lost = not_finite(number, expected)
         if expected is not None:
             self.findings.layers.append(self._compared(number, expected, found, dithered))
             self._before = expected[blocks.STREAM if blocks.STREAM in expected else blocks.EMBEDDING]

@@ -155,7 +155,7 @@ def _class_of(config: ModelConfig) -> tuple[Any, Any]:
     if kind not in transformers.CONFIG_MAPPING:
         raise BadInput(f"{config.path}: transformers has no model_type {config.model_type!r}")
     with _said_by_transformers(config):
-        settings = transformers.CONFIG_MAPPING[kind].from_dict(config.raw | {"model_type": kind})
+        settings = transformers.CONFIG_MAPPING[kind].from_dict(config.for_transformers() | {"model_type": kind})
     named = [getattr(transformers, name, None) for name in config.architectures]
     for candidate in (*named, transformers.MODEL_FOR_CAUSAL_LM_MAPPING.get(type(settings), None)):
         if isinstance(candidate, type) and issubclass(candidate, transformers.PreTrainedModel):

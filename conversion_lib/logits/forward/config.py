@@ -23,7 +23,7 @@ class RopeConfig:
     pairs: bool
     """True: the checkpoint stores the two dimensions of a rotation side by side, (0, 1), (2, 3), ...;
     False: dimension i is rotated with i + dim / 2."""
-    values: Mapping[str, Any] = field(compare=False)
+    values: Mapping[str, Any] = field(hash=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ import numpy as np
 from conversion_lib.core.tensors import Array
 from conversion_lib.errors import BadInput
 from conversion_lib.logits.reference.reference import Reference
+from conversion_lib.models.hf_config import ModelConfig
 
 FORMAT = 2
 NPZ, JSON_LINES, PICKLES = ".npz", ".jsonl", (".pickle", ".pkl")
@@ -93,8 +94,7 @@ def load_golden(path: Path, config: Mapping[str, Any] | None) -> Reference:
         raise BadInput(f"{path} is not a golden file, or is truncated: {_said(error)}") from error
     if not reference.prompts:
         raise BadInput(f"{path} holds no prompt")
-    text = reference.config.get("text_config")
-    vocab = (text if isinstance(text, dict) and "vocab_size" in text else reference.config).get("vocab_size")
+    vocab = ModelConfig(reference.config, path).count("vocab_size")
     for number, (tokens, logits) in enumerate(zip(reference.prompts, reference.logits, strict=True), 1):
         if tokens.ndim != 1 or logits.shape != (len(tokens), vocab) or not len(tokens):
             raise BadInput(

@@ -18,7 +18,7 @@ from conversion_lib.errors import BadInput
 from conversion_lib.logits.forward.memory import Memory
 from conversion_lib.logits.verdict import blocks
 from conversion_lib.models import transformers_library
-from conversion_lib.models.hf_config import ModelConfig, load_config
+from conversion_lib.models.hf_config import CONFIG_NAME, DTYPE_KEYS, ModelConfig, load_config
 from conversion_lib.models.transformers_library import MODEL_TYPES, quiet
 from conversion_lib.progress import Task
 from conversion_lib.sources.quantization import dequantized
@@ -48,6 +48,9 @@ BLOCKS = {
 FACTOR_DTYPES = {"gemma3_text": "bfloat16"}
 """Dtype that the embedding's factor, sqrt(hidden), is rounded to, by `model_type` of the text model. transformers takes
 the dtype of the weights, and here these are float32 even where the original's are not."""
+
+NOT_FOR_THE_REFERENCE = ("quantization_config", *DTYPE_KEYS)
+"""Keys of config.json: weights are dequantized by us, and everything runs in float32."""
 
 LayerObserver = Callable[[int, blocks.States], None]
 """Called with the number of a layer and the outputs of its blocks."""
@@ -159,29 +162,28 @@ def full_config(raw: dict[str, Any]) -> dict[str, Any]:
     Raises:
         BadInput: transformers has no class for its model_type or does not accept it, or is missing.
     """
-    return dict(_settings(raw).to_dict())
+    return dict(_settings(ModelConfig(raw, CONFIG_NAME)).to_dict())
 
 
-def _settings(raw: dict[str, Any]) -> Any:
-    """Makes transformers' config object from a config.json."""
+def _settings(config: ModelConfig) -> Any:
+    """Makes transformers' config object from a config.json, without a dtype: everything runs in float32."""
     require_libraries()
     from huggingface_hub.errors import StrictDataclassError
     from transformers import CONFIG_MAPPING
 
-    known = {key: value for key, value in raw.items() if key != "quantization_config"}
-    given = str(raw.get("model_type"))
-    kind = MODEL_TYPES.get(given, given)
+    known = {key: value for key, value in config.for_transformers().items() if key not in NOT_FOR_THE_REFERENCE}
+    kind = MODEL_TYPES.get(config.model_type, config.model_type)
     if kind not in CONFIG_MAPPING:
-        raise BadInput(f"config.json: transformers has no model_type {given!r}")
+        raise BadInput(f"{config.path}: transformers has no model_type {config.model_type!r}")
     try:
         return CONFIG_MAPPING[kind].from_dict(known | {"model_type": kind})
-    except (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise _no_model(error) from error
+    except (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError, ArithmeticError) as error:
+        raise _no_model(config, error) from error
 
 
-def _no_model(error: Exception) -> BadInput:
+def _no_model(config: ModelConfig, error: Exception) -> BadInput:
     first_line = " ".join(str(error).split()) or type(error).__name__
-    return BadInput(f"config.json: transformers cannot make a model from it: {first_line}")
+    return BadInput(f"{config.path}: transformers cannot make a model from it: {first_line}")
 
 
 def _model(config: ModelConfig, source: Source, memory: Memory, task: Task | None) -> tuple[Any, _Watch]:
@@ -192,15 +194,15 @@ def _model(config: ModelConfig, source: Source, memory: Memory, task: Task | Non
     from conversion_lib.logits.reference.fetching import Fetcher
     from conversion_lib.logits.reference.streaming import stream_weights
 
-    settings = _settings(config.raw).get_text_config()
-    _require_a_key_for_each_head(settings)
+    settings = _settings(config).get_text_config()
+    _require_a_key_for_each_head(config, settings)
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(
                 settings, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager"
             ).eval()
-    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
-        raise _no_model(error) from error
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ArithmeticError) as error:
+        raise _no_model(config, error) from error
     base = model.base_model_prefix
     tied = {"lm_head.weight": f"{base}.embed_tokens.weight"} if settings.tie_word_embeddings else {}
     watch = _Watch()
@@ -211,7 +213,7 @@ def _model(config: ModelConfig, source: Source, memory: Memory, task: Task | Non
     return model, watch
 
 
-def _require_a_key_for_each_head(settings: Any) -> None:
+def _require_a_key_for_each_head(config: ModelConfig, settings: Any) -> None:
     """Raises BadInput if a config says that latent attention shares keys: transformers would repeat each key.
 
     Other families are not checked: Gemma 4's config refuses to give one number of keys for all layers.
@@ -221,7 +223,7 @@ def _require_a_key_for_each_head(settings: Any) -> None:
     heads, keys = settings.num_attention_heads, settings.num_key_value_heads
     if keys != heads:
         raise BadInput(
-            f"config.json: num_key_value_heads is {keys}, expected {heads}, as num_attention_heads: latent attention "
+            f"{config.path}: num_key_value_heads is {keys}, expected {heads}, as num_attention_heads: latent attention "
             "has a key for each head, and transformers fails with any other number; correct config.json"
         )
 

@@ -73,6 +73,11 @@ class Spot(BaseModel):
     layer: int
     block: str
 
+    @property
+    def order(self) -> tuple[int, int]:
+        """By which spots are sorted: as the model comes to them."""
+        return self.layer, blocks.ORDER.index(self.block)
+
     def __str__(self) -> str:
         return "the embedding" if self.layer == blocks.EMBEDDING_LAYER else f"layer {self.layer}, {self.block}"
 

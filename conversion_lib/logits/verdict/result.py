@@ -46,6 +46,8 @@ class CheckResult(BaseModel):
     """The first block that departs in a failed check; None if every block agrees or none was compared."""
     not_finite: Spot | None
     """The first block of the checkpoint with a NaN or an infinity; None if there is none."""
+    source_not_finite: str | None = None
+    """The first block of the original with a NaN or an infinity, and the tensor that has it; None if there is none."""
     engine: Engine
     """What computed the checkpoint's logits."""
     digest: str
@@ -87,7 +89,9 @@ def reason(result: CheckResult, config: ForwardConfig) -> str:
     if result.verdict == "pass":
         return f"{largest}."
     spot = result.not_finite or result.first_departing
-    if result.not_finite is not None:
+    if result.source_not_finite is not None:
+        where = f"the original's own values are not finite {result.source_not_finite}"
+    elif result.not_finite is not None:
         where = f"values are not finite from {spot} on"
     elif spot is not None and spot.layer == -1:
         where = "the embedding itself departs"
@@ -120,6 +124,11 @@ def _by_how_much(block: BlockDifference) -> str:
 def notes(config: ForwardConfig, prompts: Sequence[Array], idle_experts: int) -> list[str]:
     """Returns a note on each thing that a check of these prompts, int32 (tokens,) each, does not cover."""
     found = []
+    if config.tokens < config.vocab:
+        found.append(
+            f"MaxText's embedding has {config.tokens} of the {config.vocab} rows: tokens from {config.tokens} on are "
+            "cut, and no logits of theirs are compared"
+        )
     if idle_experts:
         found.append(
             f"{idle_experts} of {config.experts} experts received no token, so their weights are unchecked: "

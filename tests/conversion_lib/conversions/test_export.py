@@ -152,7 +152,7 @@ def test_rows_that_were_cut_are_zeros_and_said(tmp_path: Path, monkeypatch: pyte
 
 def test_rows_that_were_added_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(gemma2.MAXTEXT_VOCABULARY, 500, 512)
-    source = make_tiny("gemma2", tmp_path / "hf", layers=2, head_dim=16)
+    source = make_tiny("gemma2", tmp_path / "hf", layers=2, head_dim=16, query_pre_attn_scalar=16)
     convert(source, tmp_path / "maxtext", Target())
     assert open_orbax(tmp_path / "maxtext").tensors["params/params/token_embedder/embedding"].shape[0] == 512
     export(tmp_path / "maxtext", tmp_path / "back")

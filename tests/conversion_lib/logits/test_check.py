@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from conversion_lib.errors import BadInput
 from conversion_lib.logits import check
@@ -26,7 +27,7 @@ from conversion_lib.record import CheckpointRecord, Origin, Target
 from tests.conversion_lib.logits.conftest import Seen, findings, write_orbax
 from tests.conversion_lib.logits.verdict.test_report import result as some_result
 from tests.support.logit_models import build_model
-from tests.support.maxtext_by_hand import BF16, maxtext_leaves
+from tests.support.maxtext_by_hand import BF16, maxtext_leaves, read_weights
 from tests.support.memory_checkpoint import MemoryCheckpoint
 from tests.support.mistakes import ATTENTION, DEEPSEEK_MISTAKES, LLAMA_MISTAKES, swap
 
@@ -156,12 +157,37 @@ class TestManyLayers:
         )
 
 
+@pytest.mark.parametrize(
+    ("tensor", "value", "spot"),
+    [
+        ("model.layers.1.self_attn.o_proj.weight", np.nan, "from layer 1, attention on"),
+        ("model.embed_tokens.weight", np.inf, "from the embedding on"),
+    ],
+)
+def test_values_that_are_not_finite_in_the_source(tensor, value, spot, tmp_path, model_dir):
+    """They are the source's, and told as such: the checkpoint has what the source has."""
+    hf = tmp_path / "hf"
+    shutil.copytree(model_dir("llama"), hf)
+    weights = read_weights(hf)
+    weights[tensor] = weights[tensor].copy()
+    weights[tensor][:, 0] = value
+    for shard in hf.glob("*.safetensors*"):
+        shard.unlink()
+    save_file(weights, hf / "model.safetensors", metadata={"format": "pt"})
+    result = run_check(write_orbax(tmp_path / "ckpt", maxtext_leaves(hf, scanned=True), scanned=True), hf)
+    kind = "a NaN" if np.isnan(value) else "an infinity"
+    said = f"{spot}: the source's tensor {tensor} in {hf}/model.safetensors has {kind}"
+    assert (result.verdict, result.source_not_finite) == ("fail", said)
+    assert result.reason.endswith(f": the original's own values are not finite {said}.")
+
+
 def test_values_that_are_not_finite(tmp_path, model_dir):
     leaves = maxtext_leaves(model_dir("llama"), scanned=False)
     leaves["decoder/layers_2/mlp/wo/kernel"][0, 0] = np.nan
     root = write_orbax(tmp_path / "ckpt", leaves, scanned=False)
     result = run_check(root, model_dir("llama"))
     assert (result.verdict, result.max_kl, result.not_finite) == ("fail", math.inf, Spot(layer=2, block=blocks.MLP))
+    assert result.source_not_finite is None
     assert "not finite from layer 2, MLP on" in result.reason
     # also against a file, which has no layers
     golden = tmp_path / "golden.npz"

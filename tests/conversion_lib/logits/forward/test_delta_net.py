@@ -294,6 +294,7 @@ QWEN3_MOE = {
     "hidden_size": 16,
     "num_hidden_layers": 1,
     "num_attention_heads": 2,
+    "num_key_value_heads": 2,
     "vocab_size": 32,
     "num_experts": 4,
     "num_experts_per_tok": 2,

@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from conversion_lib.logits.reference.prompts import RANDOM_TOKENS, choose_prompt
 from conversion_lib.logits.reference.reference import transformers_reference
 from conversion_lib.logits.verdict import blocks
 from conversion_lib.logits.verdict.compare import compare_logits
+from conversion_lib.progress import Reporter
 from tests.support.logit_models import CONFIGS
 from tests.support.maxtext_by_hand import read_weights
 from tests.support.tiny_models import reference_logits
@@ -128,9 +130,74 @@ class TestTokenizer:
 
     def test_that_disagrees_with_the_vocabulary(self, directory):
         with pytest.raises(
-            BadInput, match=r"tokenizer.json has a token with id \d+, but config.json has a vocabulary of 100"
+            BadInput, match=r"tokenizer.json makes a token of id \d+ of a text, '.*', and the model has rows for 100"
         ):
             choose_prompts(directory, 100, 512, 4096)
+
+    def changed(self, directory: Path, **changes: Any) -> list[np.ndarray]:
+        """The prompts with another tokenizer.json."""
+        path = directory / "tokenizer.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+        return choose_prompts(directory, 4096, 512, 4096)
+
+    def test_padding_and_truncation_are_off(self, directory):
+        """What the run that tuned the model left in its file."""
+        plain = choose_prompts(directory, 4096, 512, 4096)
+        sides = {"direction": "Right", "pad_to_multiple_of": 64, "pad_id": 1, "pad_type_id": 0, "pad_token": "<pad>"}
+        cut = {"direction": "Left", "max_length": 3, "strategy": "LongestFirst", "stride": 0}
+        for changes in ({"padding": {"strategy": {"Fixed": 2048}, **sides}}, {"truncation": cut}):
+            found = self.changed(directory, **{"padding": None, "truncation": None} | changes)
+            assert [prompt.tolist() for prompt in found] == [prompt.tolist() for prompt in plain]
+
+    def test_ids_that_no_text_has_do_not_matter(self, directory):
+        """The token for images of Gemma 3, or one that a tune added; but a token before every text does."""
+        plain = choose_prompts(directory, 4096, 512, 4096)
+        added = {
+            "id": 262144,
+            "content": "<image_soft_token>",
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+            "special": True,
+        }
+        model = json.loads((directory / "tokenizer.json").read_text())["model"]
+        model["vocab"]["<image_soft_token>"] = 262144
+        found = self.changed(directory, added_tokens=[added], model=model)
+        assert [prompt.tolist() for prompt in found] == [prompt.tolist() for prompt in plain]
+        before = {
+            "type": "TemplateProcessing",
+            "single": [
+                {"SpecialToken": {"id": "<image_soft_token>", "type_id": 0}},
+                {"Sequence": {"id": "A", "type_id": 0}},
+            ],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": {
+                "<image_soft_token>": {"id": "<image_soft_token>", "ids": [262144], "tokens": ["<image_soft_token>"]}
+            },
+        }
+        with pytest.raises(BadInput, match=r"token of id 262144 of a text, '<image_soft_token>', and the model has"):
+            self.changed(directory, post_processor=before)
+
+    @pytest.mark.parametrize(
+        "model",
+        [{"type": "WordLevel", "vocab": {"zzz": 1}, "unk_token": "<none>"}, {"type": "BPE", "vocab": {}, "merges": []}],
+        ids=["it fails", "it has none"],
+    )
+    def test_that_has_no_tokens_for_a_text(self, directory, model, capsys):
+        """Random ids alone are checked then, and that is said."""
+        path = directory / "tokenizer.json"
+        kept = json.loads(path.read_text()) | {"model": model, "added_tokens": [], "post_processor": None}
+        path.write_text(json.dumps(kept | {"decoder": None, "pre_tokenizer": {"type": "Whitespace"}}))
+        found = choose_prompts(directory, 4096, 512, 4096, Reporter())
+        assert [len(prompt) for prompt in found] == [len(prompt) for prompt in fixed_prompts(4096, 512, 4096)]
+        assert f"{path} makes no tokens of a text: random ids are checked instead" in capsys.readouterr().err
+
+    def test_that_is_not_there(self, directory):
+        """Other files of a tokenizer are not read."""
+        (directory / "tokenizer.json").rename(directory / "tokenizer_config.json")
+        found = choose_prompts(directory, 4096, 512, 4096)
+        assert [len(prompt) for prompt in found] == [len(prompt) for prompt in fixed_prompts(4096, 512, 4096)]
 
     def test_that_is_none(self, directory):
         (directory / "tokenizer.json").write_text("{}")
