@@ -6,7 +6,9 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+import pytest
 
+from conversion_lib.plan.value_ops import Scale
 from conversion_lib.sources.orbax import open_orbax
 from tests.support.check_tests import CheckTests
 from tests.support.family import ROUNDED_TABLE, Description, Leaf, Parity, Published, Refusal, Variant
@@ -14,7 +16,7 @@ from tests.support.family_tests import FamilyTests, by_path, converted, heads, p
 from tests.support.tiny_sizes import GEMMA
 
 
-def config(hidden: int, mlp: int, layers: int, heads: int, kv_heads: int, head_dim: int) -> dict[str, Any]:
+def config(hidden: int, mlp: int, layers: int, heads: int, kv_heads: int, head_dim: int, root: int) -> dict[str, Any]:
     return {
         "architectures": ["Gemma2ForCausalLM"],
         "model_type": "gemma2",
@@ -24,6 +26,7 @@ def config(hidden: int, mlp: int, layers: int, heads: int, kv_heads: int, head_d
         "num_attention_heads": heads,
         "num_key_value_heads": kv_heads,
         "head_dim": head_dim,
+        "query_pre_attn_scalar": root,
         "vocab_size": 256000,
         "torch_dtype": "float32",
     }
@@ -32,9 +35,9 @@ def config(hidden: int, mlp: int, layers: int, heads: int, kv_heads: int, head_d
 DESCRIPTION = Description(
     name="gemma2",
     published={
-        "gemma2-2b": Published(config(2304, 9216, 26, 8, 4, 256), 2_614_341_888),
-        "gemma2-9b": Published(config(3584, 14336, 42, 16, 8, 256), 9_241_705_984),
-        "gemma2-27b": Published(config(4608, 36864, 46, 32, 16, 128), 27_227_128_320),
+        "gemma2-2b": Published(config(2304, 9216, 26, 8, 4, 256, 256), 2_614_341_888),
+        "gemma2-9b": Published(config(3584, 14336, 42, 16, 8, 256, 256), 9_241_705_984),
+        "gemma2-27b": Published(config(4608, 36864, 46, 32, 16, 128, 144), 27_227_128_320),
     },
     leaves=(
         Leaf(
@@ -80,6 +83,8 @@ DESCRIPTION = Description(
                 {"layers": 2, "hidden_size": 60, "num_key_value_heads": 1, "seed": 9},
                 max_kl=ROUNDED_TABLE,
             ),
+            # MaxText's own conversion divides by the root of head_dim, whatever the config says
+            Variant("query_scale", {"layers": 2, "query_pre_attn_scalar": 36, "seed": 12}, names_known=False),
         ),
     ),
 )
@@ -97,6 +102,12 @@ class TestGemma2(FamilyTests, CheckTests):
         np.testing.assert_array_equal(written.view(np.uint16), query.astype(ml_dtypes.bfloat16).view(np.uint16))
         table = open_orbax(tmp_path / "out").read("params/params/token_embedder/embedding")
         np.testing.assert_array_equal(table.astype(np.float32), 8 * tensor("model.embed_tokens.weight"))
+
+    @pytest.mark.parametrize(("name", "root"), [("gemma2-9b", 256), ("gemma2-27b", 144)])
+    def test_the_query_is_divided_by_the_root_that_the_config_names(self, name, root):
+        """Not head_dim's, which in 27B is 128."""
+        ops = by_path(plan_of(self.described, name))["decoder/layers/self_attention_local/query/kernel"].ops
+        assert [op for op in ops if isinstance(op, Scale)] == [Scale(root)]
 
     def test_norms_that_are_one_plus_a_weight_are_float32_as_maxtext_writes_them(self):
         arrays = by_path(plan_of(self.described, "gemma2-2b"))

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import shutil
 
+import numpy as np
 import pytest
 
 from conversion_lib.conversions.convert import convert
+from conversion_lib.conversions.export import export
 from conversion_lib.errors import BadInput
 from conversion_lib.logits.check import Options, run_check
 from conversion_lib.logits.forward.architectures import READERS, parse_config
 from conversion_lib.logits.verdict import blocks
 from conversion_lib.record import Target
-from tests.support.tiny_models import make_tiny
+from tests.support.config_values import ABSENT
+from tests.support.family import descriptions
+from tests.support.maxtext_by_hand import read_weights
+from tests.support.tiny_models import make_tiny, tiny_config
 
 
 @pytest.fixture(scope="module")
@@ -72,3 +78,72 @@ def test_kimi_k2_is_read_as_deepseek_v3(tmp_path):
     assert result.verdict == "pass"
     assert blocks.ROUTER in result.layers[-1].blocks
     assert set(READERS) >= {"kimi_k2"}
+
+
+@pytest.mark.parametrize(
+    ("family", "sizes", "changes"),
+    [
+        # the class's own RoPE and eps hold
+        ("mixtral", {}, {"rope_parameters": ABSENT, "rms_norm_eps": None}),
+        # as training frameworks write it
+        (
+            "qwen3",
+            {"layers": 2},
+            {"dtype": ABSENT, "torch_dtype": "torch.bfloat16", "architectures": ["FSDPQwen3ForCausalLM"]},
+        ),
+        # a query that is divided by another root than head_dim's
+        ("gemma2", {"layers": 2, "query_pre_attn_scalar": 36}, {}),
+    ],
+    ids=["left out", "other spellings", "query_pre_attn_scalar"],
+)
+def test_a_config_as_people_publish_it(family, sizes, changes, tmp_path):
+    """Converted, checked against transformers, and exported."""
+    hf = make_tiny(family, tmp_path / "hf", **sizes)
+    raw = json.loads((hf / "config.json").read_text()) | changes
+    kept = {key: value for key, value in raw.items() if value is not ABSENT}
+    (hf / "config.json").write_text(json.dumps(kept))
+    result = run_check(converted(hf, tmp_path / "ckpt", scan=True, dtype="float32"), hf)
+    assert (result.verdict, result.max_kl < 1e-10) == ("pass", True)
+    export(tmp_path / "ckpt", tmp_path / "back", dtype="float32")
+    back = json.loads((tmp_path / "back" / "config.json").read_text())
+    assert not back["architectures"][0].startswith("FSDP")
+    before, after = read_weights(hf), read_weights(tmp_path / "back")
+    for name, tensor in before.items():
+        np.testing.assert_allclose(after[name], tensor.astype(np.float32), rtol=3e-7, atol=1e-7, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"layer_types": ["sliding_attention"] * 4}, "layer_types asks for sliding_attention"),
+        ({"layer_types": ["full_attention"] * 3}, "layer_types has 3 entries, expected 4"),
+        ({"layer_types": ["dense_attention"] * 4}, "layer_types has 'dense_attention', where the logit check has"),
+        (
+            {"use_sliding_window": True, "max_window_layers": 2, "sliding_window": 64, "layer_types": None},
+            "use_sliding_window asks for sliding_attention",
+        ),
+        ({"num_key_value_heads": 4}, "num_attention_heads 6 should be a multiple of num_key_value_heads 4"),
+        ({"head_dim": 33}, "RoPE would turn 33 dimensions of a head, and it turns them in pairs"),
+        ({"rope_parameters": {"rope_type": "longrope"}}, "rope_parameters.rope_type asks for RoPE scaling 'longrope'"),
+        ({"rope_parameters": {"rope_type": "linear"}}, "has no rope_parameters.factor"),
+        ({"rope_parameters": {"full_attention": {}}}, "RoPE for full_attention alone"),
+        ({"rope_theta": 1.0, "rope_parameters": None}, "rope_theta should be a number above 1, not 1.0"),
+        ({"hidden_act": "swish-ish"}, "hidden_act 'swish-ish', where the logit check has only 'silu'"),
+    ],
+)
+def test_what_is_wrong_with_a_config_is_said(changes, said):
+    """Before transformers is asked, which would fail midway."""
+    with pytest.raises(BadInput, match=re.escape(said)):
+        parse_config(tiny_config(descriptions()["qwen3"]).to_dict() | changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"use_sliding_window": True, "max_window_layers": 4, "sliding_window": 64},
+        {"use_sliding_window": True, "sliding_window": None},
+    ],
+)
+def test_windows_that_no_layer_has(changes):
+    plain = tiny_config(descriptions()["qwen3"]).to_dict() | {"layer_types": None}
+    assert parse_config(plain | changes) == parse_config(plain)
