@@ -26,7 +26,7 @@ from conversion_lib.sources.joined import Dims
 ROOT = "params/params"
 
 LAYERS = "num_hidden_layers"
-SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads")
+SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim")
 """Keys of config.json that shapes are made of."""
 
 TABLE_PREFIX = "model."
@@ -217,9 +217,10 @@ def plan_to_maxtext(
     prefix = prefix_of(tensors, family)
     arrays, taken, exact, resized = [], set[str](), True, []
     for leaf in leaves(family, dims, target.scan_layers, prefix):
-        slots = list(leaf.slots())
         expected = tuple(dims[dim] for dim in leaf.rule.shape)
-        found = [_checked(tensors, name, leaf, expected, config) for name, _, _ in slots]
+        # one by one: a config may name more experts than there is memory for, and the first missing one ends it
+        checked = [(slot, _checked(tensors, slot[0], leaf, expected, config)) for slot in leaf.slots()]
+        slots, found = [slot for slot, _ in checked], [info for _, info in checked]
         taken.update(info.name for info in found)
         array = _array(leaf, slots, found, dims, target, chunk_limit)
         exact = exact and is_exact(array, found)

@@ -181,3 +181,25 @@ def test_an_unknown_architecture_is_refused_with_the_nearest(config):
 
 def test_a_config_without_architectures_goes_by_its_model_type():
     assert family_of(ModelConfig({"model_type": "llama"}, Path("config.json"))) is FAMILIES["llama3.1"]
+
+
+@pytest.mark.parametrize("key", ["num_attention_heads", "hidden_size", "num_hidden_layers"])
+@pytest.mark.parametrize("change", ["missing", "null"])
+def test_a_size_that_the_config_omits_is_named_where_the_class_has_another(key, change):
+    published_config = published("qwen3-0.6b").config
+    config = {name: value for name, value in published_config.items() if name != key}
+    config |= {key: None} if change == "null" else {}
+    tensors = tensors_of(published_config)
+    with pytest.raises(BadInput, match=rf"; config\.json leaves out {key}, so the class's own value holds$"):
+        plan_of(config, tensors)
+
+
+def test_more_experts_than_there_is_memory_for():
+    """The first tensor that is missing ends it; a list of all would not end."""
+    config = published("qwen3-30b-a3b").config | {"num_hidden_layers": 1}
+    tensors = published_tensors.tensors_of(Published(config, 0))
+    experts = 2**31 - 1
+    gate = tensors["model.layers.0.mlp.gate.weight"]
+    tensors[gate.name] = gate._replace(shape=(experts, gate.shape[1]))
+    with pytest.raises(BadInput, match=r"tensor model\.layers\.0\.mlp\.experts\.128\.gate_proj\.weight is missing"):
+        plan_of(config | {"num_experts": experts}, tensors)
