@@ -10,7 +10,7 @@ from tests.support.family import Description
 from tests.support.paths import ROOT
 
 PAGE = ROOT / "docs" / "add_a_family.md"
-MOST = 9
+MOST = 10
 """Files that a family of an ordinary kind may touch, those that tools write included."""
 
 ROOMS = (".ci", ".github", "conversion_lib", "dags", "deploy", "operators", "tests")

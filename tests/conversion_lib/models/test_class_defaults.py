@@ -17,12 +17,7 @@ OF_ROPE = {"rope_theta", "rope_local_base_freq", "partial_rotary_factor", "rope_
 DERIVED = {"layer_types", "mlp_layer_types", "sliding_window_pattern", "full_attention_interval"}
 """What the class makes of others, or takes without keeping it."""
 
-OTHERWISE_KEPT = {
-    "gemma4": {"global_head_dim", "num_global_key_value_heads"},
-    "qwen2": {"head_dim"},
-    "qwen3_moe": {"head_dim"},
-    "olmo3": {"head_dim"},
-}
+OTHERWISE_KEPT = {"gemma4": {"global_head_dim", "num_global_key_value_heads"}}
 """Keys that a class reads and does not list."""
 
 

@@ -162,7 +162,7 @@ def test_what_transformers_class_is_given():
         ({"architectures": ["PeftModelForCausalLM"], "model_type": "mixtral"}, "mixtral"),
         ({"architectures": ["OptimizedModule"], "model_type": "qwen2"}, "qwen2.5"),
         # no class is named
-        ({"architectures": None, "model_type": "olmo3"}, "olmo3"),
+        ({"architectures": None, "model_type": "qwen3_next"}, "qwen3_next"),
         ({"architectures": [], "model_type": "gemma3_text"}, "gemma3"),
         ({"model_type": "kimi_k2"}, "deepseek_v3"),
         ({"model_type": "gemma4_text", "hidden_size_per_layer_input": 0}, "gemma4"),

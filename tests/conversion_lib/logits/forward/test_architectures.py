@@ -117,7 +117,7 @@ def test_a_config_as_people_publish_it(family, sizes, changes, tmp_path):
     [
         ({"layer_types": ["sliding_attention"] * 4}, "layer_types asks for sliding_attention"),
         ({"layer_types": ["full_attention"] * 3}, "layer_types has 3 entries, expected 4"),
-        ({"layer_types": ["dense_attention"] * 4}, "layer_types has 'dense_attention', where the logit check has"),
+        ({"layer_types": ["dense_attention"] * 4}, "layer_types has 'dense_attention'; the logit check supports"),
         (
             {"use_sliding_window": True, "max_window_layers": 2, "sliding_window": 64, "layer_types": None},
             "use_sliding_window asks for sliding_attention",
@@ -128,7 +128,7 @@ def test_a_config_as_people_publish_it(family, sizes, changes, tmp_path):
         ({"rope_parameters": {"rope_type": "linear"}}, "has no rope_parameters.factor"),
         ({"rope_parameters": {"full_attention": {}}}, "RoPE for full_attention alone"),
         ({"rope_theta": 1.0, "rope_parameters": None}, "rope_theta should be a number above 1, not 1.0"),
-        ({"hidden_act": "swish-ish"}, "hidden_act 'swish-ish', where the logit check has only 'silu'"),
+        ({"hidden_act": "swish-ish"}, "hidden_act 'swish-ish'; the logit check supports only 'silu'"),
     ],
 )
 def test_what_is_wrong_with_a_config_is_said(changes, said):
