@@ -25,9 +25,8 @@ from conversion_lib.sources.joined import Dims
 
 ROOT = "params/params"
 
-LAYERS = "num_hidden_layers"
-SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim")
-"""Keys of config.json that shapes are made of."""
+SIZES = ("_size", "_dim", "_rank", "_heads", "_experts")
+"""Endings of the keys of config.json that shapes depend on."""
 
 TABLE_PREFIX = "model."
 """The prefix of names in a table. A checkpoint may have another of the family's prefixes instead."""
@@ -307,13 +306,13 @@ def _checked(
 ) -> TensorInfo:
     info = tensors.get(name)
     if info is None:
-        why = _because(leaf.block, config) + _left_out(config, LAYERS)
+        why = _because(leaf.block, config) + _omitted(config, ("num_hidden_layers",))
         raise BadInput(f"tensor {name} is missing: {leaf.path} needs it{why}")
     if info.shape != expected:
         meaning = ", ".join(leaf.rule.shape)
         raise BadInput(
             f"{info.file}: tensor {name} has shape {list(info.shape)}, "
-            f"but {config.path} gives {list(expected)} ({meaning}){_left_out(config, *SIZES)}"
+            f"but {config.path} gives {list(expected)} ({meaning}){_omitted(config, SIZES)}"
         )
     if info.dtype not in FLOATS:
         raise BadInput(
@@ -322,10 +321,10 @@ def _checked(
     return info
 
 
-def _left_out(config: ModelConfig, *sizes: str) -> str:
-    """Which of these sizes config.json leaves to the class, whose own may not be those of the tensors."""
-    keys = [key for key in sizes if config.given(key) is None and config.get(key) is not None]
-    return f"; {config.path} leaves out {', '.join(keys)}, so the class's own value holds" if keys else ""
+def _omitted(config: ModelConfig, endings: tuple[str, ...]) -> str:
+    """Returns which keys with these endings config.json omits: the class's default need not fit the tensors."""
+    keys = [key for key in config.omitted() if key.endswith(endings)]
+    return f"; {config.path} omits {', '.join(keys)}, so the default of its class holds" if keys else ""
 
 
 def _because(block: Block | None, config: ModelConfig) -> str:

@@ -290,8 +290,7 @@ class ModelConfig(Values):
         Raises:
             BadInput: Two names of one key have different values.
         """
-        names = self._names(key)
-        said = [name for name in names if self._values[name] is not None]
+        names, said = self._names(key), self._said(key)
         for name in said[1:]:
             if self._values[name] != self._values[said[0]]:
                 raise BadInput(
@@ -304,15 +303,24 @@ class ModelConfig(Values):
 
     def label(self, key: str) -> str:
         """Returns the name of a key in messages: the one that the file has."""
-        return next((name for name in self._names(key) if self._values[name] is not None), key)
+        return next(iter(self._said(key)), key)
 
     def _names(self, key: str) -> list[str]:
         """Returns the names of a key that are in the file."""
         return [name for name in (key, *self._class.other_names.get(key, ())) if name in self._values]
 
+    def _said(self, key: str) -> list[str]:
+        """Returns the names of a key that have a value in the file."""
+        return [name for name in self._names(key) if self._values[name] is not None]
+
     def given(self, key: str) -> Any:
         """Returns the value that is in the file; None if the file omits the key."""
         return self._values.get(key)
+
+    def omitted(self) -> tuple[str, ...]:
+        """Returns the keys that the file omits and the class has a default for."""
+        defaults = self._class.defaults.items()
+        return tuple(key for key, default in defaults if default is not None and not self._said(key))
 
     def for_transformers(self) -> dict[str, Any]:
         """Returns the JSON object as transformers' class accepts it.

@@ -91,8 +91,7 @@ def olmo3(config: ModelConfig) -> ForwardConfig:
 
 
 def gemma2(config: ModelConfig) -> ForwardConfig:
-    """MaxText's layer is a pair of ours, and does not scale the scores: the converter divides the query by
-    sqrt(query_pre_attn_scalar)."""
+    """Reads Gemma 2: a MaxText layer holds two layers and does not scale scores; the query is scaled when converted."""
     refuse_switches(config, "attention_bias", "use_bidirectional_attention")
     softcap, root = config.optional_number("attn_logit_softcapping", above=0), config.count("query_pre_attn_scalar")
     kinds = kinds_of_layers(config, (SLIDING, FULL))

@@ -104,8 +104,7 @@ def _deepseek_moe(config: ModelConfig) -> Moe:
 
 
 def _groups(config: ModelConfig, experts: int, per_token: int, score: int) -> tuple[int, int]:
-    """How many groups the experts are in, and how many of them a token may go to. score: how many experts tell the
-    rank of a group."""
+    """Returns the groups of experts, and how many of them a token may go to; `score` experts rank a group."""
     groups, kept = config.count("n_group"), config.count("topk_group")
     size, rest = divmod(experts, groups)
     if rest or size < score or kept > groups or per_token > kept * size:
