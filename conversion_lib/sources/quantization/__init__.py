@@ -14,6 +14,7 @@ from conversion_lib.sources.quantization.weights import DequantizedSource, Weigh
 
 SCHEMES: dict[str, Callable[[Mapping[str, TensorInfo], ModelConfig, dict[str, Any]], Sequence[Weight]]] = {
     "fp8": fp8.weights,
+    "fbgemm_fp8": fp8.row_weights,
     "compressed-tensors": compressed_tensors.weights,
     "mxfp4": mxfp4.weights,
 }
@@ -37,8 +38,8 @@ def dequantized(source: Source, config: ModelConfig) -> Source:
     method = quantization.get("quant_method")
     if method not in SCHEMES:
         raise BadInput(
-            f"{config.path}: quantization {method!r} is not supported; supported are fp8 (e4m3), compressed-tensors "
-            "(fp8 and int4) and mxfp4"
+            f"{config.path}: quantization {method!r} is not supported; supported are fp8 and fbgemm_fp8 (e4m3), "
+            "compressed-tensors (fp8 and int4) and mxfp4"
         )
     result = DequantizedSource(source, SCHEMES[method](source.tensors, config, quantization))
     _refuse_quantized(result, config)

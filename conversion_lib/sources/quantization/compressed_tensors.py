@@ -178,7 +178,7 @@ def _fp8(tensors: Mapping[str, TensorInfo], codes: TensorInfo, scheme: Scheme, c
             high, wide = arguments.block_structure or (0, 0)
             key = "block_structure"
             block = (_positive(scheme, config, key, high), _positive(scheme, config, key, wide))
-    return fp8.fp8_weight(codes, scale, block)
+    return fp8.in_scale_dtype(codes, scale, block)
 
 
 def _int4(tensors: Mapping[str, TensorInfo], codes: TensorInfo, scheme: Scheme, config: ModelConfig) -> Weight:

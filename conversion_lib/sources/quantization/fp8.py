@@ -3,7 +3,8 @@
 There is one scale for each block (DeepSeek-V3: `W_scale_inv`, with smaller blocks at the edges), for each row
 (channel), or for the whole matrix. The value is rounded to bfloat16 before any other cast, so a separate dequantize
 step and a fused one give the same bits. Scales that are powers of two (ue8m0) are stored as float32 (DeepSeek-V3.1) or
-as bytes that are exponents.
+as bytes that are exponents. Only compressed-tensors multiplies in the dtype of the scales,
+so that products with float16 scales are rounded to float16 first.
 
 A byte has 256 values, so a block has at most 256 results. Each block's table is computed once, and its bytes are looked
 up in it. This gives the same bits as multiplying, several times faster.
@@ -21,12 +22,16 @@ from conversion_lib.core.boxes import Box, box_shape
 from conversion_lib.core.tensors import Array, Source, TensorInfo
 from conversion_lib.errors import BadInput
 from conversion_lib.models.hf_config import ModelConfig
-from conversion_lib.sources.quantization.weights import Scales, require_matrix
+from conversion_lib.sources.quantization.activations import is_of_activations
+from conversion_lib.sources.quantization.weights import SCALE_DTYPES, Scales, companion, require_matrix
 
 DTYPE = "float8_e4m3fn"
 
 SCALE_SUFFIXES = ("_scale_inv", "_scale")
 """DeepSeek's suffix, for the inverse of the quantizer's scale, and the common one. Both kinds are multiplied."""
+
+FP8_SCALE_DTYPES = (*SCALE_DTYPES, "float64", "uint8")
+"""Of bytes, each is an exponent: ue8m0 under the dtype that every reader has."""
 
 LOOKED_UP = 1 << 17
 """Elements that are looked up in one call. Their indices, 8 bytes each, fit into the L2 cache."""
@@ -38,10 +43,17 @@ _VALUES = np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np
 
 
 class Fp8Weight(NamedTuple):
-    """A matrix in fp8: its e4m3 bytes and its scales."""
+    """A matrix in fp8: its e4m3 bytes and its scales.
+
+    Attributes:
+        codes: The stored matrix.
+        scales: Its scales.
+        in_scale_dtype: Whether the product is first rounded to the dtype of the scales.
+    """
 
     codes: TensorInfo
     scales: Scales
+    in_scale_dtype: bool = False
 
     @property
     def info(self) -> TensorInfo:
@@ -79,8 +91,9 @@ class Fp8Weight(NamedTuple):
         """Returns the bfloat16 bits of each byte's value in each block: 256 for each scale, block after block."""
         with np.errstate(over="ignore"):  # a value that is too large becomes infinite, as in the formula
             values = _VALUES * scales[:, :, None]
-            if self.scales.info.dtype == "float16":
-                values = values.astype(np.float16)  # compressed-tensors multiplies in the dtype of the scale
+            # of the other dtypes, bfloat16 rounds to the same bits at once, and the rest have more than it
+            if self.in_scale_dtype and self.scales.info.dtype == "float16":
+                values = values.astype(np.float16)
             bits: Array = values.astype(ml_dtypes.bfloat16).view(np.uint16)
             return bits.reshape(-1)
 
@@ -121,13 +134,33 @@ def weights(tensors: Mapping[str, TensorInfo], config: ModelConfig, quantization
         scale = tensors.get(codes.name + SCALE_SUFFIXES[0]) or tensors.get(codes.name + SCALE_SUFFIXES[1])
         if scale is None:
             raise BadInput(f"{codes.file}: fp8 tensor {codes.name} has no {codes.name}{SCALE_SUFFIXES[0]}")
-        found.append(fp8_weight(codes, scale, block or _block_of(codes, scale)))
-    refuse_orphans(tensors)
+        require_matrix(codes)
+        scales = Scales(scale, codes.shape, block or _block_of(codes, scale))
+        found.append(Fp8Weight(codes, scales.checked(FP8_SCALE_DTYPES)))
+    _refuse_orphans(tensors)
     return found
 
 
-def fp8_weight(codes: TensorInfo, scale: TensorInfo, block: tuple[int, int]) -> Fp8Weight:
-    """Returns the weight of fp8 codes and their scales.
+def row_weights(
+    tensors: Mapping[str, TensorInfo], config: ModelConfig, quantization: dict[str, Any]
+) -> list[Fp8Weight]:
+    """Returns the weights of a checkpoint whose `quant_method` is fbgemm_fp8, which has one scale for each row.
+
+    FBGEMM multiplies in float32. A weight is quantized if its dtype is fp8; `modules_to_not_convert` is not used.
+
+    Raises:
+        BadInput: As for `weights`.
+    """
+    found = []
+    for codes in _codes(tensors):
+        scale = companion(tensors, codes, codes.name + SCALE_SUFFIXES[1])
+        found.append(Fp8Weight(codes, Scales(scale, codes.shape, (1, whole_block(codes)[1])).checked(FP8_SCALE_DTYPES)))
+    _refuse_orphans(tensors)
+    return found
+
+
+def in_scale_dtype(codes: TensorInfo, scale: TensorInfo, block: tuple[int, int]) -> Fp8Weight:
+    """Returns a weight of compressed-tensors, whose product has the dtype of the scales.
 
     Args:
         codes: The stored matrix.
@@ -138,7 +171,7 @@ def fp8_weight(codes: TensorInfo, scale: TensorInfo, block: tuple[int, int]) -> 
         BadInput: `codes` is not a matrix, or `scale` does not have one scale for each block.
     """
     require_matrix(codes)
-    return Fp8Weight(codes, Scales(scale, codes.shape, block).checked())
+    return Fp8Weight(codes, Scales(scale, codes.shape, block).checked(), in_scale_dtype=True)
 
 
 def whole_block(codes: TensorInfo) -> tuple[int, int]:
@@ -151,10 +184,10 @@ def whole_block(codes: TensorInfo) -> tuple[int, int]:
     return max(codes.shape[0], 1), max(codes.shape[1], 1)
 
 
-def refuse_orphans(tensors: Mapping[str, TensorInfo]) -> None:
+def _refuse_orphans(tensors: Mapping[str, TensorInfo]) -> None:
     """Raises BadInput for a scale whose weight is missing or not fp8."""
     for name, info in tensors.items():
-        if not name.endswith((SCALE_SUFFIXES[0], f".weight{SCALE_SUFFIXES[1]}")):
+        if not name.endswith((SCALE_SUFFIXES[0], f".weight{SCALE_SUFFIXES[1]}")) or is_of_activations(name):
             continue
         weight = tensors.get(name.removesuffix(SCALE_SUFFIXES[0]).removesuffix(SCALE_SUFFIXES[1]))
         if weight is None or weight.dtype != DTYPE:

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cache
 from typing import NamedTuple, Protocol
 
+import ml_dtypes
 import numpy as np
 
 from conversion_lib.core.boxes import Box, Shape, box_shape, whole
 from conversion_lib.core.tensors import Array, Source, StoredSlice, TensorInfo
 from conversion_lib.errors import BadInput
+from conversion_lib.sources.quantization.activations import REASON, is_of_activations
 
 SCALE_DTYPES = ("float32", "bfloat16", "float16", "float8_e8m0fnu")
-
-ACTIVATION_SUFFIXES = tuple(
-    f".{what}_{kind}"
-    for what in ("input", "output", "activation", "q", "k", "v")
-    for kind in ("scale", "zero_point", "global_scale")
-)
-"""Last parts of the names of scales for activations and for the key-value cache, which weights do not depend on."""
 
 
 class Weight(Protocol):
@@ -75,14 +70,13 @@ class DequantizedSource:
             info = by_codes[weight.codes.name] = weight.info
             self._weights[info.name] = weight
         hidden = {other.name for weight in self._weights.values() for other in weight.others}
-        activations = [name for name in source.tensors if name.endswith(ACTIVATION_SUFFIXES) and name not in hidden]
+        activations = [name for name in source.tensors if is_of_activations(name) and name not in hidden]
         hidden.update(activations)
         shown = [by_codes.get(name, info) for name, info in source.tensors.items() if name not in hidden]
         self.tensors: Mapping[str, TensorInfo] = {info.name: info for info in shown}
         self.left_out: tuple[str, ...] = ()
         if activations:
-            reason = "they quantize the input or output of a layer, not its weights"
-            self.left_out = (f"activation scales: {len(activations)} tensors left out; {reason}",)
+            self.left_out = (f"activation scales: {len(activations)} tensors left out; {REASON}",)
 
     def requires(self, name: str, box: Box | None = None) -> Sequence[StoredSlice]:
         weight = self._weights.get(name)
@@ -117,14 +111,14 @@ class Scales(NamedTuple):
         """The number of blocks along each axis."""
         return _grids(self.shape, self.block)[0]
 
-    def checked(self) -> Scales:
+    def checked(self, dtypes: Collection[str] = SCALE_DTYPES) -> Scales:
         """Returns itself after a check.
 
         Raises:
-            BadInput: The stored tensor has another shape or dtype.
+            BadInput: The stored tensor has another shape, or a dtype that is not one of `dtypes`.
         """
         alike = _grids(self.shape, self.block)
-        if self.info.shape not in alike or self.info.dtype not in SCALE_DTYPES:
+        if self.info.shape not in alike or self.info.dtype not in dtypes:
             rows, columns = self.block
             raise BadInput(
                 f"{self.info.file}: {self.info.name} is {self.info.dtype} {list(self.info.shape)}, expected float32 "
@@ -152,7 +146,10 @@ class Scales(NamedTuple):
             BadInput: A scale is NaN, infinite or negative. Zero is allowed.
         """
         stored = source.read(self.info.name, part[: len(self.info.shape)])
-        scales = stored.astype(np.float32).reshape(box_shape(part))
+        if stored.dtype == np.uint8:
+            stored = stored.view(ml_dtypes.float8_e8m0fnu)
+        with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused
+            scales = stored.astype(np.float32).reshape(box_shape(part))
         wrong = ~(np.isfinite(scales) & (scales >= 0))
         if wrong.any():
             i, j = (int(n) for n in np.argwhere(wrong)[0])

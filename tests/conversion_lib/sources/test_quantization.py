@@ -70,6 +70,78 @@ def test_scales_that_are_powers_of_two_in_any_form(stored):
     np.testing.assert_array_equal(found.view(np.uint16), expected.view(np.uint16))
 
 
+@pytest.mark.parametrize("suffix", ["_scale_inv", "_scale"])
+@pytest.mark.parametrize("block", [[128, 128], None])
+@pytest.mark.parametrize("stored", [np.float16, np.float64, ml_dtypes.bfloat16])
+def test_scales_of_any_dtype_multiply_in_float32(stored, block, suffix):
+    """Only compressed-tensors multiplies in the dtype of the scale: in float16 products of small scales lose bits."""
+    arrays = quantized(200, 300, (128, 128) if block else (1, 300))
+    scales = (arrays["w_scale_inv"] * 0.01).astype(stored)
+    assert (scales.astype(np.float32) < 2**-14).any()  # the smallest normal number of float16
+    arrays["w_scale_inv"] = scales.astype(np.float32)
+    expected = by_formula(arrays, (128, 128) if block else (1, 300))
+    found = dequantized(MemorySource({"w": arrays["w"], f"w{suffix}": scales}), config(weight_block_size=block))
+    np.testing.assert_array_equal(found.read("w").view(np.uint16), expected.view(np.uint16))
+
+
+def test_exponents_without_a_dtype_of_their_own():
+    """As transformers reads them: a byte is an exponent, biased by 127, and 255 is none."""
+    arrays = quantized(200, 300, (128, 128))
+    exponents = np.random.default_rng(1).integers(110, 130, (2, 3), np.uint8)
+    expected = by_formula(arrays | {"w_scale_inv": np.exp2(exponents.astype(np.float32) - 127)}, (128, 128))
+    source = dequantized(MemorySource(arrays | {"w_scale_inv": exponents}), config(scale_fmt="ue8m0"))
+    np.testing.assert_array_equal(source.read("w").view(np.uint16), expected.view(np.uint16))
+    exponents[1, 2] = 255
+    with pytest.raises(BadInput, match=r"w_scale_inv\[1, 2\]"):
+        source.read("w")
+
+
+def test_a_scale_beyond_float32_is_refused():
+    arrays = quantized(4, 4, (128, 128)) | {"w_scale_inv": np.array([[1e300]])}
+    with pytest.raises(BadInput, match=r"w_scale_inv\[0, 0\] is inf"):
+        dequantized(MemorySource(arrays), config()).read("w")
+
+
+FBGEMM = {"quant_method": "fbgemm_fp8", "activation_scale_ub": 1200.0, "modules_to_not_convert": ["lm_head"]}
+
+
+@pytest.mark.parametrize("stored", [np.float32, ml_dtypes.bfloat16, np.float16])
+@pytest.mark.parametrize("shape", [(37, 50), (1, 50), (130, 1)])
+@pytest.mark.parametrize("flat", [False, True])
+def test_fbgemm_has_a_scale_for_each_row(shape, stored, flat):
+    """Meta's own fp8 of Llama 3.1 405B; FBGEMM makes float32 of the scales before it multiplies."""
+    codes = quantized(*shape, (128, 128))["w"]
+    scales = np.random.default_rng(3).uniform(1e-5, 3e-3, (shape[0], 1)).astype(stored)
+    expected = (codes.astype(np.float32) * scales.astype(np.float32)).astype(ml_dtypes.bfloat16)
+    stored_scales = scales[:, 0] if flat else scales
+    arrays = {"m.weight": codes, "m.weight_scale": stored_scales, "m.input_scale_ub": np.ones(1, np.float32)}
+    plain = {"o.weight": np.ones((2, 2), ml_dtypes.bfloat16)}
+    source = dequantized(MemorySource(arrays | plain), config(**FBGEMM))
+    assert list(source.tensors) == ["m.weight", "o.weight"]
+    assert "1 tensors left out" in left_out(source)[0]
+    np.testing.assert_array_equal(source.read("m.weight").view(np.uint16), expected.view(np.uint16))
+    box = ((0, shape[0] // 2 + 1), (shape[1] // 3, shape[1]))
+    part = expected[: box[0][1], box[1][0] :]
+    np.testing.assert_array_equal(source.read("m.weight", box).view(np.uint16), part.view(np.uint16))
+
+
+@pytest.mark.parametrize(
+    ("scales", "words"),
+    [
+        ({}, "has no m.weight_scale"),
+        ({"m.weight_scale": np.ones((1, 1), np.float32)}, "expected float32 [4, 1]"),
+        ({"m.weight_scale": np.ones((4, 6), np.float32)}, "expected float32 [4, 1]"),
+        ({"m.weight_scale": np.ones((4, 1), np.int32)}, "m.weight_scale is int32"),
+        ({"m.weight_scale": np.ones((4, 1), np.float32), "o.weight_scale": np.ones(1)}, "o.weight_scale scales"),
+    ],
+)
+def test_what_fbgemm_does_not_write_is_refused(scales, words):
+    arrays = {"m.weight": quantized(4, 6, (128, 128))["w"], **scales}
+    with pytest.raises(BadInput) as raised:
+        dequantized(MemorySource(arrays), config(**FBGEMM))
+    assert words in str(raised.value)
+
+
 def by_transformers(arrays: dict[str, np.ndarray]) -> np.ndarray:
     import torch
     from transformers.integrations.finegrained_fp8 import Fp8Dequantize

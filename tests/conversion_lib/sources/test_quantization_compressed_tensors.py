@@ -133,7 +133,8 @@ def test_scales_of_activations_are_left_out_with_a_line():
     source = dequantized(MemorySource(arrays), config(form, arguments))
     assert list(source.tensors) == [f"{MODULE}.weight"]
     assert left_out(source) == (
-        "activation scales: 2 tensors left out; they quantize the input or output of a layer, not its weights",
+        "activation scales: 2 tensors left out; they quantize the input or output of a layer or its cache, not its "
+        "weights",
     )
 
 
