@@ -11,9 +11,9 @@ from pydantic import TypeAdapter
 
 from conversion_lib.cli.command import Group
 from conversion_lib.cli.derived import option, options_of, run_options, target_of, target_option
-from conversion_lib.errors import BadInput
 from conversion_lib.record import Target
 from conversion_lib.runs.options import Options
+from conversion_lib.storage.locations import local_path
 
 Src = Annotated[
     str,
@@ -98,9 +98,7 @@ def local_destination(dst: str) -> Path:
     Raises:
         BadInput: DST is a URL.
     """
-    if "://" in dst:
-        raise BadInput(f"{dst}: expected a directory; only `ferry convert` and `ferry publish` write to gs://")
-    return Path(dst)
+    return local_path(dst, "a directory; only `ferry convert` and `ferry publish` write to gs://")
 
 
 def plain(result: Any) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from rich.text import Text
 from conversion_lib.core.child import Child
 from conversion_lib.errors import BadInput, CheckFailed, OutsideFailure
 from conversion_lib.progress import Reporter, format_bytes
+from conversion_lib.storage.locations import local_path
 
 DAG_ID = "onboard_checkpoint"
 REPO = "demo/tiny-deepseek-v3"
@@ -91,7 +92,7 @@ def run_demo(work_dir: Path, reporter: Reporter) -> DemoResult:
     """
     _require_extras()
     started = time.monotonic()
-    directory = _fresh(work_dir.absolute())
+    directory = _fresh(local_path(work_dir, "a directory, for --work-dir").absolute())
     airflow = _Airflow(directory)
     with airflow.command("db", "migrate") as migration:
         source = _make_checkpoint(directory / "source", reporter)

@@ -12,7 +12,9 @@ from conversion_lib.runs.trees import maxtext_staging
 from conversion_lib.runs.workspace import finished
 from conversion_lib.sources.orbax import open_orbax
 from conversion_lib.storage.lease import Lease
-from conversion_lib.storage.locations import location
+from conversion_lib.storage.locations import local_path, location
+
+EXPECTED = "a directory or gs://bucket/prefix"
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Output:
 
     def __init__(self, destination: str | Path) -> None:
         text = str(destination)
-        self._root = location(text if "://" in text else Path(text).expanduser().absolute())
+        self._root = location(text if "://" in text else local_path(text, EXPECTED).expanduser().absolute())
         self._staging = maxtext_staging(str(self._root), alone=False)
 
     @property

@@ -18,7 +18,7 @@ from conversion_lib.record import (
 from conversion_lib.runs.note import RUN_NAME
 from conversion_lib.storage.interface import Staging, Tree
 from conversion_lib.storage.local import RenameStaging
-from conversion_lib.storage.locations import location
+from conversion_lib.storage.locations import local_path, location
 
 MAXTEXT = Tree(
     final=STEP_NAME,
@@ -48,8 +48,12 @@ def maxtext_staging(destination: Path | str, *, alone: bool = True) -> Staging:
 
 
 def hf_staging(destination: Path) -> RenameStaging:
-    """Returns the staging of a Hugging Face checkpoint, which becomes the directory `destination` itself."""
-    final = destination.absolute()
+    """Returns the staging of a Hugging Face checkpoint, which becomes the directory `destination` itself.
+
+    Raises:
+        BadInput: `destination` is a URL.
+    """
+    final = local_path(destination, "a directory").absolute()
     work = f".{final.name}.ferry"
     record = f"{final.name}/{HF_RECORD_NAME}"
     return RenameStaging(final.parent, Tree(final.name, record, work, build="build", alone=False))
@@ -62,4 +66,4 @@ def begun_stagings(destination: str) -> list[Staging]:
         BadInput: `destination` is another URL than gs://bucket/prefix.
     """
     found: list[Staging] = [maxtext_staging(destination)]
-    return found if "://" in destination else [*found, hf_staging(Path(destination))]
+    return found if location(destination).local is None else [*found, hf_staging(Path(destination))]

@@ -155,7 +155,10 @@ def test_to_the_hub(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (("weight_dtype=float8_e4m3fn",), "weight_dtype=float8_e4m3fn: ferry takes float32 and bfloat16 and float16"),
         (("load_parameters_path=/no/where",), "/no/where has no Orbax checkpoint"),
         (("load_parameters_path=",), "load_parameters_path is missing"),
-        (("base_output_directory=s3://me/x",), "s3://me/x: give a directory or gs://... or hf://..."),
+        (
+            ("base_output_directory=s3://me/x",),
+            "s3://me/x: expected a directory or gs://... or hf://..., for base_output_directory",
+        ),
         (("lora.lora_restore_path=x",), "lora.lora_restore_path=x: ferry does not convert LoRA adapters"),
         (("--hf_model_path=tests",), "hf_model_path=tests has no config.json"),
         (("load_full_state_path=x",), "load_full_state_path=x: give load_parameters_path"),

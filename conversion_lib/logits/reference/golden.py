@@ -22,6 +22,7 @@ from conversion_lib.core.tensors import Array
 from conversion_lib.errors import BadInput
 from conversion_lib.logits.reference.reference import Reference
 from conversion_lib.models.hf_config import ModelConfig
+from conversion_lib.storage.locations import local_path
 
 FORMAT = 2
 NPZ, JSON_LINES, PICKLES = ".npz", ".jsonl", (".pickle", ".pkl")
@@ -69,8 +70,9 @@ def require_golden_name(path: Path) -> None:
     """Checks the name for --save-golden.
 
     Raises:
-        BadInput: It does not end in .npz, so that the file could not be read again.
+        BadInput: It is a URL, or it does not end in .npz, so that the file could not be read again.
     """
+    local_path(path, "a file on this machine, for --save-golden")
     if path.suffix != NPZ:
         raise BadInput(f"--save-golden {path}: the name should end in {NPZ}, the format that is written")
 

@@ -8,6 +8,9 @@ from urllib.parse import unquote, urlsplit
 from conversion_lib.errors import BadInput
 from conversion_lib.publish.destinations.base import Destination
 from conversion_lib.publish.destinations.directory import DirectoryDestination
+from conversion_lib.storage.locations import local_path
+
+EXPECTED = "gs://bucket/prefix, a directory or file:///directory"
 
 
 def open_destination(base: str, path: str = "") -> Destination:
@@ -22,7 +25,7 @@ def open_destination(base: str, path: str = "") -> Destination:
     """
     scheme, separator, rest = base.partition("://")
     if not separator:
-        return DirectoryDestination(Path(base), path)
+        return DirectoryDestination(local_path(base, EXPECTED), path)
     if scheme == "gs":
         # importing the client takes half a second
         from conversion_lib.publish.destinations.cloud_storage import CloudStorageDestination
@@ -30,4 +33,4 @@ def open_destination(base: str, path: str = "") -> Destination:
         return CloudStorageDestination(base, path)
     if scheme == "file" and rest.startswith("/"):
         return DirectoryDestination(Path(unquote(urlsplit(base).path)), path)
-    raise BadInput(f"{base}: expected gs://bucket/prefix, a directory or file:///directory")
+    raise BadInput(f"{base}: expected {EXPECTED}")
