@@ -114,9 +114,8 @@ def _fetch_all_but_weights(repo: str, directory: Path, reporter: Reporter) -> No
 
     resolved = hub.resolve(repo, reporter=reporter)
     fetcher = Fetcher(resolved.repo, resolved.commit, hub.hub_endpoint(), directory / hub.WORK_NAME, directory)
-    for file in hub.needed_files(resolved):
-        if not file.path.endswith((".safetensors", ".index.json")):
-            Backoff().run(partial(fetcher.fetch, file, lambda nbytes: None, afresh=True), reporter=reporter)
+    for file in hub.side_files(resolved):
+        Backoff().run(partial(fetcher.fetch, file, lambda nbytes: None, afresh=True), reporter=reporter)
 
 
 if __name__ == "__main__":

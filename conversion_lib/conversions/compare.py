@@ -18,7 +18,8 @@ from conversion_lib.errors import BadInput
 from conversion_lib.progress import SILENT, Reporter
 from conversion_lib.sources.files import Files
 from conversion_lib.sources.orbax import OrbaxSource
-from conversion_lib.sources.safetensors import INDEX_NAME, SINGLE_NAME, SafetensorsSource
+from conversion_lib.sources.safetensors import SafetensorsSource
+from conversion_lib.sources.weight_files import INDEX_NAME
 from conversion_lib.storage.locations import location
 
 READ_BYTES = 64 << 20
@@ -68,7 +69,7 @@ def opened_checkpoint(path: Path | str) -> Iterator[Opened]:
     with files_at(location(path), BUCKET_BYTES) as found:
         if not isinstance(found, Files):
             yield "maxtext", OrbaxSource(found)
-        elif found.has(SINGLE_NAME) or (found.directory / INDEX_NAME).is_file():
+        elif found.weights() or (found.directory / INDEX_NAME).is_file():
             yield "safetensors", SafetensorsSource(found)
         else:
             raise BadInput(f"{path} is neither a Hugging Face checkpoint (safetensors) nor a MaxText one (Orbax)")

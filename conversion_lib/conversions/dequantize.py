@@ -82,7 +82,9 @@ def _prepare_dequantized(given: Path | Location | Files, limit: int) -> Job:
         for info in source.tensors.values()
     )
     identity = files_identity(stored, config)
-    plan = Plan(kind="safetensors", arrays=arrays, identity=identity, exact=True, dropped=left_out(source))
+    plan = Plan(
+        kind="safetensors", arrays=arrays, identity=identity, exact=True, dropped=(*_notes(stored), *left_out(source))
+    )
     return Job(
         source=source,
         directory=location(files.directory),
@@ -94,3 +96,11 @@ def _prepare_dequantized(given: Path | Location | Files, limit: int) -> Job:
         name=files.name,
         content=lambda: source_content(SafetensorsSource(files)),
     )
+
+
+def _notes(stored: SafetensorsSource) -> tuple[str, ...]:
+    """Returns lines about files and tensors that are not there or not read."""
+    if not stored.absent:
+        return stored.notes
+    line = f"not there: {len(stored.absent)} tensors that the index names, such as {next(iter(stored.absent))}"
+    return (*stored.notes, line)

@@ -26,7 +26,7 @@ from conversion_lib.runs.options import DEFAULT_OPTIONS, Options
 from conversion_lib.runs.trees import hf_staging
 from conversion_lib.sinks.safetensors import SafetensorsSink, SliceWrite
 from conversion_lib.sources.orbax import Where
-from conversion_lib.sources.safetensors import SINGLE_NAME
+from conversion_lib.sources.weight_files import SINGLE_NAME
 
 DTYPES = ("bfloat16", "float32", "float16")
 SHARD_BYTES = 5 * 10**9
@@ -56,7 +56,7 @@ def export(
         checkpoint: DST, DST/0 or DST/0/items.
         destination: The directory to write.
         hf_config: A directory with the model's config and tokenizer. None: `hf/` beside the checkpoint.
-        dtype: One of DTYPES. None: the config's, or else bfloat16.
+        dtype: The dtype of the tensors. None: each has the source's, or if that is not known, the config's.
         model: As for `open_maxtext`.
         written_by: As for `open_maxtext`.
         options: Memory budget, threads, whether to overwrite.
@@ -103,12 +103,15 @@ class ExportSink(SafetensorsSink):
 
 
 def _prepare(given: MaxTextInput, dtype: str | None, limit: int) -> Job:
-    dtype = dtype or given.config.dtype or DTYPES[0]
-    if dtype not in DTYPES:
-        raise BadInput(f"dtype {shown(dtype)}: --dtype is one of {', '.join(DTYPES)}")
-    config = text_config(given.config, given.family, dtype)
-    identity = given.identity(config=json.dumps(config.raw, sort_keys=True), dtype=dtype)
-    return given.job(plan_to_hugging_face(given, dtype, identity, limit), config, limit)
+    own = given.record.source_dtypes if given.record and dtype is None else None
+    said = dtype or given.config.dtype or (own.rest if own else DTYPES[0])
+    if own is None and said not in DTYPES:
+        raise BadInput(f"dtype {shown(said)}: --dtype is one of {', '.join(DTYPES)}")
+    config = text_config(given.config, given.family, said)
+    written = said if own is None else own.model_dump_json()
+    identity = given.identity(config=json.dumps(config.raw, sort_keys=True), dtype=written)
+    of = own.by_name() if own else lambda name: said
+    return given.job(plan_to_hugging_face(given, of, identity, limit), config, limit)
 
 
 def text_config(config: ModelConfig, family: Family, dtype: str) -> ModelConfig:

@@ -13,54 +13,26 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from pathlib import Path
 
 import huggingface_hub
-from huggingface_hub import constants
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from conversion_lib import __version__
 from conversion_lib.core.retry import Backoff
 from conversion_lib.errors import BadInput, OutsideFailure, problem_of
 from conversion_lib.hub.errors import explain, shown_endpoint
-from conversion_lib.hub.files import Fetcher, Mismatch, RemoteFile, mismatch
-from conversion_lib.progress import SILENT, Reporter, format_bytes
+from conversion_lib.hub.files import Fetcher, Mismatch, RemoteFile, Resolved, hub_endpoint, mismatch
+from conversion_lib.hub.needed import needed_files
+from conversion_lib.progress import SILENT, Reporter
 from conversion_lib.record import PROVENANCE_NAME
 from conversion_lib.storage.disk import check_disk
 from conversion_lib.storage.files import disk_error, in_parallel, one_at_a_time, write_atomically
+from conversion_lib.storage.locations import local_path
 
 WORK_NAME = ".ferry"
 """Directory for work in progress in the destination; removed when the download is complete."""
 THREADS = 4
-
-NEEDED = (
-    "*.safetensors",
-    "*.json",
-    "*.jinja",
-    "*.model",
-    "*.tiktoken",
-    "merges.txt",
-    "vocab.txt",
-    "LICENSE*",
-    "NOTICE*",
-    "README.md",
-)
-"""Files at the top level of a repository that a job may need. Pickled weights are never fetched."""
-NOT_NEEDED = ("consolidated*", "*.bin.index.json", "*.h5.index.json", "*.msgpack.index.json")
-"""A second copy of the weights in another layout, and indexes of weights that are not fetched."""
-OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.gguf", "*.onnx")
-"""Weights that the error names if a repository has no safetensors."""
-
-
-class Resolved(BaseModel):
-    """A repository at one commit, with all its files."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    repo: str
-    commit: str
-    files: list[RemoteFile]
 
 
 class Provenance(BaseModel):
@@ -137,32 +109,6 @@ def resolve(
     return (backoff or Backoff()).run(ask, reporter=reporter)
 
 
-def needed_files(resolved: Resolved) -> list[RemoteFile]:
-    """Returns the files of the repository that a job needs.
-
-    Raises:
-        BadInput: None of them is a safetensors file.
-    """
-    needed = [
-        file
-        for file in resolved.files
-        if "/" not in file.path and _matches(file.path, NEEDED) and not _matches(file.path, NOT_NEEDED)
-    ]
-    if not any(file.path.endswith(".safetensors") for file in needed):
-        weights = [f"{f.path} ({format_bytes(f.size)})" for f in resolved.files if _matches(f.path, OTHER_WEIGHTS)]
-        shown = ", ".join(weights[:4] or [file.path for file in resolved.files[:4]]) or "nothing"
-        more = ", ..." if len(weights or resolved.files) > 4 else ""
-        raise BadInput(
-            f"{resolved.repo} at {resolved.commit} has no safetensors at its top level; it has {shown}{more}. Pickled"
-            " weights are never loaded: choose a revision or a repository with safetensors"
-        )
-    return needed
-
-
-def _matches(path: str, patterns: tuple[str, ...]) -> bool:
-    return any(fnmatch(path, pattern) for pattern in patterns)
-
-
 def download(
     repo: str,
     destination: Path,
@@ -182,11 +128,13 @@ def download(
         OutsideFailure: The Hub fails in all tries of `backoff`, or sends other bytes than it announced.
     """
     started, began = time.monotonic(), now()
-    destination = destination.expanduser().absolute()
+    destination = local_path(destination, "a directory").expanduser().absolute()
     fetched: list[RemoteFile] = []
     if (kept := _whole(destination, repo, revision)) is None:  # else `revision` is a complete commit: no need to ask
-        job = _Download(resolve(repo, revision, backoff=backoff, reporter=reporter), destination, reporter)
-        if (kept := _whole(destination, repo, job.resolved.commit)) is None:
+        resolved = resolve(repo, revision, backoff=backoff, reporter=reporter)
+        if (kept := _whole(destination, repo, resolved.commit)) is None:
+            needed = needed_files(resolved, destination, backoff=backoff, reporter=reporter)
+            job = _Download(resolved, needed, destination, reporter)
             kept, fetched = job.run(revision, began, threads, backoff or Backoff())
     if not fetched:
         reporter.say(f"{repo} at {kept.commit} is already in {destination}")
@@ -244,9 +192,8 @@ def _whole(destination: Path, repo: str, commit: str) -> Provenance | None:
 class _Download:
     """One download into one destination."""
 
-    def __init__(self, resolved: Resolved, destination: Path, reporter: Reporter) -> None:
-        self.resolved, self.destination, self.reporter = resolved, destination, reporter
-        self.files = needed_files(resolved)
+    def __init__(self, resolved: Resolved, files: list[RemoteFile], destination: Path, reporter: Reporter) -> None:
+        self.resolved, self.files, self.destination, self.reporter = resolved, files, destination, reporter
         self.endpoint = hub_endpoint()
         self.name = f"{resolved.repo} at {resolved.commit}"
         self.work = destination / WORK_NAME
@@ -302,7 +249,7 @@ class _Download:
     def _adopt(self, threads: int) -> set[str]:
         """Returns the paths of files from another tool that are already there and have the Hub's content."""
         present = [file for file in self.files if (self.destination / file.path).exists()]
-        expected = {file.path for file in self.files}
+        expected = {file.path for file in self.resolved.files}
         strangers = [p.name for p in self.destination.glob("*.safetensors*") if p.name not in expected]
 
         def check(file: RemoteFile, stopped: threading.Event) -> str | None:
@@ -375,18 +322,6 @@ def write_provenance(
     )
     write_atomically(directory / PROVENANCE_NAME, provenance.model_dump_json(indent=2).encode() + b"\n")
     return provenance
-
-
-def hub_endpoint() -> str:
-    """Returns the Hub's URL: HF_ENDPOINT as it is now. The client reads it only when it is imported.
-
-    Raises:
-        BadInput: It is not an HTTP URL.
-    """
-    endpoint = (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
-    if not endpoint.startswith(("http://", "https://")):
-        raise BadInput(f"HF_ENDPOINT is {shown_endpoint(endpoint)!r}: expected http://... or https://...")
-    return endpoint
 
 
 def _size(path: Path) -> int | None:

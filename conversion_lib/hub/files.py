@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+from huggingface_hub import constants
 from pydantic import BaseModel, ConfigDict
 
 from conversion_lib.core.retry import Passing
+from conversion_lib.errors import BadInput
 from conversion_lib.hub.errors import explain, shown_endpoint
 from conversion_lib.storage.files import sync_directory, sync_file
 
@@ -32,6 +35,24 @@ class RemoteFile(BaseModel):
     size: int
     sha256: str | None
     blob_id: str
+
+
+class Resolved(BaseModel):
+    """A repository at one commit, with every file it has."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    repo: str
+    commit: str
+    files: list[RemoteFile]
+
+
+def hub_endpoint() -> str:
+    """The Hub to ask: HF_ENDPOINT as it is now (the client reads it once, when it is imported)."""
+    endpoint = (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
+    if not endpoint.startswith(("http://", "https://")):
+        raise BadInput(f"HF_ENDPOINT is {shown_endpoint(endpoint)!r}: expected http://... or https://...")
+    return endpoint
 
 
 @dataclass(frozen=True, slots=True)

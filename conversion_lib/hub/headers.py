@@ -14,18 +14,22 @@ from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
 from conversion_lib import hub
 from conversion_lib.core.retry import Backoff, Passing
+from conversion_lib.errors import OutsideFailure
 from conversion_lib.hub.errors import explain, shown_endpoint
-from conversion_lib.hub.files import Fetcher, RemoteFile
+from conversion_lib.hub.files import Fetcher, RemoteFile, mismatch
 from conversion_lib.models.hf_config import CONFIG_NAME
 from conversion_lib.progress import SILENT, Reporter
 from conversion_lib.record import HF_RECORD_NAME, PROVENANCE_NAME
-from conversion_lib.sources.files import Files, ReadRun, Shard, header_bytes
-from conversion_lib.sources.safetensors import INDEX_NAME, shard_names
+from conversion_lib.sources.files import Files, ReadRun, Shard
+from conversion_lib.sources.safetensors import chosen_files
+from conversion_lib.sources.safetensors_header import header_bytes
+from conversion_lib.sources.weight_files import INDEX_NAME, SUFFIX
 from conversion_lib.storage.files import disk_error, in_parallel
 
 FETCHED_WHOLE = (CONFIG_NAME, INDEX_NAME, HF_RECORD_NAME)
 """Files that planning reads in addition to the headers of the weights."""
 THREADS = 8
+PARTIAL_CONTENT = 206
 
 
 @contextmanager
@@ -53,9 +57,10 @@ def headers_of(
     """
     backoff = backoff or Backoff()
     resolved = hub.resolve(repo, revision, backoff=backoff, reporter=reporter)
-    resolved = resolved.model_copy(update={"files": hub.needed_files(resolved)})
-    reporter.say(f"{repo} at {resolved.commit}: fetching headers only, not the weights")
     with tempfile.TemporaryDirectory(prefix="ferry-config-") as name:
+        needed = hub.needed_files(resolved, Path(name), leave_index=True, backoff=backoff, reporter=reporter)
+        resolved = resolved.model_copy(update={"files": needed})
+        reporter.say(f"{repo} at {resolved.commit}: fetching headers only, not the weights")
         files = HubFiles(resolved, Path(name))
         files.fetch(FETCHED_WHOLE, backoff, reporter)
         # the part of a download's provenance by which a source is identified
@@ -74,6 +79,8 @@ class HubFiles(Files):
         remote: The files by path.
         headers: The length field and header of each weight file, by name; filled by `fetch`.
     """
+
+    readable = False
 
     def __init__(self, resolved: hub.Resolved, directory: Path) -> None:
         self.resolved, self.directory = resolved, directory
@@ -107,14 +114,15 @@ class HubFiles(Files):
             self.headers[name] = backoff.run(work, stopped=stopped, reporter=reporter)
 
         try:
-            small = [file for file in self.resolved.files if file.path in fetched_whole]
+            wanted = [file for file in self.resolved.files if file.path in fetched_whole]
+            small = [file for file in wanted if mismatch(self.directory / file.path, file) is not None]
             in_parallel(fetch_small, small, threads=THREADS)
-            in_parallel(fetch_header, shard_names(self), threads=THREADS)
+            in_parallel(fetch_header, chosen_files(self).names, threads=THREADS)
         except OSError as error:
             raise disk_error(error, "cannot write the config") from error
 
-    def has(self, shard: str) -> bool:
-        return shard in self.remote
+    def weights(self) -> set[str]:
+        return {name for name in self.remote if name.endswith(SUFFIX)}
 
     def header(self, shard: str) -> tuple[Shard, bytes]:
         file = self.remote[shard]
@@ -132,15 +140,37 @@ def _first_bytes(fetcher: Fetcher, file: RemoteFile, count: int) -> bytes:
     """Fetches the first `count` bytes of `file`. Raises Passing if a retry may help.
 
     The client's `parse_safetensors_file_metadata` sends the same request, but returns the parsed header, not the bytes
-    that the fingerprint needs. Its session drops the token if the Hub redirects to another host, as for weights.
+    that the fingerprint needs.
     """
-    what, content = f"the header of {file.path} of {fetcher.repo} at {fetcher.commit}", bytearray()
+    return read_range(fetcher, file, 0, count, "the header")
+
+
+def read_range(fetcher: Fetcher, file: RemoteFile, start: int, count: int, part: str) -> bytes:
+    """Reads a part of a file on the Hub. Only the length is checked, not the content.
+
+    The client's session drops the token if the Hub redirects to another host, as for weights.
+
+    Args:
+        fetcher: Has the repository and the commit.
+        file: The file.
+        start: The first byte.
+        count: The number of bytes.
+        part: The part's name in messages.
+
+    Raises:
+        Passing: A retry may help.
+        OutsideFailure: The server does not send parts of files.
+    """
+    what, content = f"{part} of {file.path} of {fetcher.repo} at {fetcher.commit}", bytearray()
     try:
         url = hf_hub_url(fetcher.repo, file.path, revision=fetcher.commit, endpoint=fetcher.endpoint)
-        headers = build_hf_headers(headers={"Range": f"bytes=0-{count - 1}", "Accept-Encoding": "identity"})
+        asked = {"Range": f"bytes={start}-{start + count - 1}", "Accept-Encoding": "identity"}
+        headers = build_hf_headers(headers=asked)
         timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
         with get_session().stream("GET", url, headers=headers, timeout=timeout) as answer:
             hf_raise_for_status(answer)
+            if start and answer.status_code != PARTIAL_CONTENT:
+                raise OutsideFailure(f"{what}: {shown_endpoint(fetcher.endpoint)} gives no parts of files")
             for block in answer.iter_bytes():
                 content += block
                 if len(content) > count:  # a server may ignore the range and send the whole file

@@ -81,6 +81,11 @@ class ShardCache:
         self._threads: list[threading.Thread] = []
         self._limit = 0
 
+    @property
+    def begun(self) -> bool:
+        """Whether `begin` was called."""
+        return self._limit > 0
+
     def begin(self, demands: Sequence[Demand], limit: int) -> None:
         """Starts to fetch shards in the background.
 

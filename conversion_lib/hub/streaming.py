@@ -23,7 +23,7 @@ from conversion_lib.core.retry import Backoff
 from conversion_lib.core.tensors import Source
 from conversion_lib.errors import BadInput, OutsideFailure
 from conversion_lib.hub.files import Fetcher
-from conversion_lib.hub.headers import HubFiles
+from conversion_lib.hub.headers import HubFiles, read_range
 from conversion_lib.hub.shard_cache import Demand, Range, ShardCache, most_bytes
 from conversion_lib.plan.pieces import Piece, source_order
 from conversion_lib.plan.plan import Plan
@@ -67,8 +67,9 @@ def streamed(
     """
     backoff, started = backoff or Backoff(), hub.now()
     resolved = hub.resolve(repo, revision, backoff=backoff, reporter=reporter)
-    resolved = resolved.model_copy(update={"files": hub.needed_files(resolved)})
     with tempfile.TemporaryDirectory(prefix="ferry-config-") as name:
+        needed = hub.needed_files(resolved, Path(name), leave_index=True, backoff=backoff, reporter=reporter)
+        resolved = resolved.model_copy(update={"files": needed})
         files = StreamedFiles(resolved, Path(name), cache, output, backoff, reporter)
         files.fetch({path for path in files.remote if not path.endswith(".safetensors")}, backoff, reporter)
         hub.write_provenance(files.directory, resolved, revision, started, None)
@@ -76,7 +77,12 @@ def streamed(
 
 
 class StreamedFiles(HubFiles):
-    """A repository at one commit. A Stream starts to fetch its shards, which are read from a cache on disk."""
+    """A repository at one commit. A Stream starts to fetch its shards, which are read from a cache on disk.
+
+    Reads before that, which the plan depends on, fetch only the bytes that they need.
+    """
+
+    readable = True
 
     def __init__(
         self,
@@ -96,6 +102,8 @@ class StreamedFiles(HubFiles):
 
     def reader(self, shard: str) -> ReadRun:
         def read(offset: int, view: memoryview) -> None:
+            if not self.cache.begun:
+                return self._read_range(shard, offset, view)
             for _ in range(3):
                 path = self.cache.path(shard, offset, offset + len(view))
                 try:
@@ -106,6 +114,11 @@ class StreamedFiles(HubFiles):
             raise OutsideFailure(f"{path} was removed: another process removes files there")
 
         return read
+
+    def _read_range(self, shard: str, offset: int, view: memoryview) -> None:
+        part = f"bytes {offset} to {offset + len(view)}"
+        work = partial(read_range, self._fetcher, self.remote[shard], offset, len(view), part)
+        view[:] = self._backoff.run(work, reporter=self.reporter)
 
     def pace(self, stored: Source, shown: Source) -> Stream:
         assert isinstance(stored, SafetensorsSource)  # the source that these files are opened as

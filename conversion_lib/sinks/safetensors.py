@@ -24,7 +24,7 @@ from conversion_lib.core.dtypes import SAFETENSORS_NAMES
 from conversion_lib.core.tensors import Array
 from conversion_lib.plan.chunking import run_axis
 from conversion_lib.plan.plan import Plan
-from conversion_lib.sources.safetensors import INDEX_NAME
+from conversion_lib.sources.weight_files import INDEX_NAME
 from conversion_lib.storage.files import disk_error, sync_directory, write_atomically
 
 

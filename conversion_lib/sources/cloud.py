@@ -18,7 +18,10 @@ from typing import Any
 import tensorstore as ts
 
 from conversion_lib.errors import BadInput, OutsideFailure, tensorstore_reason
-from conversion_lib.sources.files import Files, ReadRun, Shard, header_bytes
+from conversion_lib.sources.files import Files, ReadRun, Shard
+from conversion_lib.sources.safetensors import chosen_files
+from conversion_lib.sources.safetensors_header import header_bytes
+from conversion_lib.sources.weight_files import SUFFIX
 from conversion_lib.storage import gcs
 from conversion_lib.storage.files import in_parallel
 from conversion_lib.storage.gcs import BucketLocation
@@ -47,8 +50,7 @@ def in_bucket(url: str, memory_budget: int) -> Iterator[BucketFiles]:
     """
     location = BucketLocation.parse(url)
     objects = {name: blob for blob in location.blobs() if "/" not in (name := blob.name[len(location.name) + 1 :])}
-    shards = [name for name in objects if name.endswith(".safetensors")]
-    if not shards:
+    if not any(name.endswith(SUFFIX) for name in objects):
         raise BadInput(f"{url} has no safetensors files: give the prefix of a Hugging Face checkpoint, or a directory")
     beside = [name for name in objects if any(fnmatch(name, pattern) for pattern in BESIDE)]
     with tempfile.TemporaryDirectory(prefix="ferry-config-") as name:
@@ -56,12 +58,14 @@ def in_bucket(url: str, memory_budget: int) -> Iterator[BucketFiles]:
         files = BucketFiles(location, directory, objects, memory_budget // CACHE_SHARE)
 
         def fetch(name: str, stopped: threading.Event) -> None:
-            if name in beside:
-                (directory / name).write_bytes((location / name).read() or b"")
-            else:
-                files.fetch_header(name)
+            (directory / name).write_bytes((location / name).read() or b"")
 
-        in_parallel(fetch, [*shards, *beside], threads=gcs.REQUESTS)
+        def fetch_header(name: str, stopped: threading.Event) -> None:
+            files.fetch_header(name)
+
+        in_parallel(fetch, beside, threads=gcs.REQUESTS)
+        shards = chosen_files(files).names
+        in_parallel(fetch_header, shards, threads=gcs.REQUESTS)
         again = {name: generation for name, _, generation in location.versions()}
         for name in [*shards, *beside]:
             if again.get(name) != objects[name].generation:
@@ -116,8 +120,8 @@ class BucketFiles(Files):
         """
         self._headers[shard] = header_bytes(self._objects[shard].size, partial(self._first_bytes, shard))
 
-    def has(self, shard: str) -> bool:
-        return shard in self._headers
+    def weights(self) -> set[str]:
+        return {name for name in self._objects if name.endswith(SUFFIX)}
 
     def header(self, shard: str) -> tuple[Shard, bytes]:
         return Shard(shard, self._objects[shard].size, self.modified(shard)), self._headers[shard]

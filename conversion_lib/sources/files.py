@@ -6,7 +6,6 @@ A source is made from the bytes of each shard before its tensors. The tensors ar
 from __future__ import annotations
 
 import os
-import struct
 import threading
 from abc import ABC, abstractmethod
 from collections import OrderedDict
@@ -17,10 +16,9 @@ from typing import Any, NamedTuple
 from conversion_lib.core.tensors import Source
 from conversion_lib.models.hf_config import ModelConfig, load_config
 from conversion_lib.plan.pace import Pace
+from conversion_lib.sources.safetensors_header import header_bytes
+from conversion_lib.sources.weight_files import SUFFIX
 
-MAX_HEADER = 100 << 20  # bytes; the limit of the safetensors format
-FIRST_BYTES = 128 << 10
-"""Bytes of the first request for a header. Almost every header is smaller, so one request is enough."""
 OPEN_FILES = 64
 
 ReadRun = Callable[[int, memoryview], None]
@@ -49,14 +47,16 @@ class Files(ABC):
     Attributes:
         name: The checkpoint's name in messages: its directory, its URL, or its repository and commit.
         directory: A local directory with the small files, such as config.json, the index and the tokenizer's files.
+        readable: Whether tensors can be read, not only headers.
     """
 
     name: str
     directory: Path
+    readable: bool = True
 
     @abstractmethod
-    def has(self, shard: str) -> bool:
-        """Returns whether there is a weight file with this name."""
+    def weights(self) -> set[str]:
+        """Returns the names of all safetensors files, also of those that are not read."""
 
     @abstractmethod
     def header(self, shard: str) -> tuple[Shard, bytes]:
@@ -99,26 +99,6 @@ class Files(ABC):
         return None
 
 
-def header_bytes(size: int, first_bytes: Callable[[int], bytes]) -> bytes:
-    """Reads the length field and the header of a safetensors file.
-
-    Args:
-        size: The file's size in bytes.
-        first_bytes: Returns the given number of bytes from the beginning of the file.
-
-    Returns:
-        The bytes of the length field and of the header. If the header is not valid, the bytes that were read, which
-        SafetensorsSource refuses.
-    """
-    start = first_bytes(min(FIRST_BYTES, size)) if size >= 8 else b""
-    if len(start) < 8:
-        return start
-    length: int = 8 + struct.unpack("<Q", start[:8])[0]
-    if len(start) < length <= min(8 + MAX_HEADER, size):
-        start = first_bytes(length)
-    return start[:length]
-
-
 class LocalFiles(Files):
     """A checkpoint in a local directory."""
 
@@ -127,8 +107,9 @@ class LocalFiles(Files):
         self.name = str(self.directory)
         self._handles = Handles()
 
-    def has(self, shard: str) -> bool:
-        return (self.directory / shard).is_file()
+    def weights(self) -> set[str]:
+        found = self.directory.glob(f"*{SUFFIX}")
+        return {path.name for path in found if path.is_file() and not path.name.startswith(".")}
 
     def header(self, shard: str) -> tuple[Shard, bytes]:
         with (self.directory / shard).open("rb") as file:

@@ -1,16 +1,13 @@
 """Reads safetensors files: headers are parsed once, slices are read by offset and length.
 
-A file has an 8-byte little-endian length, a JSON header of that length, and the tensors' bytes, row-major
-(https://huggingface.co/docs/safetensors, "Format"). Files are read with plain positional reads, because a memory map on
-a network mount is many times slower, and the safetensors package cannot read fp8 into numpy.
+Files are read with plain positional reads, because a memory map on a network mount is many times slower, and the
+safetensors package cannot read fp8 into numpy.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
-import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,13 +15,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from conversion_lib.core.boxes import Box, box_shape, whole
-from conversion_lib.core.dtypes import SAFETENSORS_DTYPES, numpy_dtype
+from conversion_lib.core.dtypes import numpy_dtype
 from conversion_lib.core.tensors import Array, StoredSlice, TensorInfo
 from conversion_lib.errors import BadInput, OutsideFailure
-from conversion_lib.sources.files import MAX_HEADER, Files, LocalFiles, ReadRun, Shard
+from conversion_lib.sources.files import Files, LocalFiles, ReadRun, Shard
+from conversion_lib.sources.safetensors_header import Entry, parse_header
+from conversion_lib.sources.weight_files import INDEX_NAME, WeightFiles, weight_files
 
-INDEX_NAME = "model.safetensors.index.json"
-SINGLE_NAME = "model.safetensors"
 COVER_BYTES = 2 << 20
 """Bytes, about, of whole rows that are read at once to keep some of their columns."""
 
@@ -45,30 +42,51 @@ class SafetensorsSource:
     Attributes:
         shards: The weight files, in name order.
         tensors: What the headers say, by tensor name, in the order of the files.
+        absent: Tensors that only the index has, each with the shard that it names.
+        notes: A line for the files that are not read.
 
     Raises:
-        BadInput: A shard is missing, truncated or malformed, or does not have a tensor that the index says it has.
+        BadInput: A shard is missing, truncated or malformed, or a tensor is not in the shard that the index says.
         OSError: A local file cannot be read.
     """
 
     def __init__(self, where: Path | Files) -> None:
         self.files = where if isinstance(where, Files) else LocalFiles(where)
-        index = _index(self.files)
+        chosen = chosen_files(self.files)
+        self.notes = chosen.notes
         self.shards: list[Shard] = []
         self.tensors: Mapping[str, TensorInfo]
         tensors: dict[str, TensorInfo] = {}
         self._offsets: dict[str, TensorOffset] = {}
         self._header_hash = hashlib.sha256()
-        for shard in _shard_names(self.files, index):
-            for name, info, offset, _ in self._read_header(shard):
-                if name in tensors and index.get(name) != shard:
+        for shard in chosen.names:
+            for info, start, _ in self._read_header(shard):
+                name = info.name
+                if name in tensors and not self._is_the_one(name, shard, chosen.index):
                     continue
                 tensors[name] = info
-                self._offsets[name] = TensorOffset(shard, offset)
-        for name, shard in index.items():
-            if name not in tensors or self._offsets[name].file != shard:
-                raise BadInput(f"{self.files.name}/{INDEX_NAME} names tensor {name} in {shard}, which does not have it")
+                self._offsets[name] = TensorOffset(shard, start)
         self.tensors = tensors
+        self._require_where_it_says(chosen.index)
+        self.absent: Mapping[str, str] = {name: file for name, file in chosen.index.items() if name not in tensors}
+
+    def _require_where_it_says(self, index: Mapping[str, str]) -> None:
+        for name, at in self._offsets.items():
+            if (file := index.get(name, at.file)) != at.file:
+                raise BadInput(
+                    f"{self.files.name}/{INDEX_NAME} says that tensor {name} is in {file}, but it is in {at.file}: the "
+                    "index and the shards are not of one checkpoint. Download them again"
+                )
+
+    def _is_the_one(self, name: str, shard: str, index: Mapping[str, str]) -> bool:
+        """Whether the index has a tensor of two shards in this one. Raises BadInput where it has it in neither."""
+        first = self._offsets[name].file
+        if index.get(name) not in (first, shard):
+            raise BadInput(
+                f"{self.files.name}: tensor {name} is in {first} and in {shard}, and {INDEX_NAME} does not say which "
+                "counts: remove one"
+            )
+        return index[name] == shard
 
     @property
     def header_digest(self) -> str:
@@ -79,27 +97,13 @@ class SafetensorsSource:
         """Returns the tensor's file and its offset in bytes."""
         return self._offsets[name]
 
-    def _read_header(self, name: str) -> list[tuple[str, TensorInfo, int, int]]:
+    def _read_header(self, name: str) -> list[Entry]:
         shard, start = self.files.header(name)
         self.shards.append(shard)
-        file = f"{self.files.name}/{name}"
-        length = struct.unpack("<Q", start[:8])[0] if len(start) >= 8 else 0
-        if not 0 < length <= min(MAX_HEADER, max(shard.size - 8, 0)) or len(start) < 8 + length:
-            raise BadInput(
-                f"{file} is truncated or not a safetensors file: {shard.size} bytes, no whole header. Download it again"
-            )
+        entries = parse_header(f"{self.files.name}/{name}", shard.size, start)
         self._header_hash.update(name.encode())
         self._header_hash.update(start)
-        try:
-            header = json.loads(start[8:])
-            found = [_entry(file, name, entry, 8 + length) for name, entry in header.items() if name != "__metadata__"]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise BadInput(f"{file} has a header that is not in safetensors format: {error}") from None
-        end = max([stop for *_, stop in found], default=8 + length)
-        if end != shard.size:
-            state = "truncated" if shard.size < end else "longer than its header says"
-            raise BadInput(f"{file} is {state}: {shard.size} bytes, expected {end}. Download it again")
-        return found
+        return entries
 
     def read(self, name: str, box: Box | None = None) -> Array:
         info = self.tensors.get(name)
@@ -116,55 +120,13 @@ class SafetensorsSource:
         return (StoredSlice.of(self.tensors[name], box),)
 
 
-def shard_names(files: Files) -> list[str]:
-    """Returns the weight files of a checkpoint, in name order.
-
-    Raises:
-        BadInput: There are none, the index is malformed, or a file that the index names is missing.
-    """
-    return _shard_names(files, _index(files))
-
-
-def _shard_names(files: Files, index: dict[str, str]) -> list[str]:
-    if index:
-        names = sorted(set(index.values()))
-        missing = [name for name in names if not files.has(name)]
-        if missing:
-            raise BadInput(
-                f"{files.name}: shard {missing[0]} is missing ({len(missing)} of {len(names)}). Download it again"
-            )
-        return names
-    if files.has(SINGLE_NAME):
-        return [SINGLE_NAME]
-    raise BadInput(f"{files.name} has neither {INDEX_NAME} nor {SINGLE_NAME}: only safetensors weights are read")
-
-
-def _index(files: Files) -> dict[str, str]:
-    """Returns the index's weight_map; empty if there is no index file."""
-    path = f"{files.name}/{INDEX_NAME}"
+def chosen_files(files: Files) -> WeightFiles:
+    """Returns the weight files of a checkpoint. Raises BadInput as for `weight_files`."""
     try:
-        weight_map = dict(json.loads((files.directory / INDEX_NAME).read_bytes())["weight_map"].items())
+        index = (files.directory / INDEX_NAME).read_bytes()
     except FileNotFoundError:
-        return {}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BadInput(f"{path} is not a safetensors index: {error}") from None
-    shards = dict.fromkeys(name if isinstance(name, str) else repr(name) for name in weight_map.values())
-    bad = next((shard for shard in shards if Path(shard).name != shard), None)
-    if bad is not None or not weight_map:
-        raise BadInput(f"{path}: weight_map should name files in the same directory, not {bad!r}")
-    return weight_map
-
-
-def _entry(file: str, name: str, entry: dict[str, Any], base: int) -> tuple[str, TensorInfo, int, int]:
-    """Returns a tensor's name and header entry, its first byte in the file, and the byte after its last."""
-    start, stop = entry["data_offsets"]
-    code = entry["dtype"]
-    if code not in SAFETENSORS_DTYPES:
-        raise BadInput(f"{file}: tensor {name} has dtype {code}, which is not a known dtype")
-    info = TensorInfo(name, tuple(entry["shape"]), SAFETENSORS_DTYPES[code], file)
-    if stop - start != (nbytes := info.nbytes) or start < 0:
-        raise BadInput(f"{file}: tensor {name} takes {stop - start} bytes, but its shape and dtype say {nbytes}")
-    return name, info, base + start, base + stop
+        index = None
+    return weight_files(files.name, files.weights(), index)
 
 
 def _read_box(read: ReadRun, offset: int, shape: tuple[int, ...], dtype: np.dtype[Any], box: Box) -> Array:

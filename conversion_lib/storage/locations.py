@@ -20,7 +20,8 @@ def location(where: Path | str) -> Location:
     """Returns the location that a path or gs://bucket/prefix names, which need not exist.
 
     Raises:
-        BadInput: It is another URL or has another spelling, the bucket's or object's name is not allowed, or there are no credentials.
+        BadInput: It is another URL, or has another spelling, the bucket's or object's name is not allowed, or there
+            are no credentials.
     """
     text = str(where)
     if text.startswith(SCHEME):

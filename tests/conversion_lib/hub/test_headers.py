@@ -21,7 +21,7 @@ from conversion_lib.demo.tiny_checkpoint import make_tiny_deepseek_v3
 from conversion_lib.errors import BadInput, OutsideFailure
 from conversion_lib.hub import download
 from conversion_lib.hub.headers import headers_of
-from conversion_lib.sources import files
+from conversion_lib.sources import safetensors_header
 from conversion_lib.sources.fingerprint import origin_of, source_identity
 from conversion_lib.sources.safetensors import SafetensorsSource
 from tests.support.checkpoints import Result, ferry_here
@@ -136,7 +136,7 @@ def test_a_directory_has_no_revision(tiny: Path) -> None:
 
 
 def test_weights_stay_on_the_hub(hub: LocalHub, asked: list[Asked], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "FIRST_BYTES", 4096)  # less than a header: a second request is needed
+    monkeypatch.setattr(safetensors_header, "FIRST_BYTES", 4096)  # less than a header: a second request is needed
     plan = planned(REPO)
     shards = [file for file in hub.repos[REPO].files.values() if file.path.endswith(".safetensors")]
     weights = [request for request in asked if request.name.endswith(".safetensors")]
@@ -190,7 +190,7 @@ def test_a_server_that_knows_no_ranges(hub: LocalHub, tmp_path: Path, monkeypatc
     """It sends files from their start."""
     download(REPO, tmp_path / "whole", backoff=QUICK)
     monkeypatch.setattr(local_hub, "_parse_range", lambda header, size: (0, size))
-    monkeypatch.setattr(files, "FIRST_BYTES", 4096)
+    monkeypatch.setattr(safetensors_header, "FIRST_BYTES", 4096)
     assert planned(REPO) == planned(tmp_path / "whole")
 
 
@@ -287,7 +287,7 @@ def test_a_header_beyond_the_limit_is_not_fetched(
             monkeypatch.setattr(local_hub, "_parse_range", lambda header, size: (0, size))
         assert "no whole header" in error_of(ferry_here("plan", REPO), 2)
     (answer,) = [request for request in asked if request.name == shard.name and request.size]
-    assert answer.size == (files.FIRST_BYTES if ranges else 102 << 20)
+    assert answer.size == (safetensors_header.FIRST_BYTES if ranges else 102 << 20)
     assert ranges or not answer.sent
 
 

@@ -24,9 +24,9 @@ from conversion_lib.hub.shard_cache import Demand, ShardCache, most_bytes
 from conversion_lib.hub.streaming import StreamedFiles, streamed
 from conversion_lib.record import Target
 from conversion_lib.runs.options import Options
-from conversion_lib.sources.orbax import record_of
-from tests.support.checkpoints import DEEPSEEK_V3, ferry_here, random_tensors, write_checkpoint
-from tests.support.sparse_checkpoints import deepseek_tensors
+from conversion_lib.sources.orbax import open_orbax, record_of
+from tests.support.checkpoints import DEEPSEEK_V3, QWEN3, answer, ferry_here, random_tensors, write_checkpoint
+from tests.support.sparse_checkpoints import deepseek_tensors, llama_tensors
 
 REPO = "acme/Tiny-V3"
 QUICK = Backoff(attempts=3, first_seconds=0.01, longest_seconds=0.02)
@@ -231,3 +231,47 @@ def test_a_cache_keeps_to_its_limit_and_fetches_what_is_waited_for(tmp_path: Pat
     again.used("c", last=True)
     again.close()
     assert not (tmp_path / "cache").exists()
+
+
+TIED = QWEN3 | {"tie_word_embeddings": True}
+HEAD = "params/params/decoder/logits_dense/kernel"
+
+
+def with_a_head(directory: Path, *, own: bool) -> Path:
+    """A checkpoint whose config ties the head, which is in its last shard all the same."""
+    tensors = random_tensors(llama_tensors(TIED))
+    head = tensors["model.embed_tokens.weight"].copy()
+    if own:
+        head[-1] *= 2  # the last rows: all of both has to be read
+    return write_checkpoint(directory, TIED, {**tensors, "lm_head.weight": head}, shards=3)
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_head_is_compared_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: bool
+) -> None:
+    directory = with_a_head(tmp_path / "hf", own=own)
+    with LocalHub({REPO: directory}) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        planned = answer(ferry_here("plan", REPO, "--json", "--quiet"))
+        assert HEAD not in [array["path"] for array in planned["arrays"]]
+        assert any(line.startswith("tied head: a conversion compares lm_head.weight") for line in planned["warnings"])
+        hub.faults.planned = [Fault("reset", "model-00003-*", after=100)]  # survived like any other
+        result = stream(tmp_path / "out")
+    convert(directory, tmp_path / "plain", SCANNED, options=OPTIONS)
+    assert compare(tmp_path / "plain", tmp_path / "out").same
+    assert result.fingerprint == planned["fingerprint"]
+    assert (HEAD in open_orbax(tmp_path / "out").tensors) == own
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0", "ferry.json", "hf"]
+
+
+def test_a_server_that_gives_no_parts_of_files_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from conversion_lib.hub import headers
+
+    directory = with_a_head(tmp_path / "hf", own=True)
+    monkeypatch.setattr(headers, "PARTIAL_CONTENT", 299)
+    with LocalHub({REPO: directory}) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        with pytest.raises(OutsideFailure, match="gives no parts of files"):
+            stream(tmp_path / "out")
+    assert not (tmp_path / "out").exists()

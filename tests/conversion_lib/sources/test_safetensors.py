@@ -83,17 +83,53 @@ def test_the_index_says_which_of_two_copies_counts(tmp_path):
 
 
 def test_an_index_that_names_a_missing_tensor(tmp_path):
+    """Whether that does harm is for the family to say."""
     write_shards(
         tmp_path, {"a.safetensors": {"x": np.ones(2, np.float32)}}, {"x": "a.safetensors", "gone": "a.safetensors"}
     )
-    with pytest.raises(BadInput, match=r"gone in a\.safetensors"):
-        SafetensorsSource(tmp_path)
+    source = SafetensorsSource(tmp_path)
+    assert (list(source.tensors), source.absent, source.notes) == (["x"], {"gone": "a.safetensors"}, ())
 
 
 def test_an_index_may_not_name_files_elsewhere(tmp_path):
     write_shards(tmp_path, {}, {"x": "../secret.safetensors"})
     with pytest.raises(BadInput, match=r"\.\./secret"):
         SafetensorsSource(tmp_path)
+
+
+def test_an_index_that_names_the_wrong_shard(tmp_path):
+    one = np.ones(2, np.float32)
+    shards = {"a.safetensors": {"x": one}, "b.safetensors": {"y": one}}
+    write_shards(tmp_path, shards, {"x": "a.safetensors", "y": "a.safetensors", "w": "b.safetensors"})
+    with pytest.raises(BadInput, match=r"tensor y is in a\.safetensors, but it is in b\.safetensors"):
+        SafetensorsSource(tmp_path)
+
+
+def test_an_index_need_not_name_every_tensor(tmp_path):
+    """As transformers has it, which reads all of each shard."""
+    write_shards(
+        tmp_path, {"a.safetensors": {"x": np.ones(2, np.float32), "y": np.ones(2, np.float32)}}, {"x": "a.safetensors"}
+    )
+    assert sorted(SafetensorsSource(tmp_path).tensors) == ["x", "y"]
+
+
+def test_two_copies_of_which_the_index_has_none_are_refused(tmp_path):
+    one = {"x": np.ones(2, np.float32)}
+    shards = {"a.safetensors": one, "b.safetensors": one, "c.safetensors": {"y": one["x"]}}
+    for index in ({}, {"x": "c.safetensors"}):
+        write_shards(tmp_path, shards, {"1": "a.safetensors", "2": "b.safetensors", "y": "c.safetensors"} | index)
+        with pytest.raises(BadInput, match=r"tensor x is in a\.safetensors and in b\.safetensors, and .* does not say"):
+            SafetensorsSource(tmp_path)
+
+
+def test_files_beside_the_weights_are_not_read_and_are_told(tmp_path):
+    one = {"x": np.ones(2, np.float32)}
+    safetensors.numpy.save_file(one, tmp_path / "model.safetensors")
+    (tmp_path / "model.fp16.safetensors").write_bytes(b"no safetensors at all")
+    (tmp_path / "._model.safetensors").write_bytes(b"what macOS leaves")
+    source = SafetensorsSource(tmp_path)
+    assert [shard.name for shard in source.shards] == ["model.safetensors"]
+    assert source.notes == ("not read: model.fp16.safetensors; model.safetensors comes first, as in transformers",)
 
 
 @pytest.mark.parametrize("keep", [0, 4, 20, 200])
