@@ -284,7 +284,7 @@ def export(
         checkpoint: DST, DST/0 or DST/0/items, in a directory or at gs://bucket/prefix.
         destination: The directory to write.
         hf_config: A directory with config.json and tokenizer. None: `hf/` beside the checkpoint, which Ferry wrote.
-        dtype: bfloat16, float32 or float16. None: the config's dtype.
+        dtype: bfloat16, float32 or float16. None: each tensor has the source's.
         model: As for `plan`.
         written_by: As for `convert`.
         options: Memory budget, threads, whether to overwrite.

@@ -14,6 +14,7 @@ Layout of a converted checkpoint at `DST`::
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -161,6 +162,45 @@ class Origin(BaseModel):
     commit: str | None = None
 
 
+class SourceDtypes(BaseModel):
+    """The dtype of each tensor of the source, by the name that an export writes.
+
+    Attributes:
+        rest: The dtype of every tensor that is not named.
+        named: The names of the others by dtype; `*` in a name stands for any number.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rest: str
+    named: dict[str, list[str]] = {}
+
+    @classmethod
+    def of_tensors(cls, dtypes: Mapping[str, str]) -> SourceDtypes | None:
+        """Returns the short form of dtypes by name; None if there are no tensors."""
+        if not dtypes:
+            return None
+        rest = Counter(dtypes.values()).most_common(1)[0][0]
+        alike: dict[str, set[str]] = {}
+        for name, dtype in dtypes.items():
+            alike.setdefault(_any_number(name), set()).add(dtype)
+        named: dict[str, dict[str, None]] = {}
+        for name, dtype in dtypes.items():
+            if dtype != rest:
+                pattern = _any_number(name)
+                named.setdefault(dtype, {})[pattern if len(alike[pattern]) == 1 else name] = None
+        return cls(rest=rest, named={dtype: list(names) for dtype, names in named.items()})
+
+    def by_name(self) -> Callable[[str], str]:
+        """Returns a function from a tensor's name to its dtype."""
+        known = {name: dtype for dtype, names in self.named.items() for name in names}
+        return lambda name: known.get(name) or known.get(_any_number(name)) or self.rest
+
+
+def _any_number(name: str) -> str:
+    return ".".join("*" if word.isdecimal() else word for word in name.split("."))
+
+
 class CheckpointRecord(BaseModel):
     """`ferry.json` of a converted checkpoint."""
 
@@ -184,6 +224,8 @@ class CheckpointRecord(BaseModel):
     published under the same name."""
     dropped: list[str] = []
     """Source tensors that a named rule left out, one line for each rule."""
+    source_dtypes: Annotated[SourceDtypes | None, Field(exclude_if=lambda dtypes: dtypes is None)] = None
+    """The dtypes that an export writes; None in older records."""
 
 
 def record_in(read: Callable[[str], bytes | None], where: str) -> CheckpointRecord | None:

@@ -14,9 +14,12 @@ from conversion_lib.core.tensors import Source
 from conversion_lib.engine.limits import default_threads, largest_chunk
 from conversion_lib.errors import BadInput
 from conversion_lib.families import FAMILIES, family_of
+from conversion_lib.mapping.names import dtypes_by_name
 from conversion_lib.mapping.relayout import CACHE_SHARE, prepare_other_layout
+from conversion_lib.mapping.rules import Family
 from conversion_lib.mapping.to_maxtext import plan_to_maxtext
 from conversion_lib.models import catalog
+from conversion_lib.models.hf_config import ModelConfig
 from conversion_lib.plan.job import Job, bytes_in
 from conversion_lib.plan.parts import WHOLE
 from conversion_lib.plan.plan import Plan
@@ -26,6 +29,7 @@ from conversion_lib.record import (
     HF_RECORD_NAME,
     RECORD_NAME,
     CheckpointRecord,
+    SourceDtypes,
     Target,
 )
 from conversion_lib.runs.note import PLAN_NAME
@@ -34,14 +38,20 @@ from conversion_lib.runs.trees import maxtext_staging
 from conversion_lib.sinks.orbax import OrbaxSink
 from conversion_lib.sources.files import Files, LocalFiles
 from conversion_lib.sources.fingerprint import dequantized_identity, files_identity, origin_of, source_content
+from conversion_lib.sources.heads import TIE_KEY, head_of, own_head, untied
 from conversion_lib.sources.joined import joined
 from conversion_lib.sources.orbax import checkpoint_at, is_orbax
 from conversion_lib.sources.quantization import dequantized, left_out
+from conversion_lib.sources.renamed import HEAD, RenamedSource, plainly_named
 from conversion_lib.sources.safetensors import SafetensorsSource
 from conversion_lib.sources.transformers import TransformersSource
+from conversion_lib.sources.weight_files import INDEX_NAME, SINGLE_NAME
 from conversion_lib.storage.files import write_atomically
 from conversion_lib.storage.interface import Location
 from conversion_lib.storage.locations import location
+
+WEIGHTS_KEY = "transformers_weights"
+"""Key in config.json for the name of the weight file."""
 
 DEFAULT_LOADER = "safetensors"
 LOADERS = (DEFAULT_LOADER, "transformers")
@@ -92,7 +102,18 @@ def prepare(
     config = files.config()
     family = FAMILIES[named.family] if named else family_of(config)
     stored = SafetensorsSource(files)
-    plain = dequantized(stored, config) if loader == DEFAULT_LOADER else TransformersSource(stored, config)
+    _require_its_weights(config, stored)
+    names: tuple[str, ...] = ()
+    if loader == DEFAULT_LOADER:
+        named_plainly = plainly_named(stored, tied=bool(family.sizes(config)["tied"]))
+        plain = dequantized(named_plainly, config)
+        names = (named_plainly.told,) if isinstance(named_plainly, RenamedSource) else ()
+    else:
+        plain = TransformersSource(stored, config)
+    identity = files_identity(stored, config) | {"family": family.name, "target": target.model_dump_json()}
+    identity |= _loader_identity(plain, stored)
+    weights = plain if loader == DEFAULT_LOADER else stored
+    config, head = _with_its_head(config, family, weights, readable=files.readable)
     source = joined(plain, family.joins, family.sizes(config))
     origin = origin_of(files)
     plan = plan_to_maxtext(
@@ -100,13 +121,12 @@ def prepare(
         config,
         family,
         target,
-        identity=files_identity(stored, config)
-        | {"family": family.name, "target": target.model_dump_json()}
-        | _loader_identity(plain, stored),
+        identity=identity,
         model_name=named.name if named else catalog.published_name(origin.repo, Path(origin.path).name),
         chunk_limit=chunk_limit or largest,
+        absent=stored.absent,
     )
-    plan = replace(plan, dropped=(*left_out(plain), *plan.dropped))
+    plan = replace(plan, dropped=(*stored.notes, *names, *left_out(plain), *head, *plan.dropped))
     return Job(
         source=source,
         directory=location(files.directory),
@@ -118,8 +138,46 @@ def prepare(
         name=files.name,
         content=lambda: source_content(SafetensorsSource(files)),
         pace=files.pace(stored, source),
+        source_dtypes=lambda: SourceDtypes.of_tensors(dtypes_by_name(plain.tensors, family)),
         resident_bytes=plain.resident_bytes if isinstance(plain, TransformersSource) else 0,
     )
+
+
+def _require_its_weights(config: ModelConfig, stored: SafetensorsSource) -> None:
+    """Raises BadInput if the config names another weight file, which transformers would read."""
+    named = config.raw.get(WEIGHTS_KEY)
+    if named is not None and named not in (INDEX_NAME, SINGLE_NAME):
+        raise BadInput(
+            f"{config.path}: {WEIGHTS_KEY} = {named!r}, but {stored.shards[0].name} would be read: weights are "
+            f"{SINGLE_NAME}, or what {INDEX_NAME} names. Rename them, and leave {WEIGHTS_KEY} out"
+        )
+
+
+def _with_its_head(
+    config: ModelConfig, family: Family, weights: Source, *, readable: bool
+) -> tuple[ModelConfig, tuple[str, ...]]:
+    """Returns the config that fits the weights' head, and a line if it is not the source's config.
+
+    Raises:
+        BadInput: The head is not the embedding that it is tied to, and MaxText's model cannot have such a head.
+    """
+    if not family.sizes(config)["tied"] or (head := head_of(weights)) is None:
+        return config, ()
+    if not readable:
+        line = f"tied head: a conversion compares {head.name} with the embedding, and keeps it where they differ"
+        return config, (line,)
+    if own_head(weights) is None:
+        return config, ()
+    if not any(rule.hf == HEAD for rule in family.rules):
+        raise BadInput(
+            f"{head.file}: tensor {head.name} is not the embedding, to which {config.path} ties it ({TIE_KEY}), and "
+            f"MaxText's {family.name} has no head of its own. Take it out of the file if the embedding is meant"
+        )
+    line = (
+        f"untied head: {head.name} is not the embedding, to which {config.path} ties it, and is kept; the config that "
+        "goes along is mended, and MaxText needs logits_via_embedding=false"
+    )
+    return untied(config), (line,)
 
 
 def convert(
@@ -207,6 +265,7 @@ def _record(job: Job, target: Target) -> CheckpointRecord:
         exact=plan.exact,
         origin_fingerprint=origin_fingerprint(job),
         dropped=list(plan.dropped),
+        source_dtypes=job.source_dtypes(),
     )
 
 
@@ -217,7 +276,7 @@ def origin_fingerprint(job: Job) -> str | None:
     is not such a copy.
     """
     record = (job.directory / HF_RECORD_NAME).read()
-    original = dequantized_identity(record, job.plan.identity["source"], job.config)
+    original = dequantized_identity(record, job.plan.identity["source"], job.plan.identity["config"])
     if original is None:
         return None
     return replace(job.plan, identity={**job.plan.identity, **original}).fingerprint

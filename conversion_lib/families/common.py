@@ -14,6 +14,7 @@ from conversion_lib.models.hf_config import ModelConfig, shown
 from conversion_lib.plan.ops import Op, Permute, Pick, Split, Transpose
 from conversion_lib.plan.value_ops import Scale
 from conversion_lib.sources.joined import Dims
+from conversion_lib.sources.quantization import activations
 
 
 def linear(dims: Dims) -> tuple[Op, ...]:
@@ -132,6 +133,8 @@ MLP = (
     Rule("mlp.down_proj.weight", "mlp/wo/kernel", ("hidden", "mlp"), linear),
 )
 
+ATTENTION_MODULES = "self_attn|attn|attention"
+
 DROPS = (
     Drop(
         "tied head",
@@ -139,8 +142,25 @@ DROPS = (
         "tie_word_embeddings: MaxText uses the embedding for the logits",
         when="tied",
     ),
-    Drop("rotary tables", r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq", "computed from the config, not read"),
+    Drop(
+        "rotary tables",
+        r"(.*\.)?((\w+_)?inv_freq|(cos|sin)_cached|cos_sin_cache|freqs_cis)",
+        "computed from the config, not read",
+    ),
+    Drop(
+        "causal masks",
+        rf"(.*\.)?({ATTENTION_MODULES})\.(bias|mask|attn_mask|causal_mask)|(.*\.)?causal_mask",
+        "made for the prompt, not read",
+        least_axes=2,
+    ),
+    Drop(
+        "constants of masks",
+        rf"(.*\.)?({ATTENTION_MODULES})\.masked_bias|(.*\.)?position_ids",
+        "made for the prompt, not read",
+    ),
+    Drop("activation scales", activations.PATTERN, activations.REASON),
 )
+"""Tensors that no family uses: buffers that older classes saved, and scales of activations."""
 
 
 def base_dims(config: ModelConfig) -> dict[str, int]:

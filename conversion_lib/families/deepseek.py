@@ -76,7 +76,7 @@ CORRECTION_BIAS = Rule(
 
 MTP = Drop(
     "multi-token prediction",
-    r"model\.layers\.(?P<layer>\d+)\..*",
+    r"model\.layers\.(?P<layer>\d{1,9})\..*",
     "layers from num_hidden_layers on predict more tokens; MaxText's model has none",
     layers=("layers", "after_mtp"),
     marker="model.layers.{layer}.eh_proj.weight",

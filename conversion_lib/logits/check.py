@@ -26,13 +26,13 @@ from conversion_lib.logits.forward.weights import BiasOrder
 from conversion_lib.logits.reference.golden import load_golden, require_golden_name, save_golden
 from conversion_lib.logits.reference.not_finite import not_finite_tensor
 from conversion_lib.logits.reference.prompts import choose_prompts
-from conversion_lib.logits.reference.reference import Reference, open_reference, require_libraries
+from conversion_lib.logits.reference.reference import Reference, open_reference, reference_config, require_libraries
 from conversion_lib.logits.verdict.compare import Comparison, compare_logits, first_departing
 from conversion_lib.logits.verdict.plots import require_plotting
 from conversion_lib.logits.verdict.report import ReportData, render
 from conversion_lib.logits.verdict.result import CheckResult, Engine, earlier_result, notes, reason
 from conversion_lib.logits.verdict.rounding import dither_of
-from conversion_lib.models.hf_config import CONFIG_NAME, config_of, load_config
+from conversion_lib.models.hf_config import CONFIG_NAME, config_of
 from conversion_lib.progress import SILENT, Reporter, format_bytes
 from conversion_lib.publish.staged import checkpoint_digest
 from conversion_lib.record import (
@@ -309,7 +309,7 @@ def _require_rows(prompts: Sequence[Array], config: ForwardConfig, reference: Pa
 
 
 def _config_in(directory: Path) -> ForwardConfig:
-    config = load_config(directory)
+    config = reference_config(directory)
     return parse_config(config.raw, config.path)
 
 

@@ -101,6 +101,7 @@ class Drop:
         layers: Two dims: the pattern's group `layer` must be at least the first and less than the second. None: any.
         marker: The name of a tensor that must exist, with `{layer}` for that group, so that an ordinary extra layer is
             not dropped. None: no such check.
+        least_axes: The fewest axes of such a tensor, if a weight may have the same name.
     """
 
     name: str
@@ -109,6 +110,7 @@ class Drop:
     when: str | None = None
     layers: tuple[str, str] | None = None
     marker: str | None = None
+    least_axes: int = 0
 
     def holds(self, dims: Dims) -> bool:
         """Returns whether `when` is met."""
@@ -143,7 +145,7 @@ class Family:
         unscanned: The layers without `scan_layers`.
         drops: The tensors to leave out.
         prefixes: The possible prefixes of names in a checkpoint where the table has `model.`; published files and
-            transformers' classes differ.
+            transformers' classes differ. A checkpoint of the base class has them without `model.`.
         fits: Returns whether the family is the right one for a config, if two families share an architecture.
         joins: Tensors that rules use as one.
         detected: More dims, which depend on the names in the checkpoint.

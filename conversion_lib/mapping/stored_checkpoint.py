@@ -96,4 +96,5 @@ class MaxTextInput:
             chunk_limit=chunk_limit,
             name=str(self.source.stored.items),
             content=lambda: orbax_content(self.source.stored.items),
+            source_dtypes=lambda: self.record.source_dtypes if self.record else None,
         )

@@ -50,21 +50,24 @@ class _Target:
     """Settings for all tensors of an export. `chunk_of` returns the shape of a leaf's stored chunks."""
 
     dims: Dims
-    dtype: str
+    dtype: Callable[[str], str]
     limit: int
     chunk_of: Callable[[str], Shape]
 
-    def dtype_of(self, part: _Part) -> str:
+    def dtype_of(self, name: str, part: _Part) -> str:
         kept = part.rule.keep_float32 and part.stored.info.dtype == "float32"
-        return "float32" if kept else self.dtype
+        return "float32" if kept else self.dtype(name)
 
 
-def plan_to_hugging_face(given: MaxTextInput, dtype: str, identity: dict[str, str], chunk_limit: int) -> Plan:
+def plan_to_hugging_face(
+    given: MaxTextInput, dtype: Callable[[str], str], identity: dict[str, str], chunk_limit: int
+) -> Plan:
     """Makes the plan that writes the leaves of a MaxText checkpoint as Hugging Face tensors, in layer order.
 
     Args:
         given: The checkpoint.
-        dtype: The dtype to write. A leaf that was kept in float32, such as a router's bias, is written in float32.
+        dtype: Returns the dtype to write for a tensor's name. A leaf that was kept in float32, such as a router's bias,
+            is written in float32.
         identity: The plan's identity.
         chunk_limit: The most bytes that are written at a time.
 
@@ -106,7 +109,7 @@ def _tensor(name: str, parts: list[_Part], target: _Target) -> ArrayPlan:
     part, ops = parts[0], parts[0].stored.placed.ops
     shape = tuple(target.dims[dim] for dim in part.rule.shape)
     if len(parts) == 1:
-        chunk = _chunk(shape, ops, part, target)
+        chunk = _chunk(name, shape, ops, part, target)
         return _array(name, shape, inverse_chain(ops), (part.source((0,) * len(shape)),), part, chunk, target)
     # the parts of one tensor differ only in their picks
     picks = [next((number, op) for number, op in enumerate(p.stored.placed.ops) if isinstance(op, Pick)) for p in parts]
@@ -119,7 +122,7 @@ def _tensor(name: str, parts: list[_Part], target: _Target) -> ArrayPlan:
         other.source(tuple(pick.index if number == axis else 0 for number in range(len(view))))
         for other, (_, pick) in zip(parts, picks, strict=True)
     )
-    chunk = _chunk(view, ops[before:], part, target)
+    chunk = _chunk(name, view, ops[before:], part, target)
     return replace(_array(name, view, inverse_chain(ops[before:]), sources, part, chunk, target), stored_shape=shape)
 
 
@@ -138,7 +141,7 @@ def _cut_apart(name: str, join: Join, part: _Part, target: _Target) -> Iterator[
     for number, runs in sources.items():
         rows = sum(chain_shape(ops, run.shape)[0] for run in runs)
         path = name.removesuffix(join.name) + join.parts[number]
-        chunk = run_shape((rows, columns), itemsize(target.dtype_of(part)), target.limit)
+        chunk = run_shape((rows, columns), itemsize(target.dtype_of(path, part)), target.limit)
         yield _array(path, (rows, columns), ops, tuple(runs), part, chunk, target)
 
 
@@ -152,7 +155,7 @@ def _array(
     target: _Target,
 ) -> ArrayPlan:
     """Plans one tensor. Values of another dtype than the result's are computed in float32 and rounded once."""
-    dtype = target.dtype_of(part)
+    dtype = target.dtype_of(path, part)
     return ArrayPlan(
         path=path,
         shape=shape,
@@ -165,14 +168,14 @@ def _array(
     )
 
 
-def _chunk(shape: Shape, ops: Ops, part: _Part, target: _Target) -> Shape:
-    """Returns how a tensor of `shape` is cut; `ops` lead from it to its tile of the leaf.
+def _chunk(name: str, shape: Shape, ops: Ops, part: _Part, target: _Target) -> Shape:
+    """Returns how the tensor `name`, planned with `shape`, is cut; `ops` lead from it to its tile of the leaf.
 
     Usually it is cut into long runs of its file. But if a chunk of the leaf has parts of many tensors, and the leaf is
     too large for the cache, each tensor is cut into the parts that come from one chunk. Then a chunk is decoded once,
     and not once for each tensor.
     """
-    info, tile, width = part.stored.info, part.stored.placed.tile, itemsize(target.dtype_of(part))
+    info, tile, width = part.stored.info, part.stored.placed.tile, itemsize(target.dtype_of(name, part))
     source = target.chunk_of(info.name)
     shared = any(step > extent for step, extent in zip(source, tile, strict=True))
     if not shared or info.nbytes <= KEPT_CHUNKS * target.limit:

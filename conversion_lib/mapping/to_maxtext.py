@@ -6,7 +6,6 @@ Errors name the tensor, its file, what was expected and what to do. Nothing has 
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +13,8 @@ from conversion_lib.core.boxes import Shape
 from conversion_lib.core.dtypes import FLOATS, itemsize
 from conversion_lib.core.tensors import TensorInfo
 from conversion_lib.errors import BadInput
+from conversion_lib.mapping.left_out import Checkpoint
+from conversion_lib.mapping.names import TABLE_PREFIX, in_checkpoint, prefix_of
 from conversion_lib.mapping.rules import Block, Family, Rule
 from conversion_lib.models.hf_config import ModelConfig
 from conversion_lib.plan.chunking import chunk_shape
@@ -27,9 +28,6 @@ ROOT = "params/params"
 
 SIZES = ("_size", "_dim", "_rank", "_heads", "_experts")
 """Endings of the keys of config.json that shapes depend on."""
-
-TABLE_PREFIX = "model."
-"""The prefix of names in a table. A checkpoint may have another of the family's prefixes instead."""
 
 # significant bits and exponent bits: a dtype has all values of another if it has at least as many of both
 _PRECISION = {"bfloat16": (8, 8), "float16": (11, 5), "float32": (24, 8), "float64": (53, 11)}
@@ -132,22 +130,6 @@ def placing(leaf: Leaf, dims: Dims, maxtext: str) -> Placing:
     return Placing(ops, tile, shape, layer_axes, leaf.experts is not None)
 
 
-def in_checkpoint(name: str, prefix: str) -> str:
-    """Converts a name from the table to a checkpoint with `prefix`."""
-    return prefix + name.removeprefix(TABLE_PREFIX) if name.startswith(TABLE_PREFIX) else name
-
-
-def in_table(name: str, prefix: str) -> str:
-    """Converts a name from a checkpoint with `prefix` to the table."""
-    return TABLE_PREFIX + name.removeprefix(prefix) if name.startswith(prefix) else name
-
-
-def prefix_of(tensors: Iterable[str], family: Family) -> str:
-    """Returns the family's prefix that a checkpoint with these names has; the first one if it has none."""
-    names = set(tensors)
-    return next((p for p in family.prefixes if f"{p}embed_tokens.weight" in names), family.prefixes[0])
-
-
 def leaves(family: Family, dims: Dims, scan_layers: bool, prefix: str = TABLE_PREFIX) -> Iterator[Leaf]:
     """Yields every leaf of the MaxText tree, in the table's order.
 
@@ -195,6 +177,7 @@ def plan_to_maxtext(
     identity: dict[str, str],
     model_name: str,
     chunk_limit: int,
+    absent: Mapping[str, str] | None = None,
 ) -> Plan:
     """Makes the plan that writes Hugging Face tensors as a MaxText checkpoint.
 
@@ -206,6 +189,7 @@ def plan_to_maxtext(
         identity: The plan's identity.
         model_name: The model's name for the record.
         chunk_limit: The most bytes of a chunk before compression.
+        absent: Tensors that only the index has, each with the shard that it names. They must be ones that are left out.
 
     Raises:
         BadInput: A tensor is missing, no rule matches a tensor, a shape is wrong, a dtype is not a float, or MaxText's
@@ -214,18 +198,19 @@ def plan_to_maxtext(
     dims = dims_of(family, config, tensors)
     require_a_place_for_every_layer(family, dims, target.scan_layers, config)
     prefix = prefix_of(tensors, family)
+    checkpoint = Checkpoint(tensors, family, dims, config, prefix, absent or {})
     arrays, taken, exact, resized = [], set[str](), True, []
     for leaf in leaves(family, dims, target.scan_layers, prefix):
         expected = tuple(dims[dim] for dim in leaf.rule.shape)
         # one by one: a config may name more experts than there is memory for, and the first missing one ends it
-        checked = [(slot, _checked(tensors, slot[0], leaf, expected, config)) for slot in leaf.slots()]
+        checked = [(slot, _checked(checkpoint, slot[0], leaf, expected)) for slot in leaf.slots()]
         slots, found = [slot for slot, _ in checked], [info for _, info in checked]
         taken.update(info.name for info in found)
         array = _array(leaf, slots, found, dims, target, chunk_limit)
         exact = exact and is_exact(array, found)
         resized += [_resize_line(found[0].name, op) for op in array.ops if isinstance(op, Resize)]
         arrays.append(array)
-    dropped = _drop_or_refuse(tensors, taken, family, dims, config, prefix)
+    dropped = checkpoint.leave_out(taken)
     return Plan(
         kind="maxtext",
         arrays=tuple(arrays),
@@ -301,79 +286,18 @@ def is_exact(array: ArrayPlan, found: Iterable[TensorInfo]) -> bool:
     return fits and all(op.exact(array.dtype) for op in array.ops)
 
 
-def _checked(
-    tensors: Mapping[str, TensorInfo], name: str, leaf: Leaf, expected: Shape, config: ModelConfig
-) -> TensorInfo:
-    info = tensors.get(name)
+def _checked(checkpoint: Checkpoint, name: str, leaf: Leaf, expected: Shape) -> TensorInfo:
+    info = checkpoint.tensors.get(name)
     if info is None:
-        why = _because(leaf.block, config) + _omitted(config, ("num_hidden_layers",))
-        raise BadInput(f"tensor {name} is missing: {leaf.path} needs it{why}")
+        raise checkpoint.missing(name, leaf.path, leaf.rule, leaf.block)
     if info.shape != expected:
         meaning = ", ".join(leaf.rule.shape)
         raise BadInput(
             f"{info.file}: tensor {name} has shape {list(info.shape)}, "
-            f"but {config.path} gives {list(expected)} ({meaning}){_omitted(config, SIZES)}"
+            f"but {checkpoint.config.path} gives {list(expected)} ({meaning}){checkpoint.omitted(SIZES)}"
         )
     if info.dtype not in FLOATS:
         raise BadInput(
             f"{info.file}: tensor {name} has dtype {info.dtype}, expected one of {', '.join(sorted(FLOATS))}"
         )
     return info
-
-
-def _omitted(config: ModelConfig, endings: tuple[str, ...]) -> str:
-    """Returns which keys with these endings config.json omits: the class's default need not fit the tensors."""
-    keys = [key for key in config.omitted() if key.endswith(endings)]
-    return f"; {config.path} omits {', '.join(keys)}, so the default of its class holds" if keys else ""
-
-
-def _because(block: Block | None, config: ModelConfig) -> str:
-    if block is None or block.because is None:
-        return ""
-    return f"; {config.path} says {block.because} = {config.get(block.because)}, which may not fit these names"
-
-
-def _drop_or_refuse(
-    tensors: Mapping[str, TensorInfo], taken: set[str], family: Family, dims: Dims, config: ModelConfig, prefix: str
-) -> list[str]:
-    """Returns a line for each drop with tensors. Raises BadInput for a tensor that matches no rule and no drop."""
-    counts: dict[str, int] = {}
-    unknown = []
-    for name in tensors:
-        if name in taken:
-            continue
-        drop = _drop_for(name, tensors, family, dims, prefix)
-        if drop is None:
-            unknown.append(name)
-        else:
-            counts[drop] = counts.get(drop, 0) + 1
-    if unknown:
-        more = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
-        raise BadInput(
-            f"{tensors[unknown[0]].file}: tensor {unknown[0]}{more} matches no rule of family "
-            f"{family.name}{_why_left_over(in_table(unknown[0], prefix), family, dims, config)}"
-        )
-    reasons = {drop.name: drop.reason for drop in family.drops}
-    return [f"{name}: {count} tensors left out; {reasons[name]}" for name, count in counts.items()]
-
-
-def _why_left_over(name: str, family: Family, dims: Dims, config: ModelConfig) -> str:
-    """Returns the config key that may not fit, for a layer's tensor."""
-    match = re.match(r"model\.layers\.(\d+)\.", name)
-    if match is None:
-        return ""
-    if int(match[1]) >= dims["layers"]:
-        return f"; {config.path} says num_hidden_layers = {dims['layers']}, which may not fit these names"
-    return _because(next((block for block in family.scanned if block.because), None), config)
-
-
-def _drop_for(name: str, tensors: Mapping[str, TensorInfo], family: Family, dims: Dims, prefix: str) -> str | None:
-    for drop in family.drops:
-        match = re.fullmatch(drop.pattern, in_table(name, prefix)) if drop.holds(dims) else None
-        if match is None:
-            continue
-        if drop.layers is not None and not dims[drop.layers[0]] <= int(match["layer"]) < dims[drop.layers[1]]:
-            continue
-        if drop.marker is None or in_checkpoint(drop.marker.format(**match.groupdict()), prefix) in tensors:
-            return drop.name
-    return None

@@ -19,7 +19,7 @@ LEGEND = (
     "bfloat16 rounds the root of the width, because MaxText rounds the tied table. Back: an export gives back the "
     "source's tensors, bit for bit. A query that MaxText stores divided by a root loses a bit in bfloat16 unless the "
     "root is a power of two; in these models it is not. Gemma's table at the published widths loses a bit for the "
-    "same reason (docs/guides/export.md).",
+    "same reason, and a float32 norm of Gemma 2 and 3 loses bits in float32 too (docs/guides/export.md).",
     "MaxText's main branch is not on the package index, so nothing ran there. Only its structure is known, and "
     "`--maxtext main` follows it for the router's bias of DeepSeek and Kimi.",
 )

@@ -9,7 +9,7 @@ from conversion_lib.core.tensors import Source, stored_bytes
 from conversion_lib.models.hf_config import ModelConfig
 from conversion_lib.plan.pace import Pace
 from conversion_lib.plan.plan import Plan
-from conversion_lib.record import Origin
+from conversion_lib.record import Origin, SourceDtypes
 from conversion_lib.storage.interface import Location
 
 DISK_MARGIN = 1.05
@@ -41,6 +41,8 @@ class Job:
     name: str
     content: Callable[[], Mapping[str, str]]
     pace: Pace | None = None
+    source_dtypes: Callable[[], SourceDtypes | None] = lambda: None
+    """Returns the dtypes of the source's tensors, which an export writes."""
     resident_bytes: int = 0
 
 

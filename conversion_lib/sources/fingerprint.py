@@ -40,13 +40,13 @@ def files_identity(stored: SafetensorsSource, config: ModelConfig) -> dict[str, 
     return {"source": json.dumps(source_content(stored)), "config": json.dumps(config.raw, sort_keys=True)}
 
 
-def dequantized_identity(record: bytes | None, source: str, config: ModelConfig) -> dict[str, str] | None:
+def dequantized_identity(record: bytes | None, source: str, config: str) -> dict[str, str] | None:
     """Returns what `files_identity` returned for the quantized original of a dequantized checkpoint.
 
     Args:
         record: The content of the dequantized checkpoint's ferry.json; None if there is none.
         source: The JSON of its `source_content`.
-        config: Its config.json.
+        config: The JSON of its config.
 
     Returns:
         None if Ferry did not dequantize the checkpoint, or if a file was changed afterwards. An exported checkpoint
@@ -62,7 +62,7 @@ def dequantized_identity(record: bytes | None, source: str, config: ModelConfig)
     plain.pop(QUANTIZATION_KEY, None)
     shards = {name: what for name, what in json.loads(source).items() if name != "headers"}
     unchanged = bool(shards) and all(what.endswith(f", {fingerprint}") for what in shards.values())
-    dequantized = identity.keys() == {*original, "format"} and plain == config.raw
+    dequantized = identity.keys() == {*original, "format"} and plain == json.loads(config)
     return original if unchanged and dequantized else None
 
 

@@ -64,7 +64,9 @@ class TransformersSource:
         with self._lock:
             if not self._loaded:
                 self._loaded = self._load()
-        tensor, info = self._loaded.get(name), self.tensors[name]
+        # a checkpoint of the base class has its names without the prefix
+        own = self._loaded.get(f"{self._class.base_model_prefix}.{name}")
+        tensor, info = self._loaded.get(name, own), self.tensors[name]
         found = None if tensor is None else (tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
         if tensor is None or found != (info.shape, info.dtype):
             raise BadInput(

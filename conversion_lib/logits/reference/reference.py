@@ -21,7 +21,9 @@ from conversion_lib.models import transformers_library
 from conversion_lib.models.hf_config import CONFIG_NAME, DTYPE_KEYS, ModelConfig, load_config
 from conversion_lib.models.transformers_library import MODEL_TYPES, quiet
 from conversion_lib.progress import Task
+from conversion_lib.sources.heads import own_head, untied
 from conversion_lib.sources.quantization import dequantized
+from conversion_lib.sources.renamed import plainly_named
 from conversion_lib.sources.safetensors import SafetensorsSource
 
 MASKS_WITHOUT_POSITIONS = {"gpt_oss"}
@@ -76,7 +78,7 @@ class Reference:
 
 
 def open_reference(directory: Path) -> Source:
-    """Opens the weights in `directory`, dequantized if they are quantized.
+    """Opens the weights in `directory` under their model's names, dequantized if they are quantized.
 
     Ferry dequantizes them itself: transformers infers the block size of fp8 scales from shapes, which is wrong where
     the last block is not full.
@@ -84,7 +86,19 @@ def open_reference(directory: Path) -> Source:
     Raises:
         BadInput: There are no safetensors, config.json is wrong, or the quantization is not supported.
     """
-    return dequantized(SafetensorsSource(directory), load_config(directory))
+    # a conversion refuses an untied model without an embedding
+    return dequantized(plainly_named(SafetensorsSource(directory), tied=True), load_config(directory))
+
+
+def reference_config(directory: Path) -> ModelConfig:
+    """Returns the config.json in `directory`; not tied if the head has other values, as in transformers.
+
+    Raises:
+        BadInput: As for `open_reference`, or transformers refuses the config.
+    """
+    config = load_config(directory)
+    tied = _settings(config.raw).get_text_config().tie_word_embeddings
+    return untied(config) if tied and own_head(open_reference(directory)) is not None else config
 
 
 def dtype_of(source: Source) -> str:
@@ -136,7 +150,7 @@ def transformers_reference(
         token_by_token,
     )
 
-    config, source, memory = load_config(directory), open_reference(directory), memory or Memory()
+    config, source, memory = reference_config(directory), open_reference(directory), memory or Memory()
     with quiet(), torch.no_grad():
         model, watch = _model(config, source, memory, task)
         packing = _Packing(model.config, prompts)

@@ -69,6 +69,17 @@ def test_dequantize_refuses_the_same(tmp_path, case):
     assert left_at(tmp_path / "out") == []
 
 
+def test_a_config_that_names_other_weights(tmp_path):
+    """transformers would read those."""
+    tensors = random_tensors(llama_tensors(QWEN3))
+    for name, code in (("other.safetensors", 2), ("model.safetensors", 0), (["model.safetensors"], 2)):
+        source = write_checkpoint(tmp_path / "source", QWEN3 | {"transformers_weights": name}, tensors, shards=1)
+        result = ferry_here("convert", source, tmp_path / "out")
+        assert result.returncode == code
+        if code:
+            refused(result, "transformers_weights", "model.safetensors would be read")
+
+
 def test_plan_refuses_the_same(tmp_path):
     words = missing_shard(tmp_path / "source")
     refused(ferry_here("plan", tmp_path / "source"), *words)

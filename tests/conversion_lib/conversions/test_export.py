@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import shutil
 from pathlib import Path
 
 import ml_dtypes
@@ -32,6 +33,7 @@ from tests.support.checkpoints import (
     incompressible_tensors,
     random_tensors,
     write_checkpoint,
+    write_shard,
 )
 from tests.support.faults import Fault, Run, build_shim
 from tests.support.orbax_trees import model_leaves
@@ -108,6 +110,80 @@ def test_the_config_says_the_dtype(tmp_path: Path):
     convert(source, tmp_path / "maxtext", Target(save_dtype="float32"))
     export(tmp_path / "maxtext", tmp_path / "back")
     assert differing(wide, tensors(tmp_path / "back")) == []
+
+
+def mixed(directory: Path) -> Path:
+    """Norms in float32, one layer's in bfloat16 as all the rest, and one matrix in float16."""
+    found = random_tensors(llama_tensors(QWEN3))
+    for name, array in found.items():
+        if name.endswith("norm.weight") and ".layers.1." not in name:
+            found[name] = array.astype(np.float32) + np.float32(2**-20)
+    name = "model.layers.2.mlp.up_proj.weight"
+    return write_checkpoint(directory, QWEN3, found | {name: found[name].astype(np.float16)})
+
+
+@pytest.mark.parametrize("scan_layers", [True, False])
+def test_each_tensor_has_its_own_dtype_again(tmp_path: Path, scan_layers: bool):
+    source = mixed(tmp_path / "hf")
+    convert(source, tmp_path / "wide", Target(save_dtype="float32", scan_layers=scan_layers))
+    export(tmp_path / "wide", tmp_path / "back")
+    assert differing(tensors(source), tensors(tmp_path / "back")) == []
+    assert config_of(tmp_path / "back") == QWEN3  # as the source had it
+    # what bfloat16 has rounded stays so, but is of the dtype that it was
+    convert(source, tmp_path / "narrow", Target(scan_layers=scan_layers))
+    export(tmp_path / "narrow", tmp_path / "rounded")
+    rounded = {name: array.astype(BF16).astype(array.dtype) for name, array in tensors(source).items()}
+    assert differing(rounded, tensors(tmp_path / "rounded")) == []
+    # from one layout to another nothing of it is forgotten
+    convert(tmp_path / "wide/0", tmp_path / "other", Target(save_dtype="float32", scan_layers=not scan_layers))
+    export(tmp_path / "other", tmp_path / "again")
+    assert differing(tensors(source), tensors(tmp_path / "again")) == []
+
+
+def test_a_dtype_that_is_asked_for_is_that_of_all(tmp_path: Path):
+    convert(mixed(tmp_path / "hf"), tmp_path / "maxtext", Target(save_dtype="float32"))
+    for dtype in ("float32", "bfloat16"):
+        export(tmp_path / "maxtext", tmp_path / dtype, dtype=dtype)
+        assert {array.dtype.name for array in tensors(tmp_path / dtype).values()} == {dtype}
+        assert config_of(tmp_path / dtype)["torch_dtype"] == dtype
+
+
+@pytest.mark.parametrize("prefix", ["module.", "", "model.model."])
+def test_names_that_were_others_have_their_dtypes_too(tmp_path: Path, prefix: str):
+    plain = mixed(tmp_path / "plain")
+    found = tensors(plain)
+    names = {name: name if name == "lm_head.weight" else prefix + name.removeprefix("model.") for name in found}
+    if prefix == "module.":
+        names = {name: prefix + name for name in found}
+    source = write_checkpoint(tmp_path / "hf", QWEN3, {names[name]: array for name, array in found.items()})
+    if prefix == "model.model.":
+        source = write_checkpoint(tmp_path / "hf", QWEN3, {f"model.{name}": array for name, array in found.items()})
+    convert(source, tmp_path / "maxtext", Target(save_dtype="float32"))
+    export(tmp_path / "maxtext", tmp_path / "back")
+    assert differing(found, tensors(tmp_path / "back")) == []
+
+
+def test_an_older_record_knows_no_dtypes(checkpoint: Path, tmp_path: Path):
+    copy = shutil.copytree(checkpoint, tmp_path / "maxtext")
+    record = json.loads((copy / "ferry.json").read_text())
+    assert record.pop("source_dtypes") == {"rest": "bfloat16", "named": {}}
+    (copy / "ferry.json").write_text(json.dumps(record))
+    (copy / "hf/config.json").write_text(json.dumps(QWEN3 | {"torch_dtype": "float32"}))
+    export(copy, tmp_path / "back")
+    assert {array.dtype.name for array in tensors(tmp_path / "back").values()} == {"float32"}
+
+
+def test_qwen_3_5_keeps_the_float32_of_its_delta_nets(tmp_path: Path):
+    """As published: `A_log` and the norm of a delta net in float32 beside bfloat16."""
+    source = make_tiny("qwen3.5", tmp_path / "hf", single_shard=True)
+    stored = SafetensorsSource(source)
+    found = {name: stored.read(name) for name in stored.tensors}
+    wide = [name for name in found if name.endswith(("linear_attn.A_log", "linear_attn.norm.weight"))]
+    assert wide
+    write_shard(source / "model.safetensors", found | {name: found[name].astype(np.float32) / 3 for name in wide})
+    convert(source, tmp_path / "maxtext", Target(save_dtype="float32"))
+    export(tmp_path / "maxtext", tmp_path / "back")
+    assert differing(tensors(source), tensors(tmp_path / "back")) == []
 
 
 def test_a_query_scaled_in_float32_comes_back(tmp_path: Path):
