@@ -116,9 +116,7 @@ def export(
     hf_config: HfConfig = None,
     dtype: Annotated[
         str | None,
-        typer.Option(
-            "--dtype", metavar="bfloat16|float32|float16", help="The dtype to write. Default: each tensor's."
-        ),
+        typer.Option("--dtype", metavar="bfloat16|float32|float16", help="The dtype to write. Default: each tensor's."),
     ] = None,
     model: Model = None,
     written_by: WrittenBy = None,
