@@ -15,7 +15,7 @@ from conversion_lib.conversions.dequantize import dequantize
 from conversion_lib.conversions.export import export
 from conversion_lib.engine import executor as engine
 from conversion_lib.errors import BadInput
-from conversion_lib.logits.check import _leave_report
+from conversion_lib.logits.check import _write_report
 from conversion_lib.publish.publish import publish
 from conversion_lib.record import CheckpointRecord, Target
 from conversion_lib.sources import cloud
@@ -210,8 +210,8 @@ def test_an_outage_is_three(
 def test_a_report_that_cannot_be_kept_is_not_lost_silently(fake: FakeCloudStorage, staged: str) -> None:
     fake.denied = {"storage.objects.create"}
     result: Any = SimpleNamespace(model_dump_json=lambda indent: "{}")
-    with pytest.raises(BadInput, match=r"do not allow it .*; the report is lost: `--report DIR`"):
-        _leave_report(location(staged) / "report", "page", result)
+    with pytest.raises(BadInput, match=r"do not allow it .*; the report is lost: use `--report DIR`"):
+        _write_report(location(staged) / "report", "page", result)
 
 
 @pytest.mark.parametrize("arguments", [("export", "CKPT"), ("dequantize", "SRC"), ("download", "acme/tiny")])
