@@ -97,7 +97,7 @@ def reference_config(directory: Path) -> ModelConfig:
         BadInput: As for `open_reference`, or transformers refuses the config.
     """
     config = load_config(directory)
-    tied = _settings(config.raw).get_text_config().tie_word_embeddings
+    tied = _settings(config).get_text_config().tie_word_embeddings
     return untied(config) if tied and own_head(open_reference(directory)) is not None else config
 
 

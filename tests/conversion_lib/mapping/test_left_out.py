@@ -25,7 +25,7 @@ def plan_of(config: dict, tensors: dict[str, TensorInfo], absent: dict[str, str]
     model = ModelConfig(config, Path("config.json"))
     family = family_of(model)
     target = Target(scan_layers=bool(family.scanned))
-    shown = joined(Listed(tensors), family.joins, family.dims(model)).tensors
+    shown = joined(Listed(tensors), family.joins, family.sizes(model)).tensors
     return plan_to_maxtext(
         shown, model, family, target, identity={}, model_name="m", chunk_limit=64 << 20, absent=absent
     )
