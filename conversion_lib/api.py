@@ -16,7 +16,7 @@ from conversion_lib.errors import BadInput, FerryError, OutsideFailure
 from conversion_lib.on_the_fly import ensure_checkpoint
 from conversion_lib.plan.parts import Part
 from conversion_lib.progress import SILENT, Reporter
-from conversion_lib.record import Target
+from conversion_lib.record import MAX_MODEL_KL, Target
 from conversion_lib.runs.options import DEFAULT_BUDGET, Options
 
 if TYPE_CHECKING:
@@ -233,6 +233,7 @@ def check(
     *,
     report_dir: str | Path | None = None,
     max_kl: float | None = None,
+    max_model_kl: float = MAX_MODEL_KL,
     tokens: int = 512,
     memory_budget: int = CHECK_BUDGET,
     reporter: Reporter = SILENT,
@@ -244,13 +245,16 @@ def check(
         reference: The Hugging Face directory, or golden logits.
         report_dir: Where report.html and check.json go. None: `report` beside the checkpoint.
         max_kl: The threshold in nats. None: what the rounding of the family's ops allows.
+        max_model_kl: How far MaxText's function may be from the original's on the same weights, in nats.
         tokens: Length of the longest prompt.
         memory_budget: Bytes.
         reporter: Shows progress and messages.
 
     Returns:
         The result, also of a failed check: its `verdict` is then "fail". `max_kl` is the largest KL(original ||
-        checkpoint) of a token, in nats. `layers` has the differences block by block.
+        checkpoint) of a token, in nats. `layers` has the differences block by block. `weights` and `model` are the
+        verdict's two parts: whether the values are right, and whether MaxText computes with them what it should;
+        `model.settings` is what a MaxText run passes.
 
     Raises:
         BadInput: The two cannot be compared, or the extra `check` is not installed.
@@ -263,7 +267,7 @@ def check(
     from conversion_lib.logits.check import run_check
 
     report = None if report_dir is None else Path(report_dir)
-    options = CheckOptions(max_kl=max_kl, tokens=tokens, memory_budget=memory_budget)
+    options = CheckOptions(max_kl=max_kl, max_model_kl=max_model_kl, tokens=tokens, memory_budget=memory_budget)
     return run_check(checkpoint, Path(reference), report_dir=report, options=options, reporter=reporter)
 
 

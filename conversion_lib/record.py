@@ -7,6 +7,7 @@ Layout of a converted checkpoint at `DST`::
     DST/0/commit_success.txt
     DST/ferry.json             the CheckpointRecord below
     DST/hf/                    config, tokenizer and generation files of the source
+    DST/maxtext_settings.yml   what a MaxText run takes in place of base.yml; models/ belongs with it
     DST/report/                written by `ferry check`: check.json, report.html
     DST/.ferry/                the work directory, only while a conversion is unfinished
     DST/.ferry_on_the_fly.json the lease of a conversion on the fly, or the reason why it failed
@@ -31,10 +32,19 @@ REPORT_DIR_NAME = "report"
 CHECK_NAME = "check.json"
 REPORT_PAGE_NAME = "report.html"
 PROVENANCE_NAME = "provenance.json"
+MAXTEXT_SETTINGS_NAME = "maxtext_settings.yml"
+MAXTEXT_MODELS_NAME = "models"
+"""The folder in which MaxText looks, beside the settings that it is given, for those of a model's name."""
 COMMIT_NAME = "commit_success.txt"
 """Orbax's marker of a complete checkpoint. The names above are Ferry's own."""
 HF_RECORD_NAME = "ferry.json"
 """In a Hugging Face directory that Ferry wrote: the record of the run, with its fingerprint."""
+
+MAX_MODEL_KL = 1e-3
+"""How far MaxText's function may be from the original's by default: the largest KL of a token, in nats."""
+MAX_MODEL_KL_HELP = (
+    "Maximum KL divergence of a token between the original's function and MaxText's, on the same weights."
+)
 
 SHARDS = 16
 """Default number of shards of axis 0: MaxText's converter simulates this many devices."""
@@ -226,6 +236,10 @@ class CheckpointRecord(BaseModel):
     """Source tensors that a named rule left out, one line for each rule."""
     source_dtypes: Annotated[SourceDtypes | None, Field(exclude_if=lambda dtypes: dtypes is None)] = None
     """The dtypes that an export writes; None in older records."""
+    maxtext_settings: Annotated[dict[str, Any], Field(exclude_if=lambda settings: not settings)] = {}
+    """What a MaxText run has to pass: `model_name`, and what MaxText's file of that name has otherwise."""
+    maxtext_differs: Annotated[str, Field(exclude_if=lambda reason: not reason)] = ""
+    """What MaxText's model computes otherwise than the original whatever is passed, in words."""
 
 
 def record_in(read: Callable[[str], bytes | None], where: str) -> CheckpointRecord | None:

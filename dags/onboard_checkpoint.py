@@ -43,7 +43,7 @@ from ferry_airflow.dag import StagesDag, deadline
 from ferry_airflow.dequantize import DequantizeOperator
 from ferry_airflow.download import DownloadOperator
 from ferry_airflow.finalize import FinalizeOperator
-from ferry_airflow.form import MODEL_NAMES, REPOSITORIES, target_params
+from ferry_airflow.form import MODEL_NAMES, REPOSITORIES, max_model_kl_param, target_params
 from ferry_airflow.publish import PublishOperator
 from ferry_airflow.resolve import ResolveOperator
 from ferry_airflow.retries import stage_defaults
@@ -129,6 +129,7 @@ PARAMS = {
         description="The check fails if any token's Kullback-Leibler divergence, in nats, is larger. Empty: 1e-5, or "
         "more if the conversion rounds or the model has delta nets. The check measures how much.",
     ),
+    "max_model_kl": max_model_kl_param(RUN),
     "approval": Param(
         False,
         type="boolean",
@@ -156,6 +157,8 @@ APPROVAL_BODY = """
 | target | {{ check.get("target") }} |
 | verdict | **{{ check.get("verdict") }}** |
 | largest KL of a token | {{ check.get("max_kl") }} nats |
+| MaxText's model | {{ check.get("model", {}).get("differs") or "computes what the original does" }} |
+| largest KL that this makes | {{ check.get("model", {}).get("max_kl") }} nats |
 | share of tokens with the same first choice | {{ check.get("top1") }} |
 | report | {{ check.get("report") }} |
 | destination | {{ params.destination }} |
@@ -216,6 +219,7 @@ with StagesDag(
         checkpoint=finalize.output,
         reference=dequantize.output,  # bf16 if staged; the check dequantizes a quantized source itself
         max_kl=dag.param("max_kl"),
+        max_model_kl=dag.param("max_model_kl"),
         pool=MEMORY_POOL,
     )
     approval = OptionalApprovalOperator(

@@ -12,6 +12,7 @@ from conversion_lib.cli.options import Ckpt
 from conversion_lib.core.process import return_freed_memory
 from conversion_lib.program import Outcome
 from conversion_lib.progress import Reporter
+from conversion_lib.record import MAX_MODEL_KL, MAX_MODEL_KL_HELP
 
 app = typer.Typer()
 
@@ -30,6 +31,7 @@ def check(
     max_kl: Annotated[
         float | None, typer.Option("--max-kl", help="Maximum KL divergence of a token for the check to pass.")
     ] = None,
+    max_model_kl: Annotated[float, typer.Option("--max-model-kl", min=0, help=MAX_MODEL_KL_HELP)] = MAX_MODEL_KL,
     tokens: Annotated[int, typer.Option("--tokens", min=1, help="Length of the longest prompt, in tokens.")] = 512,
     memory_budget: Annotated[
         str, typer.Option("--memory-budget", help="Maximum memory to use, such as 6GiB.")
@@ -56,6 +58,7 @@ def check(
     return_freed_memory()
     options = Options(
         max_kl=max_kl,
+        max_model_kl=max_model_kl,
         tokens=tokens,
         save_golden=save_golden,
         memory_budget=parse_size(memory_budget, "--memory-budget"),

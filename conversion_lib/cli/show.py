@@ -11,6 +11,7 @@ from rich.table import Table
 from conversion_lib.conversions.compare import opened_checkpoint
 from conversion_lib.core.tensors import Source
 from conversion_lib.engine.limits import peak_estimate
+from conversion_lib.maxtext.model import arguments, model_of_job, warnings
 from conversion_lib.models.catalog import MODELS
 from conversion_lib.models.verified import LAYOUTS, LEGEND, load
 from conversion_lib.plan.job import Job, disk_bytes
@@ -29,7 +30,7 @@ def plan_summary(job: Job, budget: int, threads: int | None) -> dict[str, Any]:
         budget: The memory budget in bytes.
         threads: Worker threads. None: one per core, up to 16.
     """
-    plan = job.plan
+    plan, model = job.plan, model_of_job(job)
     arrays = [
         {
             "path": array.path,
@@ -50,7 +51,8 @@ def plan_summary(job: Job, budget: int, threads: int | None) -> dict[str, Any]:
         "peak_bytes": peak_estimate(plan, budget, threads) + job.resident_bytes,
         "disk_bytes": disk_bytes(plan),
         "exact": plan.exact,
-        "warnings": list(plan.dropped),
+        "maxtext": {"settings": model.run_settings, "differs": model.reason} if model else None,
+        "warnings": [*plan.dropped, *warnings(model)],
     }
 
 
@@ -75,6 +77,8 @@ def plan_text(job: Job, summary: dict[str, Any]) -> list[RenderableType]:
         f"{format_bytes(summary['bytes_in'])} in, {format_bytes(summary['bytes_out'])} out; "
         f"at most {format_bytes(summary['peak_bytes'])} of memory and {format_bytes(summary['disk_bytes'])} of disk"
     )
+    if summary["maxtext"]:
+        lines.append(f"MaxText runs it with {' '.join(arguments(summary['maxtext']['settings']))}")
     return [table, *lines, *summary["warnings"]]
 
 

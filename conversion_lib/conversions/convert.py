@@ -18,6 +18,8 @@ from conversion_lib.mapping.names import dtypes_by_name
 from conversion_lib.mapping.relayout import CACHE_SHARE, prepare_other_layout
 from conversion_lib.mapping.rules import Family
 from conversion_lib.mapping.to_maxtext import plan_to_maxtext
+from conversion_lib.maxtext.files import write_settings
+from conversion_lib.maxtext.model import MaxTextModel, model_of_job
 from conversion_lib.models import catalog
 from conversion_lib.models.hf_config import ModelConfig
 from conversion_lib.plan.job import Job, bytes_in
@@ -215,7 +217,7 @@ def convert(
     staging = maxtext_staging(destination, alone=not options.among_others)
 
     def prepared(limit: int | None) -> Job:
-        return prepare(
+        job = prepare(
             given,
             target,
             model=model,
@@ -225,6 +227,8 @@ def convert(
             written_by=written_by,
             loader=loader,
         )
+        model_of_job(job)  # a wrong value that only MaxText's settings need is refused before anything is written
+        return job
 
     def sink(job: Job) -> OrbaxSink:
         threads = options.threads or default_threads()
@@ -234,7 +238,10 @@ def convert(
         _leave_plan(staging.work / PLAN_NAME, job.plan)
         with staging.drafts() as directory:
             copy_side_files(job.directory, job.config, directory / HF_DIR_NAME)
-            record = _record(job, target).model_dump_json(indent=2)
+            model = model_of_job(job)
+            if model is not None and not options.among_others:
+                write_settings(directory, model, target)
+            record = _record(job, target, model).model_dump_json(indent=2)
             write_atomically(directory / RECORD_NAME, record.encode())
 
     return run(Conversion("convert", staging, prepared, sink, begin, lambda job: None), options, reporter)
@@ -249,7 +256,7 @@ def _leave_plan(path: Location, plan: Plan) -> None:
         )
 
 
-def _record(job: Job, target: Target) -> CheckpointRecord:
+def _record(job: Job, target: Target, model: MaxTextModel | None) -> CheckpointRecord:
     plan = job.plan
     return CheckpointRecord(
         ferry_version=conversion_lib.__version__,
@@ -266,6 +273,8 @@ def _record(job: Job, target: Target) -> CheckpointRecord:
         origin_fingerprint=origin_fingerprint(job),
         dropped=list(plan.dropped),
         source_dtypes=job.source_dtypes(),
+        maxtext_settings=model.run_settings if model else {},
+        maxtext_differs=model.reason if model else "",
     )
 
 

@@ -19,6 +19,7 @@ from conversion_lib.core.tensors import Array
 from conversion_lib.errors import BadInput, FerryError
 from conversion_lib.logits import run
 from conversion_lib.logits.by_maxtext.engine import maxtext_logits, require_maxtext
+from conversion_lib.logits.by_maxtext.function import maxtext_function_logits, model_part
 from conversion_lib.logits.forward.architectures import parse_config
 from conversion_lib.logits.forward.config import ForwardConfig, differences
 from conversion_lib.logits.forward.memory import divide
@@ -30,14 +31,16 @@ from conversion_lib.logits.reference.reference import Reference, open_reference,
 from conversion_lib.logits.verdict.compare import Comparison, compare_logits, first_departing
 from conversion_lib.logits.verdict.plots import require_plotting
 from conversion_lib.logits.verdict.report import ReportData, render
-from conversion_lib.logits.verdict.result import CheckResult, Engine, earlier_result, notes, reason
+from conversion_lib.logits.verdict.result import CheckResult, Engine, ModelPart, earlier_result, notes, reason
 from conversion_lib.logits.verdict.rounding import dither_of
-from conversion_lib.models.hf_config import CONFIG_NAME, config_of
+from conversion_lib.maxtext.model import MaxTextModel, maxtext_model
+from conversion_lib.models.hf_config import CONFIG_NAME, ModelConfig, config_of
 from conversion_lib.progress import SILENT, Reporter, format_bytes
 from conversion_lib.publish.staged import checkpoint_digest
 from conversion_lib.record import (
     CHECK_NAME,
     HF_DIR_NAME,
+    MAX_MODEL_KL,
     REPORT_DIR_NAME,
     REPORT_PAGE_NAME,
     CheckpointRecord,
@@ -62,6 +65,7 @@ class Options:
     Attributes:
         max_kl: The largest KL divergence of a token, in nats, as the only criterion. None: a threshold that fits the
             checkpoint (`rounding.py`), and no block may depart.
+        max_model_kl: How far MaxText's function may be from the original's, as `ferry check` has it.
         tokens: Tokens of the longest prompt.
         save_golden: File to write the reference's logits to. None: they are not kept.
         memory_budget: Bytes.
@@ -70,6 +74,7 @@ class Options:
     """
 
     max_kl: float | None = None
+    max_model_kl: float = MAX_MODEL_KL
     tokens: int = 512
     save_golden: Path | None = None
     memory_budget: int = DEFAULT_BUDGET
@@ -115,13 +120,13 @@ def run_check(
         reporter.say(f"{checkpoint} has already passed this check: {earlier.report}")
         return earlier.model_copy(update={"already": True, "bytes_in": 0})
 
-    expected, found, config = _run(checkpoint, source, record, reference, options, reporter)
+    expected, found, config, model = _run(checkpoint, source, record, reference, options, reporter)
     if config.tokens < config.vocab:  # MaxText leaves out rows that belong to no token
         expected = replace(expected, logits=[logits[:, : config.tokens] for logits in expected.logits])
     comparison = compare_logits(expected.logits, found.logits)
     seconds, peak = round(time.monotonic() - started, 3), peak_bytes()
     result = CheckResult(
-        **_verdict(comparison, found, options),
+        **_verdict(comparison, found, model, options),
         reason="",
         max_kl=comparison.max_kl,
         mean_kl=comparison.mean_kl,
@@ -170,7 +175,7 @@ def _write_report(directory: Location, page: str, result: CheckResult) -> None:
         raise type(error)(f"{error}; the report is lost: use `--report DIR` to write it to a directory") from error
 
 
-def _verdict(comparison: Comparison, found: run.Findings, options: Options) -> dict[str, Any]:
+def _verdict(comparison: Comparison, found: run.Findings, model: ModelPart, options: Options) -> dict[str, Any]:
     """The fields of CheckResult that say whether the checkpoint passes, and why."""
     departing = first_departing(found.layers)
     agree = departing is None and (found.output is None or not found.output.departs)
@@ -180,7 +185,9 @@ def _verdict(comparison: Comparison, found: run.Findings, options: Options) -> d
     close = math.isfinite(comparison.max_kl) and comparison.max_kl <= threshold
     passed = agree and close and (mean_threshold is None or comparison.mean_kl <= mean_threshold)
     return {
-        "verdict": "pass" if passed else "fail",
+        "verdict": "pass" if passed and model.verdict == "pass" else "fail",
+        "weights": "pass" if passed else "fail",
+        "model": model,
         "threshold": threshold,
         "mean_threshold": mean_threshold,
         "threshold_rests_on": _rests_on(options, found),
@@ -210,6 +217,7 @@ def _still_stands(earlier: CheckResult, digest: str, identity: str, options: Opt
     same = (earlier.digest, earlier.reference, earlier.tokens, earlier.engine)
     threshold = options.max_kl is None or options.max_kl == earlier.threshold
     given = (options.max_kl is None) == (earlier.threshold_rests_on != GIVEN)
+    threshold = threshold and options.max_model_kl == earlier.model.threshold
     now = (digest, identity, options.tokens, options.engine)
     return earlier.verdict == "pass" and same == now and threshold and given and options.save_golden is None
 
@@ -221,11 +229,13 @@ def _run(
     path: Path,
     options: Options,
     reporter: Reporter,
-) -> tuple[Reference, run.Findings, ForwardConfig]:
-    """Returns the original's logits, the findings of the checkpoint's run, and the model's config."""
+) -> tuple[Reference, run.Findings, ForwardConfig, ModelPart]:
+    """The original's logits, what the checkpoint's run found, and whether MaxText's model computes the same."""
     own = _own_config(checkpoint)
     golden = load_golden(path, own) if path.is_file() else None
-    config = parse_config(golden.config, path) if golden else _config_in(path)
+    raw = ModelConfig(golden.config, path) if golden else reference_config(path)
+    config = parse_config(raw.raw, raw.path)
+    model = maxtext_model(raw, record.model_name if record else "")
     _require_same_model(checkpoint, own, config, path)
     if golden:
         prompts = golden.prompts
@@ -236,30 +246,43 @@ def _run(
     order = BIAS_ORDERS[record.target.maxtext] if record else None
     subject = run.Subject(source, config, order, memory)
     reporter.say(f"{sum(map(len, prompts))} tokens in {len(prompts)} prompts, in float32")
-    if options.engine == "ferry" and golden is None:
-        expected, found = run.in_step(subject, path, prompts, reporter)
-    else:
+    if options.engine == "maxtext":
         expected = golden or run.original(path, prompts, memory, reporter)
-        if options.engine == "ferry":
-            found = run.alone(subject, prompts, expected.dtype, reporter)
+        found, theirs = _maxtext(subject, model, checkpoint, expected, options, reporter)
+    else:
+        if golden is None:
+            expected, found = run.in_step(subject, path, prompts, reporter)
         else:
-            found = _maxtext(subject, checkpoint, expected, options, reporter)
+            expected, found = golden, run.alone(subject, prompts, golden.dtype, reporter)
+        theirs = maxtext_function_logits(subject, model, prompts, reporter)
     if options.save_golden is not None:
         save_golden(options.save_golden, expected)
-    return expected, found, config
+    return expected, found, config, model_part(model, found.logits, theirs, options.max_model_kl)
 
 
 def _maxtext(
-    subject: run.Subject, checkpoint: Where, expected: Reference, options: Options, reporter: Reporter
-) -> run.Findings:
-    """MaxText's own logits. Ferry's forward pass runs too, but only where the threshold has to be measured."""
+    subject: run.Subject,
+    model: MaxTextModel | None,
+    checkpoint: Where,
+    expected: Reference,
+    options: Options,
+    reporter: Reporter,
+) -> tuple[run.Findings, list[Array] | None]:
+    """What a run of the checkpoint by MaxText itself found, and MaxText's logits apart where its function is another.
+
+    Ferry's forward pass runs beside it only where what is allowed has to be measured, or where the weights have to be
+    told apart from the function.
+    """
     dither = dither_of(subject.config, subject.checkpoint.tensors, expected.dtype)
-    measured = run.alone(subject, expected.prompts, expected.dtype, reporter) if dither else run.Findings()
-    assert options.maxtext_python is not None  # require_maxtext has checked it
+    apart = model is not None and model.differs
+    measured = run.alone(subject, expected.prompts, expected.dtype, reporter) if dither or apart else run.Findings()
+    assert options.maxtext_python is not None  # require_maxtext
     logits = maxtext_logits(options.maxtext_python, checkpoint, expected, reporter)
-    measured.logits = [prompt[:, : subject.config.tokens] for prompt in logits]  # padding rows belong to no token
-    measured.lost, measured.idle_experts = None, 0
-    return measured
+    logits = [prompt[:, : subject.config.tokens] for prompt in logits]  # padding rows belong to no token
+    if apart:
+        return measured, logits
+    measured.logits, measured.lost, measured.idle_experts = logits, None, 0
+    return measured, None
 
 
 GIVEN = "--max-kl"
@@ -306,11 +329,6 @@ def _require_rows(prompts: Sequence[Array], config: ForwardConfig, reference: Pa
                 f"{reference}: prompt {number} has token {largest}, and MaxText's embedding of this model has rows for "
                 f"{config.tokens}"
             )
-
-
-def _config_in(directory: Path) -> ForwardConfig:
-    config = reference_config(directory)
-    return parse_config(config.raw, config.path)
 
 
 def _own_config(checkpoint: Where) -> dict[str, Any] | None:

@@ -37,6 +37,17 @@ def _facts() -> dict[str, Any]:
     return facts
 
 
+def model_files() -> dict[str, dict[str, Any]]:
+    """What MaxText 0.2.5's files `configs/models/NAME.yml` say, by name, of those that `table.py` has."""
+    files: dict[str, dict[str, Any]] = _facts()["model_files"]
+    return files
+
+
+def file_value(name: str, setting: str) -> Any:
+    """What a setting is where a run passes `model_name` alone: the model's file's, or that of `base.yml`."""
+    return model_files()[name].get(setting, _facts()["base_file"].get(setting))
+
+
 def setting_names() -> list[str]:
     """Returns every setting that MaxText's command line accepts as `name=value`."""
     return list(_facts()["settings"])

@@ -313,6 +313,10 @@ class ModelConfig(Values):
         """Returns the names of a key that have a value in the file."""
         return [name for name in self._names(key) if self._values[name] is not None]
 
+    def default(self, key: str) -> Any:
+        """Returns what the class has if the file omits the key; None if that is nothing, or follows from others."""
+        return self._class.defaults.get(key)
+
     def given(self, key: str) -> Any:
         """Returns the value that is in the file; None if the file omits the key."""
         return self._values.get(key)

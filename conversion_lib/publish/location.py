@@ -6,8 +6,9 @@ These names are defined only here. Publishing, reading and removing use this mod
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from conversion_lib.errors import BadInput
 from conversion_lib.publish.destinations.base import LEVELS, MARKER_NAME, Destination
@@ -80,6 +81,7 @@ class Marker(BaseModel):
         manifest_crc32c: Of manifest.json's bytes, in base64.
         published: UTC in ISO 8601.
         ferry: Ferry's version.
+        model: What MaxText's model computes otherwise than the original, and by how much; empty if nothing.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -89,6 +91,7 @@ class Marker(BaseModel):
     manifest_crc32c: str
     published: str
     ferry: str
+    model: Annotated[str, Field(exclude_if=lambda line: not line)] = ""
 
 
 class Latest(BaseModel):

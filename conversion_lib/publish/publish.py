@@ -3,6 +3,7 @@
 A published checkpoint is at `URL/<model>/<commit>/<target>/`::
 
     0/...               the checkpoint itself: MaxText and Orbax restore from `0/items`
+    maxtext_settings.yml    what a MaxText run takes in place of base.yml; models/ belongs with it
     hf/...              config, tokenizer and generation files of the source
     report/...          written by `ferry check`
     provenance.json     where it comes from and how it was checked
@@ -37,6 +38,8 @@ from conversion_lib.record import (
     CHECK_NAME,
     COMMIT_NAME,
     HF_DIR_NAME,
+    MAXTEXT_MODELS_NAME,
+    MAXTEXT_SETTINGS_NAME,
     PROVENANCE_NAME,
     RECORD_NAME,
     REPORT_DIR_NAME,
@@ -119,7 +122,10 @@ def publish(
     if verdict is not None and verdict.digest != digest:
         verdict = None  # it is about another checkpoint
     items = [staged.item("0", entry) for entry in step]
-    items += [staged.item(HF_DIR_NAME, entry) for entry in staged.folder(HF_DIR_NAME)]
+    for folder in (HF_DIR_NAME, MAXTEXT_MODELS_NAME):
+        items += [staged.item(folder, entry) for entry in staged.folder(folder)]
+    if (settings := staged.read(MAXTEXT_SETTINGS_NAME)) is not None:
+        items.append(_item(MAXTEXT_SETTINGS_NAME, settings))
     items += [_item(f"{REPORT_DIR_NAME}/{name}", content) for name, content in files.items() if verdict]
     items.append(_item(PROVENANCE_NAME, _provenance(record, verdict, checked=not unchecked)))
     manifest = Manifest(digest=digest, checked=not unchecked, ferry=__version__, files=[i.entry for i in items])
@@ -129,7 +135,8 @@ def publish(
             if (
                 marker := _published(destination, digest, checked=not unchecked)
             ) is None:  # not finished by another run in the meantime
-                copied, marker = _deliver(destination, manifest, items, reporter, threads)
+                line = verdict.model.line if verdict and verdict.model else record.maxtext_differs
+                copied, marker = _deliver(destination, manifest, items, line, reporter, threads)
                 reporter.say(f"published at {destination.url}")
     else:
         reporter.say(f"{digest} is already published at {destination.url}")
@@ -194,9 +201,9 @@ def _published(destination: Destination, digest: str, *, checked: bool) -> Marke
 
 
 def _deliver(
-    destination: Destination, manifest: Manifest, items: list[Item], reporter: Reporter, threads: int
+    destination: Destination, manifest: Manifest, items: list[Item], model: str, reporter: Reporter, threads: int
 ) -> tuple[int, Marker]:
-    """Copies what is missing and commits. Returns the bytes copied and the marker."""
+    """Copies what is missing and commits. Returns the bytes copied and the marker. model: as in `Marker`."""
     there = destination.begin(manifest)
     missing = [item for item in items if item.entry.path not in there]
     size = sum(item.entry.size for item in missing)
@@ -216,6 +223,7 @@ def _deliver(
         manifest_crc32c=crc32c_of(content),
         published=datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds"),
         ferry=__version__,
+        model=model,
     )
     destination.commit(content, marker.model_dump_json(indent=1).encode() + b"\n")
     return size, marker

@@ -2,9 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from conversion_lib.errors import BadInput, problem_of
+
+
+class VerdictOnModel(BaseModel):
+    """Whether MaxText computes what the original does, as far as it goes along with a published checkpoint."""
+
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
+
+    verdict: str
+    max_kl: float
+    threshold: float
+    differs: str = ""
+    settings: dict[str, Any] = {}
+
+    @property
+    def line(self) -> str:
+        """What readers of the checkpoint have to know; empty where MaxText computes what the original does."""
+        return f"{self.differs}: largest KL of a token {self.max_kl:.2e}" if self.differs else ""
 
 
 class Verdict(BaseModel):
@@ -33,6 +52,8 @@ class Verdict(BaseModel):
     max_abs_diff: float | None = None
     top1: float | None = None
     top10: float | None = None
+    weights: str | None = None
+    model: VerdictOnModel | None = None
 
 
 def parse_verdict(content: bytes | None, where: str) -> Verdict | None:

@@ -9,6 +9,8 @@ from conversion_lib.record import (
     COMMIT_NAME,
     HF_DIR_NAME,
     HF_RECORD_NAME,
+    MAXTEXT_MODELS_NAME,
+    MAXTEXT_SETTINGS_NAME,
     ON_THE_FLY_LEASE,
     RECORD_NAME,
     REPORT_DIR_NAME,
@@ -33,6 +35,9 @@ MAXTEXT = Tree(
 )
 """A MaxText checkpoint at DST."""
 
+SETTINGS = (MAXTEXT_SETTINGS_NAME, MAXTEXT_MODELS_NAME)
+"""Only where the destination is the checkpoint's own: elsewhere a folder of that name may be anybody's."""
+
 
 def maxtext_staging(destination: Path | str, *, alone: bool = True) -> Staging:
     """Returns the staging of a MaxText checkpoint.
@@ -44,7 +49,8 @@ def maxtext_staging(destination: Path | str, *, alone: bool = True) -> Staging:
     Raises:
         BadInput: `destination` is another kind of URL.
     """
-    return location(destination).staging(replace(MAXTEXT, alone=alone))
+    beside = (*SETTINGS, *MAXTEXT.beside) if alone else MAXTEXT.beside
+    return location(destination).staging(replace(MAXTEXT, alone=alone, beside=beside))
 
 
 def hf_staging(destination: Path) -> RenameStaging:

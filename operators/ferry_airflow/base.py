@@ -38,7 +38,7 @@ FAILURE_KEY = "failure"
 
 FAILURE_FIELDS = (
     *("stage", "error", "exit_code", "seconds", "bytes_in", "bytes_out", "peak_bytes"),
-    *("verdict", "max_kl", "mean_kl", "max_abs_diff", "top1", "top10", "digest", "report"),
+    *("verdict", "weights", "model", "max_kl", "mean_kl", "max_abs_diff", "top1", "top10", "digest", "report"),
 )
 
 HANDED_ON = ("repo", "commit", "work_dir", "quantized", "target")

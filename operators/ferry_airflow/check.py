@@ -6,15 +6,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from conversion_lib.record import REPORT_DIR_NAME
+from conversion_lib.record import MAX_MODEL_KL, REPORT_DIR_NAME
 from ferry_airflow.base import StageManifest, StageOperator, handed_on, path_in, picked
 from ferry_airflow.execution.base import CommandResult, StageCommand
 
-FIGURES = ("verdict", "max_kl", "mean_kl", "max_abs_diff", "top1", "top10", "digest", "report", "already")
+FIGURES = (
+    *("verdict", "weights", "model", "max_kl", "mean_kl", "max_abs_diff", "top1", "top10"),
+    *("digest", "report", "already"),
+)
 
 
 class CheckOperator(StageOperator):
-    """Compares logits. If they differ by more than `max_kl`, the task fails and is not retried.
+    """Compares logits, of weights and of functions.
+
+    If the logits differ by more than `max_kl`, or MaxText's function is further from the original's than
+    `max_model_kl`, the task fails and is not retried.
 
     :param checkpoint: the manifest of `finalize`, or the path of a MaxText checkpoint (templated)
     :param reference: the manifest of `dequantize`, or the path of the Hugging Face checkpoint to compare
@@ -22,16 +28,20 @@ class CheckOperator(StageOperator):
     :param max_kl: largest Kullback-Leibler divergence allowed for any token, in nats, float32 logits on both
         sides (templated). If given, it alone decides. Default None: as `ferry check`, 1e-5, or more if the conversion
         rounds or the model has delta nets
+    :param max_model_kl: how far MaxText's function may be from the original's on the same weights: the largest
+        Kullback-Leibler divergence of a token, in nats (templated); default 1e-3
     :param report_dir: directory for the report (templated); default None: `report` in the checkpoint's directory
     :param execution: as in StageOperator
     :param hf_conn_id: as in StageOperator
-    :returns: manifest with `verdict`, `max_kl` and `mean_kl` (nats), `max_abs_diff` (of logits), `top1` and `top10`
-        (share of tokens that agree, 0 to 1), `digest` (of the checkpoint that the verdict is for), `report_dir`,
-        `report` (the page in it) and `already` (an earlier check of the same files passed)
+    :returns: manifest with `verdict`, its parts `weights` (pass or fail) and `model` (`verdict`, `max_kl`, `threshold`,
+        how it `differs` in words, the `settings` that a MaxText run passes), `max_kl` and `mean_kl` (nats),
+        `max_abs_diff` (of logits), `top1` and `top10` (share of tokens that agree, 0 to 1), `digest` (of the checkpoint
+        that the verdict is for), `report_dir`, `report` (the page in it) and `already` (an earlier check of the same
+        files passed)
     """
 
     stage: ClassVar[str] = "check"
-    template_fields: Sequence[str] = ("checkpoint", "reference", "max_kl", "report_dir")
+    template_fields: Sequence[str] = ("checkpoint", "reference", "max_kl", "max_model_kl", "report_dir")
 
     def __init__(
         self,
@@ -39,6 +49,7 @@ class CheckOperator(StageOperator):
         checkpoint: str | Mapping[str, Any],
         reference: str | Mapping[str, Any],
         max_kl: float | None = None,
+        max_model_kl: float = MAX_MODEL_KL,
         report_dir: str | None = None,
         **kwargs: Any,
     ) -> None:
@@ -46,6 +57,7 @@ class CheckOperator(StageOperator):
         self.checkpoint = checkpoint
         self.reference = reference
         self.max_kl = max_kl
+        self.max_model_kl = max_model_kl
         self.report_dir = report_dir
 
     def command(self) -> StageCommand:
@@ -54,6 +66,7 @@ class CheckOperator(StageOperator):
         options = ["--reference", path_in(self.reference), "--report", self.link_target]
         if self.max_kl is not None:
             options += ["--max-kl", str(self.max_kl)]
+        options += ["--max-model-kl", str(self.max_model_kl)]
         return StageCommand(("check", path, *options))
 
     def manifest(self, result: CommandResult) -> StageManifest:

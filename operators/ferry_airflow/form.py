@@ -5,7 +5,7 @@ from __future__ import annotations
 from airflow.sdk import Param
 
 from conversion_lib.models.catalog import MODELS
-from conversion_lib.record import CHOSEN_FIELDS, Target
+from conversion_lib.record import CHOSEN_FIELDS, MAX_MODEL_KL, MAX_MODEL_KL_HELP, Target
 
 MODEL_NAMES = [model.name for model in MODELS]
 REPOSITORIES = list({model.family: model.repo for model in MODELS}.values())
@@ -25,3 +25,15 @@ def _param(name: str, section: str) -> Param:
     field, values = Target.model_fields[name], Target.values_of(name)
     schema = {"type": "string", "enum": list(values)} if values else {"type": "boolean"}
     return Param(field.default, **schema, section=section, title=field.title, description=field.description)
+
+
+def max_model_kl_param(section: str) -> Param:
+    """The limit on how far MaxText's function may be from the original's, in a section of the form."""
+    return Param(
+        MAX_MODEL_KL,
+        type="number",
+        minimum=0,
+        section=section,
+        title="Largest KL of MaxText's model",
+        description=MAX_MODEL_KL_HELP,
+    )

@@ -21,7 +21,7 @@ class PublishOperator(StageOperator):
 
     A checkpoint without a passed check is refused. If the task has an AssetAlias among its outlets, it updates the
     model's Asset through the alias. The Asset's URI is `<destination>/<model>`, so a DAG can be scheduled on a model.
-    The event's extra has `url`, `commit`, `target`, `verdict`, `max_kl` and `digest`.
+    The event's extra has `url`, `commit`, `target`, `verdict`, `max_kl`, `model` and `digest`.
 
     :param checkpoint: the manifest of `check`, or the path of a MaxText checkpoint (templated)
     :param destination: `gs://bucket/prefix` or the absolute path of a directory (templated)
@@ -29,7 +29,8 @@ class PublishOperator(StageOperator):
     :param execution: as in StageOperator
     :param hf_conn_id: as in StageOperator
     :returns: manifest with `url` (of the published checkpoint), `destination`, `files` (how many), `bytes`,
-        `bytes_copied` (0 if it was already complete), `checked`, `digest`, and the check's `verdict` and `max_kl`
+        `bytes_copied` (0 if it was already complete), `checked`, `digest`, and the check's `verdict`, `max_kl` and
+        `model`
     """
 
     stage: ClassVar[str] = "publish"
@@ -59,7 +60,7 @@ class PublishOperator(StageOperator):
         return {
             "destination": self.destination,
             **picked(result, "url", "files", "bytes", "bytes_copied", "checked", "digest"),
-            **{key: checked[key] for key in ("verdict", "max_kl") if key in checked},
+            **{key: checked[key] for key in ("verdict", "max_kl", "model") if key in checked},
             **handed_on(self.checkpoint),
         }
 
@@ -67,7 +68,7 @@ class PublishOperator(StageOperator):
         path = PublishedPath.parse(manifest["url"])
         root = path.model_url(manifest["url"])
         uri = root if "://" in root else browsable(root)
-        extra = {key: manifest.get(key) for key in ("url", "verdict", "max_kl", "digest")}
+        extra = {key: manifest.get(key) for key in ("url", "verdict", "max_kl", "model", "digest")}
         extra |= {"commit": path.commit, "target": path.target}
         for alias in self.outlets:
             if isinstance(alias, AssetAlias):

@@ -32,7 +32,8 @@ class ResolveOperator(TargetOperator):
         or will be), `work_dir` (where the run keeps its files), `quantized`, `model` (its published name),
         `published` (URL of the checkpoint if already published, else None) and `plan`: `family`, `bytes_in`,
         `bytes_out`, `download_bytes`, `disk_bytes` (needed), `free_bytes` (on that disk), `peak_bytes` (of memory)
-        and `seconds` (expected)
+        and `seconds` (expected); and `maxtext`: the `settings` that a MaxText run passes, and how MaxText's model
+        `differs` (in words)
     """
 
     stage: ClassVar[str] = "resolve"
@@ -70,4 +71,7 @@ class ResolveOperator(TargetOperator):
 
     def manifest(self, result: CommandResult) -> StageManifest:
         self.link_target = str(result["published"] or result["path"])
-        return picked(result, "repo", "commit", "files", "path", "work_dir", "quantized", "model", "published", "plan")
+        return picked(
+            result,
+            *("repo", "commit", "files", "path", "work_dir", "quantized", "model", "published", "plan", "maxtext"),
+        )

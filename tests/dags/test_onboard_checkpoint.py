@@ -203,6 +203,8 @@ GOOD = {"repo": "acme/tiny", "destination": "/published"}
         {"keep_files": "some"},
         {"max_kl": 0},
         {"max_kl": "small"},
+        {"max_model_kl": -1},
+        {"max_model_kl": None},
         {"destination": "relative/directory"},
         {"destination": "gs://"},
     ],

@@ -176,16 +176,20 @@ def test_check_leaves_the_threshold_to_ferry(context, source):
     CheckOperator(task_id="t", checkpoint={**source, "path": "/w/x"}, reference=source, execution=recorder).execute(
         context
     )
-    assert recorder.arguments == ["check", "/w/x", "--reference", source["path"], "--report", "/w/x/report"]
+    options = ["--reference", source["path"], "--report", "/w/x/report", "--max-model-kl", "0.001"]
+    assert recorder.arguments == ["check", "/w/x", *options]
 
 
 def test_check(context, source):
-    recorder = RecordingMode(verdict="pass", max_kl=1e-9, digest="d", report="/w/x/report/report.html")
+    model = {"verdict": "pass", "max_kl": 1.5e-5, "threshold": 0.5, "differs": "RoPE factor 8", "settings": {}}
+    recorder = RecordingMode(verdict="pass", model=model, max_kl=1e-9, digest="d", report="/w/x/report/report.html")
     checkpoint = {**source, "path": "/w/x", "target": "scanned"}
-    operator = CheckOperator(task_id="t", checkpoint=checkpoint, reference=source, max_kl=1e-6, execution=recorder)
+    limits = {"max_kl": 1e-6, "max_model_kl": 0.5}
+    operator = CheckOperator(task_id="t", checkpoint=checkpoint, reference=source, **limits, execution=recorder)
     manifest = operator.execute(context)
-    options = ["--reference", source["path"], "--report", "/w/x/report", "--max-kl", "1e-06"]
+    options = ["--reference", source["path"], "--report", "/w/x/report", "--max-kl", "1e-06", "--max-model-kl", "0.5"]
     assert recorder.arguments == ["check", "/w/x", *options]
+    assert manifest["model"] == model
     assert "layers" not in manifest  # manifests are small
     assert (manifest["path"], manifest["report_dir"], manifest["target"]) == ("/w/x", "/w/x/report", "scanned")
     assert OutputLink().get_link(operator, ti_key=KEY) == TAB
@@ -214,7 +218,15 @@ def test_publish(context, source, root, link, uri):
     assert recorder.arguments == ["publish", "/w/x", root, "--report", "/w/r"]
     assert (manifest["url"], manifest["verdict"]) == (f"{root}/m/c/t", "pass")
     assert OutputLink().get_link(operator, ti_key=KEY) == link
-    extra = {"url": f"{root}/m/c/t", "commit": "c", "target": "t", "verdict": "pass", "max_kl": 1e-9, "digest": "d"}
+    extra = {
+        "url": f"{root}/m/c/t",
+        "commit": "c",
+        "target": "t",
+        "verdict": "pass",
+        "max_kl": 1e-9,
+        "digest": "d",
+        "model": None,
+    }
     assert events == [(Asset(uri), extra)]
 
 

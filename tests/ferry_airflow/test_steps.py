@@ -61,6 +61,8 @@ class TestResolve:
         assert plan["download_bytes"] > plan["bytes_in"] > 0
         assert plan["disk_bytes"] > plan["download_bytes"] + plan["bytes_out"]
         assert not list(work_dir.rglob("*.safetensors"))  # headers only
+        assert result["maxtext"]["settings"]["model_name"] == "llama3.1-8b"
+        assert result["maxtext"]["differs"] == ""
 
     def test_what_is_there_is_not_counted(self, request_for, checkpoint, work_dir):
         first = resolve(request_for(), SILENT)

@@ -19,6 +19,8 @@ import numpy as np
 
 from conversion_lib.conversions.convert import convert
 from conversion_lib.conversions.export import export
+from conversion_lib.logits.by_maxtext.settings import EXACT, model_settings
+from conversion_lib.models.hf_config import load_config
 from conversion_lib.record import Target
 from tests.parity.cases import BASES, CASES, CONTROL, IMPOSSIBLE, TRAINED, Case, Model
 from tests.support.paths import ROOT
@@ -138,6 +140,10 @@ class Harness:
             before, after = ({name: of[name] for name in before.keys() & after.keys()} for of in (before, after))
         return differing(before, after)
 
+    def _settings(self, case: Case) -> list[str]:
+        """What MaxText is told of a case's model and its storage."""
+        return model_settings(load_config(self.source(case.model)), case.scan, case.ocdbt, case.zarr3)
+
     def _maxtext_conversions(self) -> dict[tuple[str, str], Job]:
         """Also what it cannot do, once for each kind: to notice when it can."""
         impossible = [case for case in self.cases if case in IMPOSSIBLE]
@@ -146,10 +152,8 @@ class Harness:
                 "kind": "convert",
                 "source": str(self.source(case.model)),
                 "out": str(self.theirs(case)),
-                "scan": case.scan,
+                "settings": self._settings(case),
                 "save_dtype": case.save_dtype,
-                "ocdbt": case.ocdbt,
-                "zarr3": case.zarr3,
             }
             for case in [*(case for case in self.cases if case.maxtext_converts), *impossible]
         }
@@ -166,26 +170,22 @@ class Harness:
             if case.logits:
                 jobs[case.name, "logits"] = {
                     "kind": "logits",
-                    "source": source,
                     "checkpoint": ours,
-                    "scan": case.scan,
+                    "settings": [*self._settings(case), *EXACT],
                     "tokens": f"{source}/tokens.npy",
                     "out": str(self.work / f"{case.name}.npy"),
-                    "ocdbt": case.ocdbt,
-                    "zarr3": case.zarr3,
                 }
             if case in TRAINED:
                 jobs[case.name, "train"] = {
                     "kind": "train",
-                    "source": source,
                     "checkpoint": ours,
+                    "settings": self._settings(case),
                     "out": str(self.trained(case)),
-                    "scan": case.scan,
                 }
         run = {(case.model.name, case.layers) for case in self._converted() if case.logits}
         for case in self._converted():
             if (case.model.name, case.layers) not in run:
-                job = {"kind": "tree", "source": str(self.source(case.model)), "scan": case.scan}
+                job = {"kind": "tree", "settings": self._settings(case)}
                 jobs[f"{case.model.name}-{case.layers}", "tree"] = job
         if self.whole:
             one, other = (Case(BASES["qwen3"], True, dtype) for dtype in ("bfloat16", "float32"))

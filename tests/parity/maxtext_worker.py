@@ -24,33 +24,28 @@ from pathlib import Path
 
 import numpy as np
 
-# beside this file: it is run as a script
-from maxtext_keys import EXACT, model_settings
-
 CACHE = Path(__file__).resolve().parents[2] / ".parity" / "jax_cache"
 
 
-def model_arguments(source: str, scan: bool, ocdbt: bool = True, zarr3: bool = True) -> list[str]:
-    """MaxText's command line for the architecture of `source`, a Hugging Face directory."""
-    from transformers import AutoConfig
-
+def model_arguments(settings: list[str]) -> list[str]:
+    """MaxText's command line with these `key=value`, which say the model."""
     base = Path(importlib.util.find_spec("maxtext").origin).parent / "configs" / "base.yml"
     return [
         "maxtext",
         str(base),
-        *model_settings(AutoConfig.from_pretrained(source).to_dict(), scan, ocdbt, zarr3),
+        *settings,
         "run_name=parity",
         f"jax_cache_dir={CACHE}",  # instead of the home directory
     ]
 
 
-def convert(source: str, out: str, scan: bool, save_dtype: str, ocdbt: bool, zarr3: bool) -> None:
+def convert(source: str, out: str, settings: list[str], save_dtype: str) -> None:
     """MaxText's own conversion, as its command line runs it: lazy, sharded over all simulated devices."""
     import jax
     from maxtext.checkpoint_conversion import to_maxtext
     from transformers import AutoConfig
 
-    arguments = model_arguments(source, scan, ocdbt, zarr3)
+    arguments = model_arguments(settings)
     name = next(value.partition("=")[2] for value in arguments if value.startswith("model_name="))
     to_maxtext.HF_MODEL_CONFIGS[name] = AutoConfig.from_pretrained(source)
     to_maxtext.main(
@@ -61,11 +56,11 @@ def convert(source: str, out: str, scan: bool, save_dtype: str, ocdbt: bool, zar
     )
 
 
-def tree(source: str, scan: bool) -> dict:
+def tree(settings: list[str]) -> dict:
     """The shape of every parameter that MaxText's model expects."""
     from maxtext.configs import pyconfig
 
-    return {"tree": _shapes(_abstract_params(pyconfig.initialize(model_arguments(source, scan))))}
+    return {"tree": _shapes(_abstract_params(pyconfig.initialize(model_arguments(settings))))}
 
 
 def leaves(checkpoint: str) -> dict[str, list]:
@@ -87,7 +82,7 @@ def compare(ours: str, theirs: str) -> dict:
     return {"leaves": _described(a), "differences": differences}
 
 
-def logits(source: str, checkpoint: str, scan: bool, tokens: str, out: str, ocdbt: bool, zarr3: bool) -> dict:
+def logits(checkpoint: str, settings: list[str], tokens: str, out: str) -> dict:
     """What MaxText computes for one prompt from `checkpoint`, and whether both its loaders give the same weights.
 
     Also what `tree` says, since it is at hand.
@@ -102,8 +97,7 @@ def logits(source: str, checkpoint: str, scan: bool, tokens: str, out: str, ocdb
     with tempfile.TemporaryDirectory() as scratch:
         config = pyconfig.initialize(
             [
-                *model_arguments(source, scan, ocdbt, zarr3),
-                *EXACT,
+                *model_arguments(settings),
                 f"load_parameters_path={checkpoint}/0/items",
                 f"base_output_directory={scratch}",
                 "convert_checkpoint_if_possible=false",
@@ -121,7 +115,7 @@ def logits(source: str, checkpoint: str, scan: bool, tokens: str, out: str, ocdb
     return {"tree": _shapes(params), "training_loader": _training_loader(config, model, params)}
 
 
-def train(source: str, checkpoint: str, out: str, scan: bool) -> None:
+def train(checkpoint: str, settings: list[str], out: str) -> None:
     """A step of MaxText's own training from `checkpoint` at a learning rate of zero: the weights stay as they are.
 
     It leaves `out`/parity/checkpoints/0 with the optimizer's state.
@@ -130,7 +124,7 @@ def train(source: str, checkpoint: str, out: str, scan: bool) -> None:
 
     trainer.main(
         [
-            *model_arguments(source, scan),
+            *model_arguments(settings),
             f"load_parameters_path={checkpoint}/0/items",
             f"base_output_directory={out}",
             "steps=1",

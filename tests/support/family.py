@@ -103,6 +103,30 @@ class Variant:
 
 
 @dataclass(frozen=True)
+class Changed:
+    """A tiny model, and other values for keys of its config.json, to see whether MaxText's logits follow.
+
+    kind: the model's in `conversion_lib/maxtext/table.py`. changes, rope: keys of the config, and its
+        `rope_parameters`. follows: whether MaxText computes what the changed config says.
+    layers, make: arguments of `make_tiny`. scan: its layout. core: whether `make parity` runs it.
+    """
+
+    kind: str
+    family: str
+    changes: Sizes
+    follows: bool = True
+    rope: Sizes | None = None
+    layers: int = 2
+    make: Sizes = field(default_factory=dict)
+    name: str = "default"
+    scan: bool = True
+    core: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.kind}-{self.name}"
+
+
+@dataclass(frozen=True)
 class Engine:
     """What `ferry check --engine maxtext` is tried on: so many layers (None: all), and the largest divergence."""
 
@@ -120,6 +144,7 @@ class Parity:
     cannot_convert: by layout, why MaxText 0.2.5 cannot convert the family, and what its error says.
     float32_source: whether a float32 checkpoint is tried as well.
     engine: None: MaxText's engine of the logit check is not tried on this family.
+    changed: for `tests/parity/test_model_table.py`, which has those of the other families.
     """
 
     config: Sizes = field(default_factory=dict)
@@ -128,6 +153,7 @@ class Parity:
     cannot_convert: Mapping[bool, tuple[str, str]] = field(default_factory=dict)
     float32_source: bool = False
     engine: Engine | None = None
+    changed: tuple[Changed, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

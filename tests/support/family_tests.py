@@ -25,6 +25,7 @@ from conversion_lib.logits.forward.layout import layer_leaves, top_leaves
 from conversion_lib.mapping.to_maxtext import plan_to_maxtext
 from conversion_lib.maxtext.names import model_of, size_differences
 from conversion_lib.models.catalog import MODELS
+from conversion_lib.models.hf_config import ModelConfig
 from conversion_lib.plan.ops import Pick
 from conversion_lib.plan.plan import ArrayPlan, Plan
 from conversion_lib.plan.value_ops import Resize
@@ -252,7 +253,8 @@ class FamilyTests:
     def test_maxtext_has_settings_for_it(self):
         """By which `tests/parity` and `ferry check --engine maxtext` run MaxText."""
         for scan in self.described.layouts:
-            assert f"scan_layers={scan}" in model_settings(tiny_config(self.described).to_dict(), scan)
+            config = ModelConfig(tiny_config(self.described).to_dict(), "config.json")
+            assert f"scan_layers={str(scan).lower()}" in model_settings(config, scan)
 
     def test_every_tensor_comes_back(self, trip: RoundTrip):
         source, back = tensors(trip.hf), tensors(trip.back[False])

@@ -21,7 +21,7 @@ LLAMA3 = {
     "factor": 8.0,
     "low_freq_factor": 1.0,
     "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 256,
+    "original_max_position_embeddings": 8192,  # MaxText's own
 }
 PLAIN = {"rope_type": "default", "rope_theta": 10000.0}
 COMMON = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "max_position_embeddings": 1024}

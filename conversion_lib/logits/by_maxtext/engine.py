@@ -15,7 +15,8 @@ from conversion_lib.core.child import Child
 from conversion_lib.core.tensors import Array
 from conversion_lib.errors import BadInput, OutsideFailure
 from conversion_lib.logits.by_maxtext.settings import EXACT, model_settings
-from conversion_lib.logits.reference.reference import Reference, full_config
+from conversion_lib.logits.reference.reference import Reference
+from conversion_lib.models.hf_config import CONFIG_NAME, ModelConfig
 from conversion_lib.progress import Reporter
 from conversion_lib.sources.orbax import Where, open_orbax
 
@@ -64,10 +65,7 @@ def maxtext_logits(python: Path, checkpoint: Where, reference: Reference, report
     scanned = source.scan_layers
     if scanned is None:
         raise BadInput(f"{checkpoint} does not say whether its layers are scanned, and MaxText needs to know")
-    try:
-        settings = model_settings(full_config(reference.config), scanned, source.ocdbt, source.zarr3)
-    except ValueError as error:
-        raise BadInput(f"--engine maxtext: {error}") from None
+    settings = model_settings(ModelConfig(reference.config, CONFIG_NAME), scanned, source.ocdbt, source.zarr3)
     reporter.say("computing the checkpoint's logits with MaxText, which holds the whole model in memory")
     with tempfile.TemporaryDirectory(prefix="ferry-maxtext-") as scratch:
         tokens, logits, job = (Path(scratch) / name for name in ("tokens.npz", "logits.npz", "job.json"))

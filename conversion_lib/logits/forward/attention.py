@@ -20,8 +20,8 @@ from conversion_lib.logits.forward.weights import Leaves
 KeysAndValues = tuple[jax.Array, jax.Array]
 """Keys and values of one layer after norms and RoPE: float32 (tokens, kv heads, dim) each."""
 
-LATENT_EPS = 1e-6
-"""Epsilon of the norms inside latent attention: DeepSeek's own code and transformers ignore `rms_norm_eps` here."""
+INDEXER_EPS = 1e-6
+"""Of the norm of an indexer's keys: `rms_norm_eps` is not for it."""
 
 
 class Prompts:
@@ -56,7 +56,7 @@ class Prompts:
 
     def tables(self, rope: RopeConfig) -> tuple[jax.Array, jax.Array]:
         """Returns cosine and sine of every token, float32 (tokens, rope.dim / 2) each, computed once for a `rope`."""
-        key = (rope.kind, rope.dim, rope.theta, rope.values.get("factor"), rope.values.get("partial_rotary_factor"))
+        key = (rope.kind, rope.dim, rope.theta, repr(sorted(rope.values.items())))
         if key not in self._tables:
             self._tables[key] = rotation_tables(rope, self.positions)
         return self._tables[key]
@@ -166,7 +166,7 @@ def latent_attention(
     low_rank, query = _latent_query(x, leaves, path, config)
     latent = leaves.contract(x, f"{path}/wkv_a/kernel")
     compressed, turning_key = jnp.split(latent, [config.kv_rank], axis=-1)
-    compressed = rms_norm(compressed, leaves.read(f"{path}/kv_norm/scale"), LATENT_EPS)
+    compressed = rms_norm(compressed, leaves.read(f"{path}/kv_norm/scale"), config.norm_eps)
     still_key, value = jnp.split(leaves.contract(compressed, f"{path}/wkv_b/kernel"), [config.nope_dim], axis=-1)
 
     tables, pairs = prompts.tables(config.rope), config.rope.pairs
@@ -189,7 +189,7 @@ def _latent_query(x: jax.Array, leaves: Leaves, path: str, config: Latent) -> tu
     if config.q_rank is None:
         return x, leaves.contract(x, f"{path}/query/kernel")
     low_rank = leaves.contract(x, f"{path}/wq_a/kernel")
-    low_rank = rms_norm(low_rank, leaves.read(f"{path}/q_norm/scale"), LATENT_EPS)
+    low_rank = rms_norm(low_rank, leaves.read(f"{path}/q_norm/scale"), config.norm_eps)
     return low_rank, leaves.contract(low_rank, f"{path}/wq_b/kernel")
 
 
@@ -228,7 +228,7 @@ def chosen_tokens(
     """
     query = leaves.contract(low_rank, f"{path}/wq_b/kernel")
     key = leaves.contract(x, f"{path}/wk/kernel")
-    key = layer_norm(key, leaves.read(f"{path}/k_norm/scale"), leaves.read(f"{path}/k_norm/bias"), LATENT_EPS)
+    key = layer_norm(key, leaves.read(f"{path}/k_norm/scale"), leaves.read(f"{path}/k_norm/bias"), INDEXER_EPS)
     head_weights = leaves.contract(x, f"{path}/weights_proj/kernel") * indexer.heads**-0.5
     query = rotate(query, prompts.tables(rope), pairs=False)
     key = rotate(key[:, None, :], prompts.tables(rope), pairs=False)[:, 0]

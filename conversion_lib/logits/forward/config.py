@@ -88,6 +88,8 @@ class Latent:
     value_dim: int
     rope: RopeConfig
     scale: float
+    norm_eps: float
+    """Of the norms within."""
     indexer: Indexer | None = None
 
 

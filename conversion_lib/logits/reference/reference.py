@@ -18,7 +18,7 @@ from conversion_lib.errors import BadInput
 from conversion_lib.logits.forward.memory import Memory
 from conversion_lib.logits.verdict import blocks
 from conversion_lib.models import transformers_library
-from conversion_lib.models.hf_config import CONFIG_NAME, DTYPE_KEYS, ModelConfig, load_config
+from conversion_lib.models.hf_config import DTYPE_KEYS, ModelConfig, load_config
 from conversion_lib.models.transformers_library import MODEL_TYPES, quiet
 from conversion_lib.progress import Task
 from conversion_lib.sources.heads import own_head, untied
@@ -168,15 +168,6 @@ def transformers_reference(
     }
     kept = {key: text for key, text in origin.items() if text}
     return Reference(config.raw, list(prompts), packing.split(logits), kept, dtype_of(source))
-
-
-def full_config(raw: dict[str, Any]) -> dict[str, Any]:
-    """Completes a config.json with the defaults of transformers' class.
-
-    Raises:
-        BadInput: transformers has no class for its model_type or does not accept it, or is missing.
-    """
-    return dict(_settings(ModelConfig(raw, CONFIG_NAME)).to_dict())
 
 
 def _settings(config: ModelConfig) -> Any:

@@ -14,6 +14,7 @@ from conversion_lib.core.tensors import Array
 from conversion_lib.logits.verdict import plots
 from conversion_lib.logits.verdict.compare import Comparison, log_softmax, top_tokens
 from conversion_lib.logits.verdict.result import CheckResult
+from conversion_lib.maxtext.model import arguments
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,8 @@ def render(data: ReportData) -> str:
         title=data.title,
         result=result,
         figures=figures(result),
+        parts=parts(result),
+        settings=arguments(result.model.settings),
         plots={name: Markup(svg) for name, svg in drawn.items()},  # noqa: S704 - our own SVG
         positions=[_position(data, index) for index in _positions(comparison, data.prompts)],
     )
@@ -63,13 +66,21 @@ def summary(result: CheckResult) -> list[str]:
     return [
         f"**{result.verdict}**: {result.reason}",
         "",
+        *(f"- {name}: {verdict}" for name, verdict in parts(result)),
+        "",
         "| figure | value |",
         "| --- | --- |",
         *rows,
         "",
         *notes,
+        *([f"MaxText runs it with `{' '.join(arguments(result.model.settings))}`"] if result.model.settings else []),
         f"The report is {result.report}",
     ]
+
+
+def parts(result: CheckResult) -> list[tuple[str, str]]:
+    """Both parts of the verdict: name, and pass or fail."""
+    return [("weights", result.weights), ("model", result.model.verdict)]
 
 
 def figures(result: CheckResult) -> list[tuple[str, str]]:
@@ -85,6 +96,8 @@ def figures(result: CheckResult) -> list[tuple[str, str]]:
         ("Jaccard of the ten", f"{result.jaccard:.4f}"),
         ("ranks that agree", f"{result.rank_agreement:.2%}"),
         ("tokens compared", f"{result.tokens_compared}"),
+        ("largest KL between the original's function and MaxText's", f"{result.model.max_kl:.2e}"),
+        ("limit on it", f"{result.model.threshold:.2g}"),
     ]
 
 

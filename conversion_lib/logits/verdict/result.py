@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -15,12 +15,35 @@ from conversion_lib.storage.interface import Location
 Engine = Literal["ferry", "maxtext"]
 
 
+Passed = Literal["pass", "fail"]
+
+
+class ModelPart(BaseModel):
+    """Whether MaxText computes what the original does, whatever the weights are."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+
+    verdict: Passed
+    max_kl: float
+    """The largest KL(original's function || MaxText's) of a token on the checkpoint's weights, in nats; 0 where the
+    functions are one."""
+    threshold: float
+    differs: str
+    """How they differ, in words; empty where they do not."""
+    settings: dict[str, Any]
+    """What a MaxText run has to pass for it; empty where nothing is known of MaxText's model."""
+
+
 class CheckResult(BaseModel):
     """The result of a check, as in `check.json`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
-    verdict: Literal["pass", "fail"]
+    verdict: Passed
+    """Of both parts: a checkpoint passes where its weights are right and MaxText computes with them what it should."""
+    weights: Passed
+    """Whether the checkpoint's values are the original's. The figures below are of this part."""
+    model: ModelPart
     reason: str
     """The figures behind the verdict and, after a failure, where to look."""
     max_kl: float
@@ -82,11 +105,22 @@ def earlier_result(path: Location) -> CheckResult | None:
 
 
 def reason(result: CheckResult, config: ForwardConfig) -> str:
-    """Words the verdict: the figures behind it and, after a failure, where to look."""
+    """Words the verdict: the figures behind it, where to look after a failure, and how MaxText's model differs."""
+    weights, model = _weights_reason(result, config), result.model
+    if not model.differs:
+        return weights
+    right = "Right weights" if result.weights == "pass" else "The weights aside"
+    line = f"{right}; {model.differs}: largest KL of a token {model.max_kl:.2e}, limit {model.threshold:.2g}"
+    if model.verdict == "fail":
+        line += ". No setting of MaxText changes that; --max-model-kl sets another limit"
+    return f"{weights} {line}."
+
+
+def _weights_reason(result: CheckResult, config: ForwardConfig) -> str:
     largest = f"Largest KL of a token {result.max_kl:.2e}, threshold {result.threshold:.2g}"
     if result.mean_threshold is not None:
         largest += f"; mean {result.mean_kl:.2e}, threshold {result.mean_threshold:.2g}"
-    if result.verdict == "pass":
+    if result.weights == "pass":
         return f"{largest}."
     spot = result.not_finite or result.first_departing
     if result.source_not_finite is not None:

@@ -121,6 +121,7 @@ class Entry(_Strict):
     dequantize: DequantizeMode | None = None
     parts: Annotated[int, Field(ge=1)] | None = None
     max_kl: Annotated[float, BeforeValidator(_number), Field(gt=0, allow_inf_nan=False)] | None = None
+    max_model_kl: Annotated[float, BeforeValidator(_number), Field(ge=0, allow_inf_nan=False)] | None = None
     approval: bool | None = None
 
     @property

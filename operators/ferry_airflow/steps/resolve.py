@@ -14,6 +14,7 @@ from conversion_lib.conversions.convert import origin_fingerprint, prepare
 from conversion_lib.engine.limits import default_threads, peak_estimate
 from conversion_lib.errors import BadInput
 from conversion_lib.hub.headers import headers_of
+from conversion_lib.maxtext.model import MaxTextModel, arguments, model_of_job, warnings
 from conversion_lib.plan.job import Job, disk_bytes
 from conversion_lib.progress import Reporter, format_bytes
 from conversion_lib.publish.destinations import open_destination
@@ -92,7 +93,8 @@ def resolve(request: Request, reporter: Reporter) -> dict[str, Any]:
     published = _published(request, source, job)
     quantized = job.config.quantization is not None
     plan = _plan(request, source, job, copy=quantized and request.staged)
-    _say(plan, job, reporter)
+    model = model_of_job(job)
+    _say(plan, job, model, reporter)
     if published:
         reporter.say(f"{published} is already published and checked: nothing to do")
     else:
@@ -108,6 +110,7 @@ def resolve(request: Request, reporter: Reporter) -> dict[str, Any]:
         "model": job.plan.model_name,
         "published": published,
         "plan": plan,
+        "maxtext": {"settings": model.run_settings, "differs": model.reason} if model else None,
     }
 
 
@@ -166,7 +169,7 @@ def _plan(request: Request, source: Source, job: Job, *, copy: bool) -> dict[str
     }
 
 
-def _say(plan: dict[str, Any], job: Job, reporter: Reporter) -> None:
+def _say(plan: dict[str, Any], job: Job, model: MaxTextModel | None, reporter: Reporter) -> None:
     size = {key: format_bytes(plan[key]) for key in plan if key.endswith(("bytes", "_in", "_out"))}
     reporter.say(
         f"plan: {job.plan.model_name} ({job.plan.family}), {len(job.plan.arrays)} arrays; "
@@ -177,7 +180,9 @@ def _say(plan: dict[str, Any], job: Job, reporter: Reporter) -> None:
         f"to convert; about {plan['seconds']} s at {format_bytes(NETWORK_RATE)}/s from the Hub and "
         f"{format_bytes(CORE_RATE)}/s for each core"
     )
-    for line in job.plan.dropped:
+    if model is not None:
+        reporter.say(f"plan: MaxText runs it with {' '.join(arguments(model.run_settings))}")
+    for line in (*job.plan.dropped, *warnings(model)):
         reporter.say(f"plan: {line}")
 
 

@@ -15,6 +15,7 @@ import pytest
 from tests.conversion_lib.cli.test_long_work import size_of
 from tests.support.checkpoints import (
     DEEPSEEK_V3,
+    LLAMA,
     QWEN3,
     Array,
     Tensors,
@@ -118,6 +119,21 @@ def test_plan(deepseek):
     # every tensor but scales and the layer after the last is taken, once
     wanted = [name for name in listed if not name.endswith("_scale_inv") and ".layers.3." not in name]
     assert sorted(name for array in plan["arrays"] for name in array["sources"]) == sorted(wanted)
+
+
+def test_plan_says_what_maxtext_is_told_and_what_it_does_not_compute(tmp_path):
+    scaling = {"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    config = LLAMA | {"rope_scaling": scaling | {"original_max_position_embeddings": 8192}}
+    source = write_checkpoint(tmp_path / "hf", config, random_tensors(llama_tensors(config)))
+    plan = answer(ferry_here("plan", source, "--json"))
+    assert plan["maxtext"]["settings"]["model_name"] == "llama3.1-8b"
+    assert plan["maxtext"]["settings"]["base_emb_dim"] == config["hidden_size"]
+    line = "MaxText's model has RoPE factor 8, the original 32"
+    assert plan["maxtext"]["differs"] == line
+    assert plan["warnings"][-1].startswith(line)
+    text = ferry_here("plan", source)
+    assert text.returncode == 0 and line in text.stdout
+    assert "MaxText runs it with model_name=llama3.1-8b override_model_config=true base_emb_dim=48" in text.stdout
 
 
 def test_plan_for_people(deepseek):

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from conversion_lib.conversions.convert import convert
+from conversion_lib.logits.check import Options, run_check
+from conversion_lib.record import Target
 from tests.support.family import Description, Engine, Leaf, Parity, Published, Refusal, Variant
 from tests.support.family_tests import FamilyTests
 from tests.support.sparse_checkpoints import llama_tensors
+from tests.support.tiny_models import make_tiny
 from tests.support.tiny_sizes import DENSE
 
 
@@ -109,3 +113,18 @@ class TestLlama3(FamilyTests):
     """Every leaf, and the logit check: `test_convert.py` and `test_forward.py`, from weights laid out by hand."""
 
     described = DESCRIPTION
+
+    def test_llama_3_2_passes_with_what_maxtext_has_otherwise(self, tmp_path):
+        """MaxText's code has one RoPE factor, 8."""
+        scaling = DESCRIPTION.tiny["rope_parameters"] | {"factor": 32.0}
+        hf = make_tiny("llama3.1", tmp_path / "hf", layers=2, rope_parameters=scaling, max_position_embeddings=131072)
+        convert(hf, tmp_path / "ckpt", Target(save_dtype="float32"))
+        result = run_check(tmp_path / "ckpt", hf, options=Options(tokens=40))
+        assert (result.verdict, result.weights, result.model.verdict) == ("pass", "pass", "pass")
+        assert result.max_kl < 1e-9 < 1e-7 < result.model.max_kl < 1e-3
+        line = "Right weights; MaxText's model has RoPE factor 8, the original 32: largest KL of a token"
+        page = (tmp_path / "ckpt" / "report" / "report.html").read_text()
+        assert line in result.reason and line in page.replace("&#39;", "'")
+        strict = run_check(tmp_path / "ckpt", hf, options=Options(tokens=40, max_model_kl=1e-9))
+        assert (strict.verdict, strict.weights, strict.model.verdict) == ("fail", "pass", "fail")
+        assert "--max-model-kl" in strict.reason

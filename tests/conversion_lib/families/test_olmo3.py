@@ -6,9 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from conversion_lib.conversions.convert import convert
+from conversion_lib.logits.check import Options, run_check
+from conversion_lib.record import Target
 from tests.support.check_tests import CheckTests
-from tests.support.family import Description, Engine, Leaf, Parity, Published, Refusal
+from tests.support.family import Changed, Description, Engine, Leaf, Parity, Published, Refusal
 from tests.support.family_tests import FamilyTests, converted
+from tests.support.tiny_models import make_tiny
 from tests.support.tiny_sizes import DENSE
 
 
@@ -31,6 +35,9 @@ def config(hidden: int, mlp: int, layers: int, heads: int, kv_heads: int) -> dic
 
 SEVEN_CYCLES_AND_FOUR = [*["sliding_attention"] * 3, "full_attention"] * 7 + ["sliding_attention"] * 4
 SEVEN_LAYERS = {"num_hidden_layers": 7, "layer_types": None}
+
+PLAIN = {"rope_type": "default", "rope_theta": 777.0}
+YARN = {"rope_type": "yarn", "rope_theta": 777.0, "factor": 8.0, "original_max_position_embeddings": 64}
 
 DESCRIPTION = Description(
     name="olmo3",
@@ -72,7 +79,29 @@ DESCRIPTION = Description(
     },
     config_class="Olmo3Config",
     mistake={"sliding_window": 23},
-    parity=Parity(unscanned_layers=5, engine=Engine(layers=4)),
+    parity=Parity(
+        unscanned_layers=5,
+        engine=Engine(layers=4),
+        changed=(
+            Changed(
+                "olmo3",
+                "olmo3",
+                {"rms_norm_eps": 0.05, "sliding_window": 7},
+                rope={"sliding_attention": PLAIN | {"rope_theta": 333.0}, "full_attention": PLAIN},
+                layers=4,
+            ),
+            Changed(
+                "olmo3",
+                "olmo3",
+                {},
+                follows=False,
+                rope={"sliding_attention": PLAIN, "full_attention": YARN},
+                layers=4,
+                name="yarn",
+                core=True,
+            ),
+        ),
+    ),
 )
 
 
@@ -83,3 +112,15 @@ class TestOlmo3(FamilyTests, CheckTests):
         tensor, leaf = converted(hf, tmp_path / "out")
         norm = tensor("model.layers.5.self_attn.k_norm.weight")
         np.testing.assert_array_equal(leaf("layers/layers_1/attention/key_norm/scale")[:, 1], norm)
+
+    def test_yarn_on_the_full_layers_alone_is_not_maxtexts(self, tmp_path):
+        """Right weights, and a model that is too far off: it fails unless the limit is raised."""
+        rope = DESCRIPTION.tiny["rope_parameters"] | {"full_attention": YARN | {"rope_theta": 5e5}}
+        hf = make_tiny("olmo3", tmp_path / "hf", layers=4, rope_parameters=rope)
+        convert(hf, tmp_path / "ckpt", Target(save_dtype="float32"))
+        result = run_check(tmp_path / "ckpt", hf, options=Options(tokens=64))
+        assert (result.verdict, result.weights, result.model.verdict) == ("fail", "pass", "fail")
+        assert result.max_kl < 1e-9 and result.model.max_kl > 1e-3
+        assert "RoPE scaling default in its layers of full_attention, the original yarn" in result.reason
+        raised = run_check(tmp_path / "ckpt", hf, options=Options(tokens=64, max_model_kl=10.0))
+        assert (raised.verdict, raised.model.max_kl) == ("pass", result.model.max_kl)

@@ -41,7 +41,7 @@ def test_defaults_are_taken_and_overridden(load):
         """
         schedule: "0 3 * * *"
         at_most: 3
-        defaults: {destination: gs://bucket/models, max_kl: 0.001, revision: {tag: "v*"}}
+        defaults: {destination: gs://bucket/models, max_kl: 0.001, max_model_kl: 0.1, revision: {tag: "v*"}}
         models:
           - repo: acme/one
           - repo: acme/two
@@ -53,6 +53,7 @@ def test_defaults_are_taken_and_overridden(load):
     assert (catalog.schedule, catalog.at_most, catalog.problems) == ("0 3 * * *", 3, ())
     one, two = catalog.entries
     assert (one.revision, one.destination, one.max_kl) == (Revision(tag="v*"), "gs://bucket/models", 0.001)
+    assert one.conf("c", one.targets[0])["max_model_kl"] == 0.1
     assert (two.revision, two.destination, two.max_kl) == (Revision(branch="main"), "/published", 0.001)
     assert [target.slug for target in two.targets] == [
         "unscanned-f32-ocdbt-zarr3-maxtext0.2.5",

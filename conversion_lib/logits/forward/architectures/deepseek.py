@@ -21,6 +21,10 @@ from conversion_lib.models.hf_config import ModelConfig, shown
 V2, V32 = "deepseek_v2", "deepseek_v32"
 METHODS = ("greedy", "group_limited_greedy")
 
+LATENT_EPS = 1e-6
+"""Of the norms within latent attention: DeepSeek's own code and transformers leave `rms_norm_eps` aside here, and no
+key of config.json says it. What says `latent_norm_eps` is what Ferry has of MaxText's model."""
+
 
 def parse(config: ModelConfig) -> ForwardConfig:
     """Reads DeepSeek: two stacks, dense_layers and moe_layers, which both count from 0."""
@@ -65,6 +69,7 @@ def _latent(config: ModelConfig) -> Latent:
         value_dim=config.count("v_head_dim"),
         rope=rotation,
         scale=(nope + turning) ** -0.5 * stretch**2,
+        norm_eps=config.number("latent_norm_eps", default=LATENT_EPS, least=0),
     )
     return replace(attention, indexer=_indexer(config, turning)) if config.model_type == V32 else attention
 

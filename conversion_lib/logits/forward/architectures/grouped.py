@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from conversion_lib.errors import BadInput
 from conversion_lib.logits.forward.architectures.common import (
     FULL,
@@ -18,7 +20,7 @@ from conversion_lib.logits.forward.architectures.common import (
     refuse_switches,
     require_activation,
 )
-from conversion_lib.logits.forward.config import ForwardConfig, Moe
+from conversion_lib.logits.forward.config import ForwardConfig, GroupedQuery, Layer, Moe
 from conversion_lib.models.hf_config import ModelConfig
 
 
@@ -32,10 +34,9 @@ def llama(config: ModelConfig) -> ForwardConfig:
 
 def mixtral(config: ModelConfig) -> ForwardConfig:
     """Reads Mixtral: the converter divides the query by sqrt(head_dim)."""
-    if config.optional_count("sliding_window") is not None:
-        raise BadInput(f"{config.path}: sliding_window is set, which the logit check does not support")
     require_activation(config, "silu")
-    attention, experts = grouped_query(config, scale=1.0), config.count("num_local_experts")
+    window, experts = config.optional_count("sliding_window"), config.count("num_local_experts")
+    attention = grouped_query(config, scale=1.0, window=window)
     moe = Moe(
         path="MoeBlock_0",
         experts=experts,
@@ -50,25 +51,44 @@ def mixtral(config: ModelConfig) -> ForwardConfig:
 
 def qwen2(config: ModelConfig) -> ForwardConfig:
     """Reads Qwen 2.5: biases on query, key and value."""
-    _refuse_windows(config)
-    return model(config, one_stack(config, grouped_query(config, biases=True), mlp(config)))
+    return model(config, _some_sliding(config, grouped_query(config, biases=True)))
 
 
 def qwen3(config: ModelConfig) -> ForwardConfig:
     """Reads Qwen 3: norms on each head's query and key."""
     refuse_switches(config, "attention_bias")
-    _refuse_windows(config)
-    return model(config, one_stack(config, grouped_query(config, norms="head"), mlp(config)))
+    return model(config, _some_sliding(config, grouped_query(config, norms="head")))
 
 
-def _refuse_windows(config: ModelConfig) -> None:
-    """Raises BadInput where a layer has sliding attention."""
-    on = config.flag("use_sliding_window") and config.optional_count("sliding_window") is not None
-    first, count = config.count("max_window_layers", least=0), config.count("num_hidden_layers")
-    said = config.get("layer_types") is not None
-    if SLIDING in kinds_of_layers(config, (FULL, SLIDING)) if said else on and first < count:
-        key = "layer_types" if said else "use_sliding_window"
-        raise BadInput(f"{config.path}: {key} asks for {SLIDING}, which the logit check does not support here")
+def _some_sliding(config: ModelConfig, attention: GroupedQuery) -> tuple[Layer, ...]:
+    """Makes layers with a dense MLP, some of which may have sliding attention.
+
+    Those are the layers that `layer_types` names, or else all from `max_window_layers` on.
+
+    Raises:
+        BadInput: `layer_types` names some, and there is no window.
+    """
+    layers = one_stack(config, attention, mlp(config))
+    window, first = _window(config), config.count("max_window_layers", least=0)
+    if config.get("layer_types") is not None:
+        kinds = kinds_of_layers(config, (FULL, SLIDING))
+    else:
+        kinds = tuple(SLIDING if window is not None and n >= first else FULL for n in range(len(layers)))
+    if SLIDING in kinds and window is None:
+        raise BadInput(
+            f"{config.path}: layer_types has {SLIDING}, and there is no window: use_sliding_window is off, or "
+            "sliding_window is null"
+        )
+    sliding = replace(attention, window=window)
+    return tuple(
+        replace(layer, attention=sliding) if kind == SLIDING else layer
+        for layer, kind in zip(layers, kinds, strict=True)
+    )
+
+
+def _window(config: ModelConfig) -> int | None:
+    """How far a layer with sliding attention looks back; None: as far as there is something."""
+    return config.optional_count("sliding_window") if config.flag("use_sliding_window") else None
 
 
 def qwen3_moe(config: ModelConfig) -> ForwardConfig:
@@ -76,8 +96,6 @@ def qwen3_moe(config: ModelConfig) -> ForwardConfig:
     refuse_switches(config, "attention_bias")
     require_experts_everywhere(config)
     require_activation(config, "silu")
-    if config.flag("use_sliding_window") and config.optional_count("sliding_window") is not None:
-        raise BadInput(f"{config.path}: use_sliding_window is on, which the logit check does not support")
     experts = config.count("num_experts")
     moe = Moe(
         path="moe_block",
@@ -87,7 +105,8 @@ def qwen3_moe(config: ModelConfig) -> ForwardConfig:
         scores="softmax",
         normalize=config.flag("norm_topk_prob"),
     )
-    return model(config, one_stack(config, grouped_query(config, norms="head"), moe))
+    attention = grouped_query(config, norms="head", window=_window(config))
+    return model(config, one_stack(config, attention, moe))
 
 
 def require_experts_everywhere(config: ModelConfig) -> None:

@@ -115,13 +115,9 @@ def test_a_config_as_people_publish_it(family, sizes, changes, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"layer_types": ["sliding_attention"] * 4}, "layer_types asks for sliding_attention"),
+        ({"layer_types": ["sliding_attention"] * 4}, "layer_types has sliding_attention, and there is no window"),
         ({"layer_types": ["full_attention"] * 3}, "layer_types has 3 entries, expected 4"),
         ({"layer_types": ["dense_attention"] * 4}, "layer_types has 'dense_attention'; the logit check supports"),
-        (
-            {"use_sliding_window": True, "max_window_layers": 2, "sliding_window": 64, "layer_types": None},
-            "use_sliding_window asks for sliding_attention",
-        ),
         ({"num_key_value_heads": 4}, "num_attention_heads 6 should be a multiple of num_key_value_heads 4"),
         ({"head_dim": 33}, "RoPE would turn 33 dimensions of a head, and it turns them in pairs"),
         ({"rope_parameters": {"rope_type": "longrope"}}, "rope_parameters.rope_type asks for RoPE scaling 'longrope'"),
@@ -147,3 +143,20 @@ def test_what_is_wrong_with_a_config_is_said(changes, said):
 def test_windows_that_no_layer_has(changes):
     plain = tiny_config(descriptions()["qwen3"]).to_dict() | {"layer_types": None}
     assert parse_config(plain | changes) == parse_config(plain)
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("qwen2.5", {"use_sliding_window": True, "max_window_layers": 1, "layer_types": None}),
+        ("qwen3", {"use_sliding_window": True, "layer_types": ["full_attention", "sliding_attention"]}),
+        ("qwen3_moe", {"use_sliding_window": True, "norm_topk_prob": True}),
+        ("mixtral", {}),
+    ],
+)
+def test_sliding_windows_are_the_originals_and_not_maxtexts(tmp_path, family, changes):
+    hf = make_tiny(family, tmp_path / "hf", layers=2, sliding_window=5, **changes)
+    convert(hf, tmp_path / "ckpt", Target(save_dtype="float32"))
+    result = run_check(tmp_path / "ckpt", hf, options=Options(tokens=40))
+    assert (result.weights, result.model.verdict) == ("pass", "fail")
+    assert result.max_kl < 1e-9 and "sliding_window" in result.model.differs

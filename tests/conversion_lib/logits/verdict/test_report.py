@@ -21,9 +21,20 @@ def layer(number, relative):
     return LayerDifference(layer=number, max_abs_diff=0.1, relative=relative, blocks=found)
 
 
+MODEL = {
+    "verdict": "pass",
+    "max_kl": 1.5e-5,
+    "threshold": 1e-3,
+    "differs": "MaxText's model has RoPE factor 8, the original 32",
+    "settings": {"model_name": "llama3.1-8b", "override_model_config": True, "head_dim": 64},
+}
+
+
 def result(**changes):
     values = {
         "verdict": "fail",
+        "weights": "fail",
+        "model": MODEL,
         "reason": "Layer 1, attention is the first that departs from the original.",
         "max_kl": 0.25,
         "mean_kl": 1e-7,
@@ -120,3 +131,13 @@ def test_the_summary_is_markdown():
     assert "| largest KL of a token | 2.50e-01 |" in lines
     assert all(line.count("|") == 3 for line in lines if line.startswith("|"))
     assert lines[-1] == "The report is report/report.html"
+
+
+def test_it_shows_both_parts_and_what_a_run_passes(data):
+    page = render(data)
+    assert "<b>weights: fail</b> · <b>model: pass</b>" in page
+    assert "1.50e-05" in page
+    assert "model_name=llama3.1-8b\noverride_model_config=true\nhead_dim=64\n" in page
+    lines = summary(data.result)
+    assert "- model: pass" in lines
+    assert "MaxText runs it with `model_name=llama3.1-8b override_model_config=true head_dim=64`" in lines
