@@ -11,15 +11,24 @@ Layout of a converted checkpoint at `DST`::
     DST/report/                written by `ferry check`: check.json, report.html
     DST/.ferry/                the work directory, only while a conversion is unfinished
     DST/.ferry_on_the_fly.json the lease of a conversion on the fly, or the reason why it failed
+
+and in a Hugging Face checkpoint::
+
+    .ferry_provenance.json     written by `ferry download`: where the files came from
+    .ferry_record.json         written by `ferry dequantize` and `ferry export`: the HfRecord below
+
+No hidden file is taken from a repository or a bucket, so neither of these two is.
 """
 
 from __future__ import annotations
 
+import datetime
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from conversion_lib.errors import BadInput, problem_of
 
@@ -37,8 +46,12 @@ MAXTEXT_MODELS_NAME = "models"
 """The folder in which MaxText looks, beside the settings that it is given, for those of a model's name."""
 COMMIT_NAME = "commit_success.txt"
 """Orbax's marker of a complete checkpoint. The names above are Ferry's own."""
-HF_RECORD_NAME = "ferry.json"
-"""In a Hugging Face directory that Ferry wrote: the record of the run, with its fingerprint."""
+HF_RECORD_NAME = ".ferry_record.json"
+"""In a Hugging Face directory that Ferry wrote: the record of the run."""
+DOWNLOAD_RECORD_NAME = ".ferry_provenance.json"
+"""In a directory that Ferry downloaded to."""
+NOT_OF_A_SOURCE = (RECORD_NAME, PROVENANCE_NAME)
+"""Files that are not taken from a repository: a person would believe that Ferry wrote them."""
 
 MAX_MODEL_KL = 1e-3
 """How far MaxText's function may be from the original's by default: the largest KL of a token, in nats."""
@@ -161,6 +174,55 @@ CHOSEN_FIELDS = ("scan_layers", "save_dtype", "ocdbt", "zarr3", "maxtext")
 fields only set how chunks are stored."""
 
 
+COMMIT = re.compile("[0-9a-f]{40}")
+Commit = Annotated[str, Field(pattern=f"^{COMMIT.pattern}$")]
+"""Of a repository on the Hub, in full."""
+Record = TypeVar("Record", bound=BaseModel)
+
+
+def seconds_of(time: str) -> float:
+    """Seconds since 1970 of a time in ISO 8601. Raises ValueError where it is none, or does not say from which zone."""
+    moment = datetime.datetime.fromisoformat(time)
+    try:
+        if moment.tzinfo is not None:
+            return moment.timestamp()
+    except OverflowError:
+        raise ValueError(f"{time} is out of range") from None
+    raise ValueError(f"{time} has no time zone")
+
+
+def _as_time(text: str) -> str:
+    seconds_of(text)
+    return text
+
+
+Time = Annotated[str, AfterValidator(_as_time)]
+"""In ISO 8601, with its zone."""
+
+
+def is_commit(revision: str) -> bool:
+    """Whether it is a commit in full, which never changes."""
+    return COMMIT.fullmatch(revision) is not None
+
+
+def parsed(kind: type[Record], content: bytes, where: object, what: str) -> Record:
+    """The record of this kind in `content`. What Ferry or Orbax left in a file is read by this, and by nothing else.
+
+    Args:
+        kind: What it is to be.
+        content: Of the file.
+        where: The file, for a message.
+        what: What a person calls it, such as "manifest".
+
+    Raises:
+        BadInput: It is damaged, or another version wrote it.
+    """
+    try:
+        return kind.model_validate_json(content)
+    except ValidationError as error:
+        raise BadInput(f"{where} is not a {what} of this version: {problem_of(error)}") from None
+
+
 class Origin(BaseModel):
     """Where the weights came from: a Hub repository at a commit, or a directory or bucket alone."""
 
@@ -169,7 +231,52 @@ class Origin(BaseModel):
     path: str
     """The source's directory or URL. For a bf16 copy made by Ferry, that of the original."""
     repo: str | None = None
-    commit: str | None = None
+    commit: Commit | None = None
+
+
+class RemoteFile(BaseModel):
+    """A file on the Hub: bytes, the SHA-256 of its content where it is in LFS or Xet, else its git blob id."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: str
+    size: Annotated[int, Field(ge=0)]
+    sha256: str | None
+    blob_id: str
+
+
+class Provenance(BaseModel):
+    """`.ferry_provenance.json`: where the files of a directory came from. Times are UTC in ISO 8601.
+
+    modified: as of HfRecord, of every file.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    repo: str
+    revision: str
+    commit: Commit
+    endpoint: str
+    files: list[RemoteFile]
+    modified: dict[str, int]
+    started: str
+    finished: str
+    huggingface_hub: str
+    ferry: str
+
+
+class HfRecord(BaseModel):
+    """`.ferry_record.json`: which run wrote a Hugging Face checkpoint."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    ferry_version: str
+    fingerprint: str
+    identity: dict[str, str]
+    origin: Origin
+    modified: dict[str, int]
+    """When each weight file was written last, in nanoseconds since 1970. A file that has another time now has been
+    changed, or was put there by something else, such as git, that also put this record there."""
 
 
 class SourceDtypes(BaseModel):
@@ -255,17 +362,16 @@ def record_in(read: Callable[[str], bytes | None], where: str) -> CheckpointReco
     Raises:
         BadInput: The file is not a record of this version.
     """
-    name = RECORD_NAME
-    try:
-        if (content := read(name)) is not None:
-            return CheckpointRecord.model_validate_json(content)
-        name = PROVENANCE_NAME
-        return _Published.model_validate_json(content).record if (content := read(name)) is not None else None
-    except ValidationError as error:
-        raise BadInput(f"{where}/{name} is not a checkpoint record of this version: {problem_of(error)}") from error
+    if (content := read(RECORD_NAME)) is not None:
+        return parsed(CheckpointRecord, content, f"{where}/{RECORD_NAME}", "checkpoint record")
+    if (content := read(PROVENANCE_NAME)) is not None:
+        return parsed(PublishedRecord, content, f"{where}/{PROVENANCE_NAME}", "checkpoint's provenance").record
+    return None
 
 
-class _Published(BaseModel):
+class PublishedRecord(BaseModel):
     """The part of a published checkpoint's `provenance.json` that is read here."""
+
+    model_config = ConfigDict(frozen=True)
 
     record: CheckpointRecord | None = None

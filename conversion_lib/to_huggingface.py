@@ -22,6 +22,7 @@ from conversion_lib.publish.upload import HUB_SCHEME, upload
 from conversion_lib.record import HF_DIR_NAME
 from conversion_lib.runs.options import Options
 from conversion_lib.sources.orbax import open_orbax, root_of
+from conversion_lib.storage.files import expanded
 from conversion_lib.storage.interface import SCHEME, Location
 from conversion_lib.storage.locations import location
 
@@ -47,7 +48,7 @@ def run(words: Sequence[str], reporter: Reporter) -> Outcome:
     if not given:
         raise BadInput("load_parameters_path is missing: write load_parameters_path=DIR/0/items")
     if "://" not in given:
-        given = str(Path(given).expanduser())
+        given = str(expanded(given))
     dtype = arguments.choice("weight_dtype", DTYPES, "float32")
     destination = output(arguments, SCHEME, HUB_SCHEME)
     options = Options(overwrite=arguments.flag("overwrite", False))

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from conversion_lib.conversions.opening import named
 from conversion_lib.errors import BadInput
 from conversion_lib.maxtext.arguments import Arguments, Command, begin, output, run_as_command
-from conversion_lib.maxtext.names import TARGET_SETTINGS, size_differences
+from conversion_lib.maxtext.names import TARGET_SETTINGS
 from conversion_lib.program import Outcome
 from conversion_lib.progress import Reporter
 from conversion_lib.record import Target
@@ -79,11 +79,6 @@ def run(words: Sequence[str], reporter: Reporter) -> Outcome:
     ) as given:
         if not isinstance(given, Files):
             raise BadInput(f"hf_model_path={source} is a MaxText checkpoint: give a Hugging Face checkpoint")
-        config = given.config()
-        if other := size_differences(model, config):
-            reporter.say(
-                f"warning: {config.path} differs from MaxText's {model.name} in {', '.join(other)}; the file is used"
-            )
         result = convert(
             given,
             destination,

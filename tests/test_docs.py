@@ -49,6 +49,7 @@ GIVEN: Mapping[str, tuple[str, ...]] = {
     "docs/concepts/layout.md": (QWEN3,),
     "docs/concepts/quantization.md": (V3,),
     "docs/concepts/runs.md": (QWEN3,),
+    "docs/concepts/strangers.md": (V3, MAXTEXT),
     "docs/guides/export.md": (V3, MAXTEXT),
     "docs/guides/parts.md": (V3,),
     "docs/guides/publish.md": (V3,),

@@ -52,7 +52,7 @@ def plan_summary(job: Job, budget: int, threads: int | None) -> dict[str, Any]:
         "disk_bytes": disk_bytes(plan),
         "exact": plan.exact,
         "maxtext": {"settings": model.run_settings, "differs": model.reason} if model else None,
-        "warnings": [*plan.dropped, *warnings(model)],
+        "warnings": [*job.notes, *plan.dropped, *warnings(model)],
     }
 
 
@@ -108,7 +108,7 @@ def _inspection(kind: str, source: Source) -> dict[str, Any]:
         "leaves": leaves,
     }
     if isinstance(source, OrbaxSource):
-        metadata = {key: value for key, value in source.metadata.items() if key != "tree_metadata"}
+        metadata = source.metadata.model_dump(exclude={"tree_metadata"}, exclude_unset=True)
         data["metadata"] = {**metadata, "scan_layers": source.scan_layers}
     return data
 

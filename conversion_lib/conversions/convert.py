@@ -6,6 +6,8 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+from pydantic import ValidationError
+
 import conversion_lib
 from conversion_lib.conversions.opening import open_maxtext
 from conversion_lib.conversions.runner import Conversion, ConvertResult, run
@@ -20,6 +22,7 @@ from conversion_lib.mapping.rules import Family
 from conversion_lib.mapping.to_maxtext import plan_to_maxtext
 from conversion_lib.maxtext.files import write_settings
 from conversion_lib.maxtext.model import MaxTextModel, model_of_job
+from conversion_lib.maxtext.names import size_notes
 from conversion_lib.models import catalog
 from conversion_lib.models.hf_config import ModelConfig
 from conversion_lib.plan.job import Job, bytes_in
@@ -28,7 +31,6 @@ from conversion_lib.plan.plan import Plan
 from conversion_lib.progress import SILENT, Reporter
 from conversion_lib.record import (
     HF_DIR_NAME,
-    HF_RECORD_NAME,
     RECORD_NAME,
     CheckpointRecord,
     SourceDtypes,
@@ -42,6 +44,7 @@ from conversion_lib.sources.files import Files, LocalFiles
 from conversion_lib.sources.fingerprint import dequantized_identity, files_identity, origin_of, source_content
 from conversion_lib.sources.heads import TIE_KEY, head_of, own_head, untied
 from conversion_lib.sources.joined import joined
+from conversion_lib.sources.noted import hf_record
 from conversion_lib.sources.orbax import checkpoint_at, is_orbax
 from conversion_lib.sources.quantization import dequantized, left_out
 from conversion_lib.sources.renamed import HEAD, RenamedSource, plainly_named
@@ -117,14 +120,14 @@ def prepare(
     weights = plain if loader == DEFAULT_LOADER else stored
     config, head = _with_its_head(config, family, weights, readable=files.readable)
     source = joined(plain, family.joins, family.sizes(config))
-    origin = origin_of(files)
+    origin = origin_of(stored)
     plan = plan_to_maxtext(
         source.tensors,
         config,
         family,
         target,
         identity=identity,
-        model_name=named.name if named else catalog.published_name(origin.repo, Path(origin.path).name),
+        model_name=catalog.published_name(origin.repo, Path(origin.path).name),
         chunk_limit=chunk_limit or largest,
         absent=stored.absent,
     )
@@ -141,6 +144,7 @@ def prepare(
         content=lambda: source_content(SafetensorsSource(files)),
         pace=files.pace(stored, source),
         source_dtypes=lambda: SourceDtypes.of_tensors(dtypes_by_name(plain.tensors, family)),
+        notes=(*files.doubts(stored.shards), *size_notes(named, config)),
         resident_bytes=plain.resident_bytes if isinstance(plain, TransformersSource) else 0,
     )
 
@@ -249,11 +253,18 @@ def convert(
 
 def _leave_plan(path: Location, plan: Plan) -> None:
     """Writes the plan. Raises BadInput if the run has another plan already: chunks of two plans do not fit together."""
-    if not path.write_first(plan.to_json()) and Plan.from_json(path.read() or b"").arrays != plan.arrays:
+    if not path.write_first(plan.to_json()) and not _is_plan(path.read() or b"", plan):
         raise BadInput(
             f"{path} has other arrays or chunks than this version of ferry would write: continue the run with the "
             "version that began it, or remove it with `ferry clean`"
         )
+
+
+def _is_plan(content: bytes, plan: Plan) -> bool:
+    try:
+        return Plan.from_json(content).arrays == plan.arrays
+    except ValidationError:
+        return False
 
 
 def _record(job: Job, target: Target, model: MaxTextModel | None) -> CheckpointRecord:
@@ -284,7 +295,8 @@ def origin_fingerprint(job: Job) -> str | None:
     With it, conversions with and without that intermediate copy are published under the same name. None if the source
     is not such a copy.
     """
-    record = (job.directory / HF_RECORD_NAME).read()
+    directory = job.directory.local
+    record = hf_record(directory) if directory is not None else None
     original = dequantized_identity(record, job.plan.identity["source"], job.plan.identity["config"])
     if original is None:
         return None

@@ -89,11 +89,12 @@ def _prepare_dequantized(given: Path | Location | Files, limit: int) -> Job:
         source=source,
         directory=location(files.directory),
         config=config,
-        origin=origin_of(files),
+        origin=origin_of(stored),
         plan=plan,
         bytes_in=bytes_in(plan, source),
         chunk_limit=limit,
         name=files.name,
+        notes=tuple(files.doubts(stored.shards)),
         content=lambda: source_content(SafetensorsSource(files)),
     )
 

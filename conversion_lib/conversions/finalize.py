@@ -16,9 +16,9 @@ from conversion_lib.errors import BadInput
 from conversion_lib.plan.parts import Part
 from conversion_lib.plan.plan import Plan
 from conversion_lib.progress import SILENT, Reporter
-from conversion_lib.record import Target
+from conversion_lib.record import Target, parsed
 from conversion_lib.runs.journal import Journal
-from conversion_lib.runs.note import PLAN_NAME, Run
+from conversion_lib.runs.note import PLAN_NAME, RUN_NAME, Run
 from conversion_lib.runs.trees import maxtext_staging
 from conversion_lib.runs.workspace import exclusively, finished, journal_of, unfinished
 from conversion_lib.sinks.orbax import OrbaxSink
@@ -52,7 +52,8 @@ def finalize(destination: Path | str, *, reporter: Reporter = SILENT) -> Finaliz
             staging.clear()  # left by a run that was killed just after its commit
             return result
         plan = _require_every_part(staging, run)
-        OrbaxSink(staging.build, plan, Target.model_validate_json(run.identity["target"])).finish()
+        target = parsed(Target, run.identity.get("target", "").encode(), staging.work / RUN_NAME, "target")
+        OrbaxSink(staging.build, plan, target).finish()
         staging.commit()
     seconds = time.monotonic() - started
     reporter.say(f"finalize: {sum(run.chunks)} chunks of {len(run.chunks)} parts in {seconds:.1f} s")

@@ -9,18 +9,21 @@ from pathlib import Path
 
 from conversion_lib.core.dtypes import itemsize
 from conversion_lib.errors import BadInput
-from conversion_lib.families import FAMILIES, family_of
+from conversion_lib.families import family_named, family_of
 from conversion_lib.mapping.stored_checkpoint import MaxTextInput
 from conversion_lib.mapping.stored_leaves import MAXTEXTS, export_dims, scanned
+from conversion_lib.maxtext.names import size_notes
 from conversion_lib.models import catalog
 from conversion_lib.models.hf_config import CONFIG_NAME, config_of
 from conversion_lib.plan.parts import WHOLE, Part
 from conversion_lib.progress import Reporter, format_bytes
-from conversion_lib.record import HF_DIR_NAME, WORK_NAME, Origin
+from conversion_lib.record import HF_DIR_NAME, RECORD_NAME, WORK_NAME, Origin
 from conversion_lib.sources.files import Files, LocalFiles
 from conversion_lib.sources.maxtext import MaxTextSource
 from conversion_lib.sources.orbax import Where, checkpoint_at, is_orbax, record_of, root_of
+from conversion_lib.storage.files import expanded
 from conversion_lib.storage.interface import Location
+from conversion_lib.storage.links import refuse_links_out
 from conversion_lib.storage.locations import location
 
 
@@ -129,7 +132,7 @@ def named(src: str) -> Location | None:
     where = location(src)
     if where.local is None:
         return where
-    path = where.local.expanduser()
+    path = expanded(where.local)
     if path.is_dir():
         return location(path)
     if path.exists() or src.count("/") != 1 or src.startswith((".", "/", "~")):
@@ -169,7 +172,10 @@ def open_maxtext(
     record = record_of(checkpoint)
     source = MaxTextSource(checkpoint, cache_bytes=cache_bytes)
     _require_memory(source, cache_bytes)
-    hf = location(hf_config) if hf_config else root_of(checkpoint) / HF_DIR_NAME
+    root = root_of(checkpoint)
+    hf = location(hf_config) if hf_config else root / HF_DIR_NAME
+    if hf.local is not None:
+        refuse_links_out(hf.local, within=None if hf_config else root.local, recursive=False)
     if (content := (hf / CONFIG_NAME).read()) is None:
         raise BadInput(
             f"{hf} has no {CONFIG_NAME}: give --hf-config, a directory with the model's config and tokenizer"
@@ -177,9 +183,9 @@ def open_maxtext(
     config = config_of(content, str(hf / CONFIG_NAME))
     named = catalog.model_named(model) if model else None
     known = named or record
-    family = FAMILIES[known.family] if known else family_of(config)
+    family = family_named(known.family, f"{root}/{RECORD_NAME}") if known else family_of(config)
     origin = record.origin if record else Origin(path=str(checkpoint_at(checkpoint)))
-    name = named.name if named else record.model_name if record else _name(origin)
+    name = record.model_name if record else _name(origin)
     return MaxTextInput(
         source=source,
         hf=hf,
@@ -190,6 +196,7 @@ def open_maxtext(
         maxtext=written_by or (record.target.maxtext if record else source.maxtext),
         record=record,
         origin=origin,
+        notes=size_notes(named, config),
     )
 
 

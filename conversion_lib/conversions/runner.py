@@ -130,7 +130,7 @@ def run(conversion: Conversion, options: Options, reporter: Reporter) -> Convert
             reporter.say(f"{result.path}: part {part} is already done")
             return result.model_copy(update={"already": True})
         conversion.begin(job)
-        for line in job.plan.dropped:
+        for line in (*job.notes, *job.plan.dropped):
             reporter.say(line)
         totals = _execute(conversion, job, given[part.index], workspace, options, reporter)
     seconds = time.monotonic() - started

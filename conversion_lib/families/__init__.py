@@ -56,6 +56,13 @@ LATER = (
 """Architectures that MaxText knows and Ferry does not; no table here fits them."""
 
 
+def family_named(name: str, where: object) -> Family:
+    """The family of that name, as the record `where` says it. Raises BadInput where there is none."""
+    if name not in FAMILIES:
+        raise BadInput(f"{where} names the family {name!r}, which this version does not have: {', '.join(FAMILIES)}")
+    return FAMILIES[name]
+
+
 def family_of(config: ModelConfig) -> Family:
     """Returns the family of the config's architecture.
 

@@ -1,7 +1,7 @@
 """Downloads the files that a job needs from the Hub, at one commit, and checks each one against the Hub's metadata.
 
 A file is fetched into `DESTINATION/.ferry`, checked, synced and then renamed. So every file under its final name has
-been checked, and a retry keeps it. `provenance.json` is written last and marks a complete download.
+been checked, and a retry keeps it. `.ferry_provenance.json` is written last and marks a complete download.
 """
 
 from __future__ import annotations
@@ -16,46 +16,46 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import huggingface_hub
+from huggingface_hub import ModelInfo
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from conversion_lib import __version__
 from conversion_lib.core.retry import Backoff
 from conversion_lib.errors import BadInput, OutsideFailure, problem_of
 from conversion_lib.hub.errors import explain, shown_endpoint
-from conversion_lib.hub.files import Fetcher, Mismatch, RemoteFile, Resolved, hub_endpoint, mismatch
+from conversion_lib.hub.files import Fetcher, Mismatch, Resolved, hub_endpoint, mismatch
 from conversion_lib.hub.needed import needed_files
 from conversion_lib.progress import SILENT, Reporter
-from conversion_lib.record import PROVENANCE_NAME
+from conversion_lib.record import (
+    DOWNLOAD_RECORD_NAME,
+    NOT_OF_A_SOURCE,
+    Commit,
+    Provenance,
+    RemoteFile,
+    is_commit,
+    parsed,
+)
+from conversion_lib.sources.noted import download_record, modified_times
 from conversion_lib.storage.disk import check_disk
-from conversion_lib.storage.files import disk_error, in_parallel, one_at_a_time, write_atomically
+from conversion_lib.storage.files import disk_error, expanded, in_parallel, one_at_a_time, write_atomically
+from conversion_lib.storage.links import refuse_links_in
 from conversion_lib.storage.locations import local_path
+from conversion_lib.storage.names import is_hidden, is_safe, path_below, require_distinct, shown
 
 WORK_NAME = ".ferry"
 """Directory for work in progress in the destination; removed when the download is complete."""
 THREADS = 4
-
-
-class Provenance(BaseModel):
-    """The content of provenance.json. Times are UTC in ISO 8601; `finished` is None if the weights were streamed."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    repo: str
-    revision: str
-    commit: str
-    endpoint: str
-    files: list[RemoteFile]
-    started: str
-    finished: str | None
-    huggingface_hub: str
-    ferry: str
+SHOWN = 4
+"""Names in a message, of many."""
 
 
 class _Unfinished(BaseModel):
     """The content of `.ferry/download.json`: the repository and commit of an unfinished download."""
 
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
     repo: str
-    commit: str
+    commit: Commit
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,21 +92,38 @@ def resolve(
             info = api.model_info(repo, revision=revision, files_metadata=True, timeout=30)
         except Exception as error:
             raise explain(error, where, repo, endpoint) from error
-        files = []
-        for sibling in info.siblings or []:
-            if sibling.size is None or sibling.blob_id is None:
-                raise BadInput(
-                    f"{shown_endpoint(endpoint)} gives no size or git id for {sibling.rfilename} of {where}, so a"
-                    " download could not be checked; use the Hub itself or a mirror that keeps them"
-                )
-            sha256 = sibling.lfs.sha256 if sibling.lfs else None
-            size = sibling.lfs.size if sibling.lfs else sibling.size
-            files.append(RemoteFile(path=sibling.rfilename, size=size, sha256=sha256, blob_id=sibling.blob_id))
-        if info.sha is None:
-            raise BadInput(f"{shown_endpoint(endpoint)} names no commit for {where}")
-        return Resolved(repo=repo, commit=info.sha, files=sorted(files, key=lambda file: file.path))
+        return _resolved(repo, where, shown_endpoint(endpoint), info)
 
-    return (backoff or Backoff()).run(ask, reporter=reporter)
+    resolved = (backoff or Backoff()).run(ask, reporter=reporter)
+    left_out = [file.path for file in resolved.files if not _may_be_written(file.path)]
+    if told := [shown(path) for path in left_out if "/" not in path and not is_hidden(path)]:
+        names = ", ".join(told[:SHOWN])
+        reporter.say(f"{repo}: not fetched: {names}; the name is one of ferry's own records, or no path on all systems")
+    files = [file for file in resolved.files if file.path not in left_out]
+    return resolved.model_copy(update={"files": files})
+
+
+def _resolved(repo: str, where: str, hub: str, info: ModelInfo) -> Resolved:
+    """Returns what the Hub says of a repository. A mirror may say anything, so it is checked; raises BadInput."""
+    files = []
+    for sibling in info.siblings or []:
+        if sibling.size is None or sibling.blob_id is None:
+            raise BadInput(
+                f"{hub} gives no size or git id for {shown(sibling.rfilename)} of {where}, so a"
+                " download could not be checked; use the Hub itself or a mirror that keeps them"
+            )
+        sha256 = sibling.lfs.sha256 if sibling.lfs else None
+        size = sibling.lfs.size if sibling.lfs else sibling.size
+        files.append({"path": sibling.rfilename, "size": size, "sha256": sha256, "blob_id": sibling.blob_id})
+    try:
+        return Resolved.model_validate({"repo": repo, "commit": info.sha, "files": files})
+    except ValidationError as error:
+        raise BadInput(f"{hub} does not answer as a Hub does for {where}: {problem_of(error)}") from None
+
+
+def _may_be_written(path: str) -> bool:
+    """Returns whether a file at the top of a repository may be fetched. Deeper ones never are; messages name them."""
+    return "/" in path or (is_safe(path) and not is_hidden(path) and path not in NOT_OF_A_SOURCE)
 
 
 def download(
@@ -128,7 +145,7 @@ def download(
         OutsideFailure: The Hub fails in all tries of `backoff`, or sends other bytes than it announced.
     """
     started, began = time.monotonic(), now()
-    destination = local_path(destination, "a directory").expanduser().absolute()
+    destination = expanded(local_path(destination, "a directory")).absolute()
     fetched: list[RemoteFile] = []
     if (kept := _whole(destination, repo, revision)) is None:  # else `revision` is a complete commit: no need to ask
         resolved = resolve(repo, revision, backoff=backoff, reporter=reporter)
@@ -155,38 +172,27 @@ def cached_download(repo: str, *, revision: str = "main", reporter: Reporter = S
 
     Several runs may use the cache at the same time. Raises what `download` raises.
     """
-    cache = cache_directory() / repo.replace("/", "--")
-    whole = _whole(cache / revision, repo, revision) is not None  # then `revision` is a commit: no need to ask
+    cache = path_below(cache_directory(), repo.replace("/", "--"), repo)
+    whole = is_commit(revision) and _whole(cache / revision, repo, revision) is not None  # no need to ask the Hub
     commit = revision if whole else resolve(repo, revision, reporter=reporter).commit
     return download(repo, cache / commit, revision=commit, reporter=reporter).path
 
 
 def cache_directory() -> Path:
-    """Returns the directory for downloads without a destination: FERRY_CACHE, or ~/.cache/ferry."""
-    return Path(os.environ.get("FERRY_CACHE") or "~/.cache/ferry").expanduser()
-
-
-def read_provenance(directory: Path) -> Provenance | None:
-    """Returns what `download` recorded in `directory`; None if there is no record.
+    """Returns the directory for downloads without a destination: FERRY_CACHE, or ~/.cache/ferry.
 
     Raises:
-        BadInput: The file is not a provenance of this version.
+        BadInput: FERRY_CACHE is not set, and there is no home directory.
     """
-    path = directory / PROVENANCE_NAME
-    try:
-        return Provenance.model_validate_json(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except ValidationError as error:
-        raise BadInput(f"{path} is not a provenance of this version: {problem_of(error)}") from error
+    return expanded(os.environ.get("FERRY_CACHE") or "~/.cache/ferry", "set FERRY_CACHE to a directory for downloads")
 
 
 def _whole(destination: Path, repo: str, commit: str) -> Provenance | None:
     """Returns the provenance if the destination has this commit and every file has its size."""
-    kept = read_provenance(destination)
+    kept = download_record(destination)
     if kept is None or (kept.repo, kept.commit) != (repo, commit):
         return None
-    return kept if all(_size(destination / file.path) == file.size for file in kept.files) else None
+    return kept if all(_size(destination, file) == file.size for file in kept.files) else None
 
 
 class _Download:
@@ -194,6 +200,7 @@ class _Download:
 
     def __init__(self, resolved: Resolved, files: list[RemoteFile], destination: Path, reporter: Reporter) -> None:
         self.resolved, self.files, self.destination, self.reporter = resolved, files, destination, reporter
+        require_distinct((file.path for file in files), resolved.repo)
         self.endpoint = hub_endpoint()
         self.name = f"{resolved.repo} at {resolved.commit}"
         self.work = destination / WORK_NAME
@@ -203,6 +210,7 @@ class _Download:
     def run(self, revision: str, began: str, threads: int, backoff: Backoff) -> tuple[Provenance, list[RemoteFile]]:
         """Fetches the missing files; returns the provenance, which it writes, and the fetched files."""
         waiting = f"waiting for another download into {self.destination}"
+        refuse_links_in(self.work)
         try:
             with one_at_a_time(self.work / "lock", lambda: self.reporter.say(waiting)):
                 kept = _whole(self.destination, self.resolved.repo, self.resolved.commit)
@@ -224,9 +232,10 @@ class _Download:
         """Returns the files to fetch and notes the download in the destination; BadInput if that has other files."""
         resolved = self.resolved
         shutil.rmtree(self.staging, ignore_errors=True)  # left by a killed try
-        there: Provenance | _Unfinished | None = read_provenance(self.destination)
+        there: Provenance | _Unfinished | None = download_record(self.destination)
         if there is None and self.unfinished.exists():
-            there = _Unfinished.model_validate_json(self.unfinished.read_bytes())
+            what = "note of a download"
+            there = parsed(_Unfinished, self.unfinished.read_bytes(), self.unfinished, what)
         if there is None:
             present = self._adopt(threads)
         elif (there.repo, there.commit) != (resolved.repo, resolved.commit):
@@ -235,7 +244,7 @@ class _Download:
                 " or remove this one"
             )
         else:
-            sizes = {file.path: _size(self.destination / file.path) for file in self.files}
+            sizes = {file.path: _size(self.destination, file) for file in self.files}
             changed = [file.path for file in self.files if sizes[file.path] not in (None, file.size)]
             self._refuse(changed)
             present = {path for path, size in sizes.items() if size is not None}
@@ -243,12 +252,12 @@ class _Download:
         check_disk(self.destination, sum(file.size for file in missing))
         unfinished = _Unfinished(repo=resolved.repo, commit=resolved.commit)
         write_atomically(self.unfinished, unfinished.model_dump_json().encode())
-        (self.destination / PROVENANCE_NAME).unlink(missing_ok=True)  # it marks a complete download
+        (self.destination / DOWNLOAD_RECORD_NAME).unlink(missing_ok=True)  # it marks a complete download
         return missing
 
     def _adopt(self, threads: int) -> set[str]:
         """Returns the paths of files from another tool that are already there and have the Hub's content."""
-        present = [file for file in self.files if (self.destination / file.path).exists()]
+        present = [file for file in self.files if _size(self.destination, file) is not None]
         expected = {file.path for file in self.resolved.files}
         strangers = [p.name for p in self.destination.glob("*.safetensors*") if p.name not in expected]
 
@@ -299,33 +308,28 @@ class _Download:
             in_parallel(fetch, missing, threads=threads)
 
     def _record(self, revision: str, began: str) -> Provenance:
-        needed = self.resolved.model_copy(update={"files": self.files})
-        provenance = write_provenance(self.destination, needed, revision, began, now())
+        provenance = Provenance(
+            repo=self.resolved.repo,
+            revision=revision,
+            commit=self.resolved.commit,
+            endpoint=shown_endpoint(self.endpoint),
+            files=self.files,
+            modified=modified_times(self.destination, (file.path for file in self.files)),
+            started=began,
+            finished=now(),
+            huggingface_hub=huggingface_hub.__version__,
+            ferry=__version__,
+        )
+        content = provenance.model_dump_json(indent=2).encode() + b"\n"
+        write_atomically(self.destination / DOWNLOAD_RECORD_NAME, content)
         self.unfinished.unlink()
         return provenance
 
 
-def write_provenance(
-    directory: Path, resolved: Resolved, revision: str, started: str, finished: str | None
-) -> Provenance:
-    """Writes provenance.json, which says where the files in `directory` came from. Times as from `now`."""
-    provenance = Provenance(
-        repo=resolved.repo,
-        revision=revision,
-        commit=resolved.commit,
-        endpoint=shown_endpoint(hub_endpoint()),
-        files=resolved.files,
-        started=started,
-        finished=finished,
-        huggingface_hub=huggingface_hub.__version__,
-        ferry=__version__,
-    )
-    write_atomically(directory / PROVENANCE_NAME, provenance.model_dump_json(indent=2).encode() + b"\n")
-    return provenance
-
-
-def _size(path: Path) -> int | None:
-    return path.stat().st_size if path.is_file() else None
+def _size(directory: Path, file: RemoteFile) -> int | None:
+    """Returns the bytes of a file that is there. A link does not count as one, and is replaced."""
+    path = path_below(directory, file.path, file.path)
+    return path.stat().st_size if path.is_file() and not path.is_symlink() else None
 
 
 def now() -> str:

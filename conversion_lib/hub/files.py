@@ -16,25 +16,9 @@ from pydantic import BaseModel, ConfigDict
 from conversion_lib.core.retry import Passing
 from conversion_lib.errors import BadInput
 from conversion_lib.hub.errors import explain, shown_endpoint
+from conversion_lib.record import Commit, RemoteFile
 from conversion_lib.storage.files import sync_directory, sync_file
-
-
-class RemoteFile(BaseModel):
-    """A file on the Hub.
-
-    Attributes:
-        path: Its path in the repository.
-        size: Bytes.
-        sha256: Of the content, in hexadecimal; None if the file is in git itself and not in LFS or Xet.
-        blob_id: The git id of the file, or of its pointer in LFS.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    path: str
-    size: int
-    sha256: str | None
-    blob_id: str
+from conversion_lib.storage.names import path_below
 
 
 class Resolved(BaseModel):
@@ -43,12 +27,16 @@ class Resolved(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     repo: str
-    commit: str
+    commit: Commit
     files: list[RemoteFile]
 
 
 def hub_endpoint() -> str:
-    """The Hub to ask: HF_ENDPOINT as it is now (the client reads it once, when it is imported)."""
+    """Returns the Hub's URL: HF_ENDPOINT as it is now. The client reads it only when it is imported.
+
+    Raises:
+        BadInput: It is not an HTTP URL.
+    """
     endpoint = (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
     if not endpoint.startswith(("http://", "https://")):
         raise BadInput(f"HF_ENDPOINT is {shown_endpoint(endpoint)!r}: expected http://... or https://...")
@@ -88,6 +76,8 @@ class Fetcher:
                     revision=self.commit,
                     endpoint=self.endpoint,
                     local_dir=self.staging,
+                    # without a home directory, the client has no cache of its own to look into
+                    cache_dir=self.staging / "cache" if constants.HF_HUB_CACHE.startswith("~") else None,
                     force_download=afresh,
                     tqdm_class=_bar_class(advance),
                 )
@@ -98,7 +88,7 @@ class Fetcher:
             fetched.unlink()
             raise Mismatch(f"{what} from {hub} is not what was announced: {problem}")
         sync_file(fetched)
-        fetched.replace(self.destination / file.path)
+        fetched.replace(path_below(self.destination, file.path, self.repo))
         sync_directory(self.destination)
 
 

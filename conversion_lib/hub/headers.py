@@ -16,17 +16,18 @@ from conversion_lib import hub
 from conversion_lib.core.retry import Backoff, Passing
 from conversion_lib.errors import OutsideFailure
 from conversion_lib.hub.errors import explain, shown_endpoint
-from conversion_lib.hub.files import Fetcher, RemoteFile, mismatch
+from conversion_lib.hub.files import Fetcher, mismatch
 from conversion_lib.models.hf_config import CONFIG_NAME
 from conversion_lib.progress import SILENT, Reporter
-from conversion_lib.record import HF_RECORD_NAME, PROVENANCE_NAME
+from conversion_lib.record import Origin, RemoteFile
 from conversion_lib.sources.files import Files, ReadRun, Shard
 from conversion_lib.sources.safetensors import chosen_files
 from conversion_lib.sources.safetensors_header import header_bytes
 from conversion_lib.sources.weight_files import INDEX_NAME, SUFFIX
 from conversion_lib.storage.files import disk_error, in_parallel
+from conversion_lib.storage.names import require_distinct
 
-FETCHED_WHOLE = (CONFIG_NAME, INDEX_NAME, HF_RECORD_NAME)
+FETCHED_WHOLE = (CONFIG_NAME, INDEX_NAME)
 """Files that planning reads in addition to the headers of the weights."""
 THREADS = 8
 PARTIAL_CONTENT = 206
@@ -63,8 +64,6 @@ def headers_of(
         reporter.say(f"{repo} at {resolved.commit}: fetching headers only, not the weights")
         files = HubFiles(resolved, Path(name))
         files.fetch(FETCHED_WHOLE, backoff, reporter)
-        # the part of a download's provenance by which a source is identified
-        (Path(name) / PROVENANCE_NAME).write_text(resolved.model_dump_json())
         yield files
 
 
@@ -86,6 +85,7 @@ class HubFiles(Files):
         self.resolved, self.directory = resolved, directory
         self.name = f"{resolved.repo}@{resolved.commit}"
         self.remote = {file.path: file for file in resolved.files}
+        require_distinct(self.remote, self.name)
         self.headers: dict[str, bytes] = {}
 
     def fetch(self, fetched_whole: Collection[str], backoff: Backoff, reporter: Reporter) -> None:
@@ -132,8 +132,8 @@ class HubFiles(Files):
     def reader(self, shard: str) -> ReadRun:
         raise AssertionError(f"{shard} of {self.name} is on the Hub: a plan is made from headers alone")
 
-    def modified(self, name: str) -> int:
-        return 0
+    def origin(self, shards: Collection[Shard]) -> Origin:
+        return Origin(path=self.name, repo=self.resolved.repo, commit=self.resolved.commit)
 
 
 def _first_bytes(fetcher: Fetcher, file: RemoteFile, count: int) -> bytes:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from conversion_lib.core.retry import Backoff
 from conversion_lib.errors import BadInput
-from conversion_lib.hub.files import Fetcher, RemoteFile, Resolved, hub_endpoint, mismatch
+from conversion_lib.hub.files import Fetcher, Resolved, hub_endpoint, mismatch
 from conversion_lib.progress import SILENT, Reporter, format_bytes
-from conversion_lib.record import WORK_NAME
+from conversion_lib.record import WORK_NAME, RemoteFile
 from conversion_lib.sources.weight_files import INDEX_NAME, SINGLE_NAME, SUFFIX, weight_files
 
 BESIDE = (

@@ -12,15 +12,20 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pydantic import TypeAdapter, ValidationError
+
 from conversion_lib.errors import FerryError, OutsideFailure
 from conversion_lib.storage.files import write_atomically
+from conversion_lib.storage.links import refuse_links_in
 
 Range = tuple[int, int]
 """The first byte and the byte after the last."""
 
+_RANGES = TypeAdapter(tuple[Range, ...])
 KEPT_SUFFIX = ".kept"
 COPY_BYTES = 1 << 20
 
@@ -97,6 +102,7 @@ class ShardCache:
         """
         self._demands = {demand.name: demand for demand in demands}
         self._limit = limit
+        refuse_links_in(self._directory)
         self._directory.mkdir(parents=True, exist_ok=True)
         self._take_stock()
         self._waiting = [name for name, demand in self._demands.items() if self._lacks(demand)]
@@ -112,9 +118,8 @@ class ShardCache:
             if demand and path.is_file() and path.stat().st_size == demand.size:
                 self._whole.add(path.name)
             elif path.suffix == ".json" and (kept := path.with_suffix("")).exists():
-                self._kept[kept.name.removesuffix(KEPT_SUFFIX)] = tuple(
-                    (start, stop) for start, stop in json.loads(path.read_bytes())
-                )
+                with suppress(ValidationError):  # a note that is damaged says of nothing that it was kept
+                    self._kept[kept.name.removesuffix(KEPT_SUFFIX)] = _RANGES.validate_json(path.read_bytes())
         wanted = {self._kept_path(name) for name in self._kept.keys() & self._demands.keys()}
         wanted |= {_note_of(path) for path in wanted} | {self._directory / name for name in self._whole}
         self._kept = {name: ranges for name, ranges in self._kept.items() if name in self._demands}

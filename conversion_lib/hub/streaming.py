@@ -65,14 +65,13 @@ def streamed(
         BadInput: As for `headers_of`.
         OutsideFailure: As for `headers_of`.
     """
-    backoff, started = backoff or Backoff(), hub.now()
+    backoff = backoff or Backoff()
     resolved = hub.resolve(repo, revision, backoff=backoff, reporter=reporter)
     with tempfile.TemporaryDirectory(prefix="ferry-config-") as name:
         needed = hub.needed_files(resolved, Path(name), leave_index=True, backoff=backoff, reporter=reporter)
         resolved = resolved.model_copy(update={"files": needed})
         files = StreamedFiles(resolved, Path(name), cache, output, backoff, reporter)
         files.fetch({path for path in files.remote if not path.endswith(".safetensors")}, backoff, reporter)
-        hub.write_provenance(files.directory, resolved, revision, started, None)
         yield files
 
 
@@ -95,7 +94,7 @@ class StreamedFiles(HubFiles):
     ) -> None:
         super().__init__(resolved, directory)
         self.output, self.reporter = output, reporter
-        self.cache_directory = cache
+        self.cache_directory = cache  # made, and looked at for links, when the first shard is to come
         self._backoff, self._local = backoff, Handles()
         self._fetcher = Fetcher(resolved.repo, resolved.commit, hub.hub_endpoint(), cache / "hub", cache)
         self.cache = ShardCache(cache, self._fetch, self._local.forget)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -36,7 +36,7 @@ from conversion_lib.logits.verdict.rounding import dither_of
 from conversion_lib.maxtext.model import MaxTextModel, maxtext_model
 from conversion_lib.models.hf_config import CONFIG_NAME, ModelConfig, config_of
 from conversion_lib.progress import SILENT, Reporter, format_bytes
-from conversion_lib.publish.staged import checkpoint_digest
+from conversion_lib.publish.staged import checkpoint_digest, open_staged, sha256_of
 from conversion_lib.record import (
     CHECK_NAME,
     HF_DIR_NAME,
@@ -115,8 +115,10 @@ def run_check(
     source, record = open_orbax(checkpoint), record_of(checkpoint)
     directory = location(report_dir) if report_dir else root_of(checkpoint) / REPORT_DIR_NAME
     digest, identity = checkpoint_digest(str(checkpoint)), _reference_identity(reference)
-    earlier = earlier_result(directory / CHECK_NAME)
-    if earlier is not None and _still_stands(earlier, digest, identity, options):
+    companions = open_staged(str(checkpoint)).companions()
+    earlier, page = earlier_result(directory / CHECK_NAME), (directory / REPORT_PAGE_NAME).read()
+    stands = earlier is not None and _still_stands(earlier, digest, identity, options)
+    if earlier is not None and stands and page is not None and earlier.covers == _covers(companions, page):
         reporter.say(f"{checkpoint} has already passed this check: {earlier.report}")
         return earlier.model_copy(update={"already": True, "bytes_in": 0})
 
@@ -141,6 +143,7 @@ def run_check(
         source_not_finite=_source_not_finite(reference, expected, found),
         engine=options.engine,
         digest=digest,
+        covers={},
         notes=notes(config, expected.prompts, found.idle_experts),
         report=str(directory / REPORT_PAGE_NAME),
         reference=identity,
@@ -160,16 +163,22 @@ def run_check(
     )
     result = result.model_copy(update={"reason": reason(result, config)})
     title = record.model_name if record else str(root_of(checkpoint))
-    page = render(ReportData(title, result, expected.prompts, expected.logits, found.logits, comparison))
+    page = render(ReportData(title, result, expected.prompts, expected.logits, found.logits, comparison)).encode()
+    result = result.model_copy(update={"covers": _covers(companions, page)})
     _write_report(directory, page, result)
     return result
 
 
-def _write_report(directory: Location, page: str, result: CheckResult) -> None:
+def _covers(companions: Mapping[str, str], page: bytes) -> dict[str, str]:
+    """The SHA-256 of each file that a verdict covers beside the weights, the report among them."""
+    return {**companions, f"{REPORT_DIR_NAME}/{REPORT_PAGE_NAME}": sha256_of(page)}
+
+
+def _write_report(directory: Location, page: bytes, result: CheckResult) -> None:
     """Writes the page, then the verdict."""
     try:
         directory.make()
-        (directory / REPORT_PAGE_NAME).write(page.encode())
+        (directory / REPORT_PAGE_NAME).write(page)
         (directory / CHECK_NAME).write(result.model_dump_json(indent=2).encode() + b"\n")
     except FerryError as error:  # from a bucket
         raise type(error)(f"{error}; the report is lost: use `--report DIR` to write it to a directory") from error

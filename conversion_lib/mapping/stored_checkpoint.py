@@ -43,6 +43,8 @@ class MaxTextInput:
     maxtext: str | None
     record: CheckpointRecord | None
     origin: Origin
+    notes: tuple[str, ...] = ()
+    """As a Job has them."""
 
     @cached_property
     def dims(self) -> Dims:
@@ -95,6 +97,7 @@ class MaxTextInput:
             bytes_in=bytes_in(plan, self.source),
             chunk_limit=chunk_limit,
             name=str(self.source.stored.items),
+            notes=self.notes,
             content=lambda: orbax_content(self.source.stored.items),
             source_dtypes=lambda: self.record.source_dtypes if self.record else None,
         )

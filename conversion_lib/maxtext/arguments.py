@@ -22,6 +22,7 @@ from conversion_lib.maxtext.names import model_of, setting_names
 from conversion_lib.models.catalog import Model
 from conversion_lib.program import Outcome, run_command
 from conversion_lib.progress import Reporter
+from conversion_lib.storage.files import expanded
 from conversion_lib.storage.locations import local_path
 
 TRUE, FALSE = ("true", "t", "yes", "y", "on", "1"), ("false", "f", "no", "n", "off", "0")
@@ -277,7 +278,7 @@ def output(arguments: Arguments, *schemes: str) -> Path | str:
     if given.startswith(schemes):
         return given
     accepted = " or ".join(["a directory", *(f"{scheme}..." for scheme in schemes)])
-    return local_path(given, f"{accepted}, for base_output_directory").expanduser()
+    return expanded(local_path(given, f"{accepted}, for base_output_directory"))
 
 
 def run_as_command(run: Callable[[Sequence[str], Reporter], Outcome], command: Command, usage: str) -> None:

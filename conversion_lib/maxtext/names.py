@@ -91,3 +91,10 @@ def size_differences(model: Model, config: ModelConfig) -> list[str]:
         if spelling is not None and config.given(spelling) != expected:
             found.append(f"{spelling} ({config.given(spelling)}, not {expected})")
     return found
+
+
+def size_notes(model: Model | None, config: ModelConfig) -> tuple[str, ...]:
+    """A line for a person where a model was named and the source has other sizes than it."""
+    if model is None or not (other := size_differences(model, config)):
+        return ()
+    return (f"warning: {config.path} differs from MaxText's {model.name} in {', '.join(other)}; the file is used",)

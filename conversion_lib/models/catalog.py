@@ -93,6 +93,7 @@ SIBLINGS: dict[str, tuple[str, str]] = {
 }
 """MaxText's other names for models with the same sizes: the name above, and the repository on the Hub."""
 
+OWNER_SEPARATOR = "--"
 _BY_NAME = {model.name: model for model in MODELS}
 
 
@@ -109,18 +110,25 @@ def model_named(name: str) -> Model:
 
 
 def published_name(repo: str | None, fallback: str) -> str:
-    """Returns the name under which a checkpoint is published.
+    """Returns the name under which a checkpoint is published: lower case letters, digits and `._-`.
 
     Args:
         repo: The repository that its weights came from; None if it is not known.
         fallback: Text to make the name from without a repository, such as the path.
 
     Returns:
-        The catalogue's name of the repository, or a name made from the repository: lower case letters, digits and
-        `._-`.
+        For a repository of the catalogue, the catalogue's name. Another repository keeps its owner, as in
+        `someone--qwen3-0.6b`. A checkpoint without a repository never gets a name of the catalogue.
     """
     for model in MODELS:
         if repo and repo.lower() in (known.lower() for known in (model.repo, *model.also)):
             return model.name
-    stem = (repo or fallback).rstrip("/").split("/")[-1].lower()
-    return re.sub(r"[^a-z0-9._-]+", "-", stem).strip("-.") or "model"
+    if repo and "/" in repo:
+        return OWNER_SEPARATOR.join(_plain(part) for part in repo.split("/"))
+    name = _plain((repo or fallback).rstrip("/").split("/")[-1])
+    return f"local-{name}" if name in _BY_NAME else name
+
+
+def _plain(name: str) -> str:
+    """Returns a name in lower case, with single hyphens: no name on the Hub has two in a row."""
+    return re.sub(r"[^a-z0-9._]+", "-", name.lower()).strip("-.") or "model"

@@ -11,6 +11,7 @@ from conversion_lib.record import COMMIT_NAME, ON_THE_FLY_LEASE, CheckpointRecor
 from conversion_lib.runs.trees import maxtext_staging
 from conversion_lib.runs.workspace import finished
 from conversion_lib.sources.orbax import open_orbax
+from conversion_lib.storage.files import expanded
 from conversion_lib.storage.lease import Lease
 from conversion_lib.storage.locations import local_path, location
 
@@ -36,7 +37,7 @@ class Output:
 
     def __init__(self, destination: str | Path) -> None:
         text = str(destination)
-        self._root = location(text if "://" in text else local_path(text, EXPECTED).expanduser().absolute())
+        self._root = location(text if "://" in text else expanded(local_path(text, EXPECTED)).absolute())
         self._staging = maxtext_staging(str(self._root), alone=False)
 
     @property

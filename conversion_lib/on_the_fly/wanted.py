@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
@@ -16,7 +15,8 @@ from conversion_lib.conversions.opening import known_directory
 from conversion_lib.errors import BadInput
 from conversion_lib.maxtext.names import TARGET_SETTINGS, is_model_name, model_of
 from conversion_lib.on_the_fly.output import Foreign
-from conversion_lib.record import CHOSEN_FIELDS, CheckpointRecord, Target
+from conversion_lib.record import CHOSEN_FIELDS, CheckpointRecord, Target, is_commit
+from conversion_lib.storage.files import expanded
 
 HUB_SECONDS = 30.0
 
@@ -69,7 +69,7 @@ class Wanted:
     @cached_property
     def commit(self) -> str | None:
         """The commit that `revision` names now; None if the Hub does not answer."""
-        if re.fullmatch(r"[0-9a-f]{40}", self.revision):
+        if is_commit(self.revision):
             return self.revision
         import huggingface_hub
 
@@ -137,7 +137,7 @@ def wanted(model: str, revision: str, target: Target, token: str | None) -> Want
     if is_model_name(model):
         named = model_of(model)
         return Wanted(named.repo, None, named.name, revision, target, token)
-    if "/" not in model and not Path(model).expanduser().is_dir():
+    if "/" not in model and not expanded(model).is_dir():
         model_of(model)  # raises, with the nearest names
     directory = known_directory(model)
     source = model if directory is None else str(directory.absolute())

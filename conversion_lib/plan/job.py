@@ -43,6 +43,8 @@ class Job:
     pace: Pace | None = None
     source_dtypes: Callable[[], SourceDtypes | None] = lambda: None
     """Returns the dtypes of the source's tensors, which an export writes."""
+    notes: tuple[str, ...] = ()
+    """What a person should know before it runs, one line each."""
     resident_bytes: int = 0
 
 

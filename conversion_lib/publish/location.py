@@ -12,10 +12,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from conversion_lib.errors import BadInput
 from conversion_lib.publish.destinations.base import LEVELS, MARKER_NAME, Destination
-from conversion_lib.record import CheckpointRecord, Origin
+from conversion_lib.record import CheckpointRecord, Origin, Time, parsed
+from conversion_lib.storage.names import is_hidden, safe_part, shown
 
 FINGERPRINT_DIGITS = 12
 """Digits of a fingerprint that is used in place of a commit."""
+POINTER_PREFIX = "latest-"
+"""Start of the names of the files beside a model's commits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +28,12 @@ class PublishedPath:
     model: str
     commit: str
     target: str
+
+    def __post_init__(self) -> None:
+        """Raises BadInput where a level would be no directory of its own, or one that Ferry keeps for itself."""
+        for what, level in (("model", self.model), ("commit", self.commit), ("target", self.target)):
+            if is_hidden(safe_part(level, f"the {what} to publish")) or level.startswith(POINTER_PREFIX):
+                raise BadInput(f"the {what} to publish has the name {shown(level)}, which ferry keeps for itself")
 
     @classmethod
     def of_record(cls, record: CheckpointRecord) -> PublishedPath:
@@ -55,7 +64,7 @@ class PublishedPath:
     @property
     def pointer(self) -> str:
         """The file beside a model's commits that names the commit published last for this target."""
-        return f"{self.model}/latest-{self.target}.json"
+        return f"{self.model}/{POINTER_PREFIX}{self.target}.json"
 
     def model_url(self, url: str) -> str:
         """Returns `<base>/<model>`, given this location's full URL."""
@@ -89,7 +98,7 @@ class Marker(BaseModel):
     digest: str
     checked: bool
     manifest_crc32c: str
-    published: str
+    published: Time
     ferry: str
     model: Annotated[str, Field(exclude_if=lambda line: not line)] = ""
 
@@ -102,7 +111,7 @@ class Latest(BaseModel):
     location: str
     digest: str
     checked: bool
-    published: str
+    published: Time
 
 
 def parse_marker(content: bytes) -> Marker | None:
@@ -121,11 +130,7 @@ def read_marker(destination: Destination) -> Marker | None:
         OutsideFailure: The disk or the service failed.
     """
     content = destination.read(MARKER_NAME)
-    if content is None:
-        return None
-    if (marker := parse_marker(content)) is None:
-        raise BadInput(f"{destination.url}/{MARKER_NAME} is not a marker of this version")
-    return marker
+    return None if content is None else parsed(Marker, content, f"{destination.url}/{MARKER_NAME}", "marker")
 
 
 def read_latest(base: Destination, path: PublishedPath) -> PublishedPath | None:
@@ -142,10 +147,5 @@ def read_latest(base: Destination, path: PublishedPath) -> PublishedPath | None:
     content = base.read(path.pointer)
     if content is None:
         return None
-    try:
-        location = Latest.model_validate_json(content).location
-    except ValidationError as error:
-        raise BadInput(
-            f"{base.url}/{path.pointer} is not a pointer of this version: publish again, or remove it"
-        ) from error
-    return PublishedPath.parse(f"{path.model}/{location}")
+    named = parsed(Latest, content, f"{base.url}/{path.pointer}", "pointer")
+    return PublishedPath.parse(f"{path.model}/{named.location}")

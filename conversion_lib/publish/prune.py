@@ -6,7 +6,6 @@ ones are kept. A location without a marker and without a write for a day is a le
 
 from __future__ import annotations
 
-import datetime
 import time
 from collections import defaultdict
 from collections.abc import Iterable
@@ -18,6 +17,7 @@ from conversion_lib.progress import SILENT, Reporter, format_bytes
 from conversion_lib.publish.destinations import open_destination
 from conversion_lib.publish.destinations.base import MARKER_NAME, Destination, StoredVersion
 from conversion_lib.publish.location import Marker, PublishedPath, parse_marker, read_latest
+from conversion_lib.record import seconds_of
 
 DAY_SECONDS = 86_400.0
 Why = Literal["superseded", "leftover"]
@@ -63,12 +63,11 @@ class PruneResult:
 
 @dataclass(frozen=True, slots=True)
 class _Version:
+    """published: in seconds since 1970."""
+
     location: StoredVersion
     marker: Marker
-
-    @property
-    def published(self) -> float:
-        return datetime.datetime.fromisoformat(self.marker.published).timestamp()
+    published: float
 
 
 def prune(
@@ -101,7 +100,7 @@ def prune(
     if not locations:
         raise BadInput(f"nothing is published under {url}: expected the URL that `ferry publish` was given")
     now = time.time()
-    versions = _versions(base, locations, reporter)
+    versions = _versions(base, locations, now, reporter)
     kept = _kept(base, versions, keep, now - older_than_days * DAY_SECONDS)
     found = [
         Removable(v.location.path, "superseded", v.marker.published, v.location.files, v.location.bytes)
@@ -121,8 +120,11 @@ def prune(
     return PruneResult(url, remove, found, stay, sum(removable.bytes for removable in found))
 
 
-def _versions(base: Destination, locations: Iterable[StoredVersion], reporter: Reporter) -> list[_Version]:
-    """Returns the committed locations whose marker can be read."""
+def _versions(base: Destination, locations: Iterable[StoredVersion], now: float, reporter: Reporter) -> list[_Version]:
+    """Returns the committed locations whose marker can be read.
+
+    If a version was published in the future, by a clock that is ahead, the times of its files count instead.
+    """
     versions = []
     for location in locations:
         if location.committed:
@@ -130,7 +132,14 @@ def _versions(base: Destination, locations: Iterable[StoredVersion], reporter: R
             if marker is None:
                 reporter.say(f"{base.url}/{location.path} stays: its {MARKER_NAME} is not of this version")
                 continue
-            versions.append(_Version(location, marker))
+            published = seconds_of(marker.published)
+            if published > now:
+                published = min(published, location.touched)
+                reporter.say(
+                    f"{base.url}/{location.path} was published at {marker.published}, by a clock ahead of this"
+                    " machine's: it counts as of when its files were written"
+                )
+            versions.append(_Version(location, marker, published))
     return versions
 
 

@@ -29,23 +29,24 @@ from conversion_lib import __version__
 from conversion_lib.errors import BadInput
 from conversion_lib.progress import SILENT, Reporter
 from conversion_lib.publish.destinations import open_destination
-from conversion_lib.publish.destinations.base import MARKER_NAME, Destination, Item
+from conversion_lib.publish.destinations.base import MANIFEST_NAME, MARKER_NAME, Destination, Item
 from conversion_lib.publish.location import Latest, Marker, PublishedPath, read_marker
 from conversion_lib.publish.manifest import Manifest, digest_of
-from conversion_lib.publish.staged import Staged, open_staged
-from conversion_lib.publish.verdict import Verdict, parse_verdict, require_pass
+from conversion_lib.publish.staged import FOLDERS, Staged, open_staged, sha256_of
+from conversion_lib.publish.verdict import Verdict, changed_since, parse_verdict, require_pass
 from conversion_lib.record import (
     CHECK_NAME,
     COMMIT_NAME,
-    HF_DIR_NAME,
-    MAXTEXT_MODELS_NAME,
     MAXTEXT_SETTINGS_NAME,
     PROVENANCE_NAME,
     RECORD_NAME,
     REPORT_DIR_NAME,
     REPORT_PAGE_NAME,
+    STEP_NAME,
     CheckpointRecord,
+    parsed,
     record_in,
+    seconds_of,
 )
 from conversion_lib.storage.checksums import FileEntry, crc32c_of
 from conversion_lib.storage.files import in_parallel
@@ -117,30 +118,30 @@ def publish(
     digest = digest_of(step)
     report_url, files = _read_report(staged, report)
     verdict = parse_verdict(files.get(CHECK_NAME), f"{report_url}/{CHECK_NAME}")
+    companions = staged.companions() | _covered_report(files)
     if not unchecked:
-        require_pass(verdict, digest, str(staged), f"{report_url}/{CHECK_NAME}")
-    if verdict is not None and verdict.digest != digest:
-        verdict = None  # it is about another checkpoint
+        require_pass(verdict, digest, companions, str(staged), f"{report_url}/{CHECK_NAME}")
+    if verdict is not None and (verdict.digest != digest or changed_since(verdict, companions)):
+        verdict = None  # it is about something else
     items = [staged.item("0", entry) for entry in step]
-    for folder in (HF_DIR_NAME, MAXTEXT_MODELS_NAME):
+    for folder in FOLDERS:
         items += [staged.item(folder, entry) for entry in staged.folder(folder)]
     if (settings := staged.read(MAXTEXT_SETTINGS_NAME)) is not None:
         items.append(_item(MAXTEXT_SETTINGS_NAME, settings))
     items += [_item(f"{REPORT_DIR_NAME}/{name}", content) for name, content in files.items() if verdict]
     items.append(_item(PROVENANCE_NAME, _provenance(record, verdict, checked=not unchecked)))
     manifest = Manifest(digest=digest, checked=not unchecked, ferry=__version__, files=[i.entry for i in items])
-    copied = 0
-    if (marker := _published(destination, digest, checked=not unchecked)) is None:
+    copied, fresh = 0, False
+    if (marker := _published(destination, manifest)) is None:
         with destination.exclusive(reporter):
-            if (
-                marker := _published(destination, digest, checked=not unchecked)
-            ) is None:  # not finished by another run in the meantime
+            if (marker := _published(destination, manifest)) is None:  # not finished by another run in the meantime
                 line = verdict.model.line if verdict and verdict.model else record.maxtext_differs
                 copied, marker = _deliver(destination, manifest, items, line, reporter, threads)
                 reporter.say(f"published at {destination.url}")
+                fresh = True
     else:
         reporter.say(f"{digest} is already published at {destination.url}")
-    destination.update(path.pointer, lambda old: _newer(old, path, marker))
+    _point(destination, path, marker, fresh, reporter)
     return PublishResult(
         url=destination.url,
         marker=f"{destination.url}/{MARKER_NAME}",
@@ -169,6 +170,11 @@ def _read_report(staged: Staged, report: Path | None) -> tuple[str, dict[str, by
     return where, {name: content for name, content in found.items() if content is not None}
 
 
+def _covered_report(files: dict[str, bytes]) -> dict[str, str]:
+    page = files.get(REPORT_PAGE_NAME)
+    return {} if page is None else {f"{REPORT_DIR_NAME}/{REPORT_PAGE_NAME}": sha256_of(page)}
+
+
 def _provenance(record: CheckpointRecord, verdict: Verdict | None, *, checked: bool) -> bytes:
     provenance: dict[str, Any] = {
         "record": record.model_dump(mode="json"),
@@ -183,21 +189,39 @@ def _item(path: str, content: bytes) -> Item:
     return Item(FileEntry(path=path, size=len(content), crc32c=crc32c_of(content)), content)
 
 
-def _published(destination: Destination, digest: str, *, checked: bool) -> Marker | None:
-    """Returns the marker of the published checkpoint; None if there is none. Raises BadInput for another checkpoint."""
+def _published(destination: Destination, manifest: Manifest) -> Marker | None:
+    """Returns the marker of the published checkpoint; None if there is none.
+
+    Raises BadInput for another checkpoint, and for this one with other files beside it.
+    """
     marker = read_marker(destination)
     if marker is None:
         return None
-    if marker.digest != digest:
+    if marker.digest != manifest.digest:
         raise BadInput(
-            f"{destination.url} holds {marker.digest}, and this checkpoint is {digest}: publish to another URL, or"
-            " remove that one first"
+            f"{destination.url} holds {marker.digest}, and this checkpoint is {manifest.digest}: publish to another"
+            " URL, or remove that one first"
         )
-    if checked and not marker.checked:
+    there = parsed(Manifest, destination.read(MANIFEST_NAME) or b"", f"{destination.url}/{MANIFEST_NAME}", "manifest")
+    if other := sorted(path for path, _, _ in _companions(there) ^ _companions(manifest)):
+        raise BadInput(
+            f"{destination.url} holds this checkpoint with another {other[0]}: publish to another URL, or remove that"
+            " one first"
+        )
+    if manifest.checked and not marker.checked:
         raise BadInput(
             f"{destination.url} was published without a check: remove it and publish again to include the verdict"
         )
     return marker
+
+
+def _companions(manifest: Manifest) -> set[tuple[str, int, str]]:
+    """Returns the files that readers use beside the weights. Report and provenance may differ: they have times."""
+    return {
+        (file.path, file.size, file.crc32c)
+        for file in manifest.files
+        if not file.path.startswith((f"{STEP_NAME}/", f"{REPORT_DIR_NAME}/")) and file.path != PROVENANCE_NAME
+    }
 
 
 def _deliver(
@@ -229,13 +253,39 @@ def _deliver(
     return size, marker
 
 
-def _newer(old: bytes | None, path: PublishedPath, marker: Marker) -> bytes | None:
-    """Returns the pointer's new content; None if it names this location already, or one published later."""
+def _point(destination: Destination, path: PublishedPath, marker: Marker, fresh: bool, reporter: Reporter) -> None:
+    """Lets the pointer name what was published last.
+
+    If `fresh`, this run has just published it: then it is the last one, unless another run has published something
+    since. A time in the future shows that a clock is wrong, and says nothing about the order.
+    """
+    doubts: list[str] = []
     latest = Latest(location=path.below_model, digest=marker.digest, checked=marker.checked, published=marker.published)
-    try:
-        named = Latest.model_validate_json(old or b"")
-    except ValidationError:
-        named = None
-    if named is not None and named.published >= latest.published:
-        return None
-    return latest.model_dump_json(indent=1).encode() + b"\n"
+
+    def change(old: bytes | None) -> bytes | None:
+        doubts.clear()
+        try:
+            named = Latest.model_validate_json(old or b"")
+        except ValidationError:
+            named = None
+        if named is not None:
+            later = max((named, latest), key=lambda one: seconds_of(one.published))
+            ahead = seconds_of(later.published) > time.time() and named.location != latest.location
+            stays = not fresh if ahead else seconds_of(named.published) >= seconds_of(latest.published)
+            if ahead:
+                doubts.append(_doubt(path, later, named if stays else latest))
+            if stays:
+                return None
+        return latest.model_dump_json(indent=1).encode() + b"\n"
+
+    destination.update(path.pointer, change)
+    for doubt in doubts:
+        reporter.say(doubt)
+
+
+def _doubt(path: PublishedPath, ahead: Latest, named: Latest) -> str:
+    return (
+        f"{path.model}/{ahead.location} was published at {ahead.published}, by a clock ahead of this machine's. So it"
+        f" cannot be told what was published last: {path.pointer} names {named.location}. To have it name another,"
+        " remove it and publish that again"
+    )

@@ -13,13 +13,14 @@ from conversion_lib.models.hf_config import CONFIG_NAME
 from conversion_lib.progress import Reporter, format_bytes
 from conversion_lib.storage.checksums import list_files
 from conversion_lib.storage.interface import SCHEME
+from conversion_lib.storage.names import OWN_PREFIX, safe_path
 
 HUB_SCHEME = "hf://"
 THREADS = 8
 
 
 def upload(source: Path, destination: str, *, private: bool, message: str, reporter: Reporter) -> dict[str, Any]:
-    """Uploads every file of a directory.
+    """Uploads every file of a directory but Ferry's own.
 
     On the Hub, it is one commit of all files, or none if nothing changed. In Cloud Storage, config.json comes last:
     without it, readers do not take the files for a checkpoint.
@@ -38,7 +39,8 @@ def upload(source: Path, destination: str, *, private: bool, message: str, repor
         BadInput: There is no config.json, or the destination cannot be written.
         OutsideFailure: The service failed.
     """
-    sizes = list_files(source) if (source / CONFIG_NAME).is_file() else {}
+    found = list_files(source) if (source / CONFIG_NAME).is_file() else {}
+    sizes = {safe_path(name, source): size for name, size in found.items() if not name.startswith(OWN_PREFIX)}
     if not sizes:
         raise BadInput(f"{source} is not a Hugging Face checkpoint (no {CONFIG_NAME}): export first")
     size = sum(sizes.values())

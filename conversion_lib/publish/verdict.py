@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from conversion_lib.errors import BadInput, problem_of
+from conversion_lib.errors import BadInput
+from conversion_lib.record import parsed
 
 
 class VerdictOnModel(BaseModel):
@@ -45,6 +47,8 @@ class Verdict(BaseModel):
 
     verdict: str
     digest: str
+    covers: dict[str, str] = {}
+    """SHA-256 of each file that is published beside the weights, as it was when they were checked."""
     max_kl: float | None = None
     threshold: float | None = None
     reference: str | None = None
@@ -69,31 +73,38 @@ def parse_verdict(content: bytes | None, where: str) -> Verdict | None:
     Raises:
         BadInput: The file is not a verdict.
     """
-    if content is None:
-        return None
-    try:
-        return Verdict.model_validate_json(content)
-    except ValidationError as error:
-        raise BadInput(f"{where} is not a verdict: {problem_of(error)}") from error
+    return None if content is None else parsed(Verdict, content, where, "verdict")
 
 
-def require_pass(verdict: Verdict | None, digest: str, checkpoint: str, where: str) -> None:
-    """Checks that a verdict is a pass for a checkpoint.
+def require_pass(
+    verdict: Verdict | None, digest: str, companions: Mapping[str, str], checkpoint: str, where: str
+) -> None:
+    """Checks that a verdict is a pass for exactly what is to be published.
 
     Args:
         verdict: None: there is none.
         digest: The checkpoint's digest.
+        companions: The SHA-256 of each file that is published beside the weights, by path.
         checkpoint: The checkpoint, for the error message.
         where: The file of the verdict, for the error message.
 
     Raises:
-        BadInput: There is no verdict, it is about another checkpoint, or it is not a pass.
+        BadInput: There is no verdict, it is about another checkpoint or other files, or it is not a pass.
     """
     advice = f"run `ferry check {checkpoint} --reference HF_DIR`, or publish with --unchecked"
     if verdict is None:
         raise BadInput(f"{checkpoint} has not been checked (no {where}): {advice}")
     if verdict.digest != digest:
         raise BadInput(f"{where} is about another checkpoint ({verdict.digest}, this is {digest}): {advice}")
+    if changed := changed_since(verdict, companions):
+        more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+        raise BadInput(f"{checkpoint} changed since its check: {changed[0]}{more}: {advice}")
     if verdict.verdict != "pass":
         kl = "" if verdict.max_kl is None else f", max KL {verdict.max_kl:.3g}"
         raise BadInput(f"{checkpoint} did not pass its check (verdict {verdict.verdict}{kl}): {advice}")
+
+
+def changed_since(verdict: Verdict, companions: Mapping[str, str]) -> list[str]:
+    """Returns the files beside the weights that have changed since the verdict, sorted."""
+    paths = {*verdict.covers, *companions}
+    return sorted(path for path in paths if verdict.covers.get(path) != companions.get(path))

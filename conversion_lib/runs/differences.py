@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import json
+from typing import Any
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from conversion_lib.errors import BadInput
 
 NAMED_DIFFERENCES = 4
+_OBJECT = TypeAdapter(dict[str, Any])
 
 
 def refuse_difference(held: dict[str, str], ours: dict[str, str], what: str) -> None:
@@ -36,16 +39,29 @@ def refuse_difference(held: dict[str, str], ours: dict[str, str], what: str) -> 
 def identity_in(note: bytes | None) -> dict[str, str] | None:
     """Returns the identity in a run's record or note, or None if the content is neither."""
     try:
-        value = json.loads(note or b"")["identity"]
-    except (KeyError, ValueError, TypeError):
+        return _Noted.model_validate_json(note or b"").identity
+    except ValidationError:
         return None
-    return {str(key): str(part) for key, part in value.items()} if isinstance(value, dict) else None
+
+
+class _Noted(BaseModel):
+    """What every record of a run has."""
+
+    identity: dict[str, str]
 
 
 def _flat(identity: dict[str, str]) -> dict[str, str]:
     """Returns an identity in which the fields of JSON objects are separate entries, for messages."""
     flat: dict[str, str] = {}
     for key, value in identity.items():
-        fields = json.loads(value) if value.startswith("{") else None
+        fields = _fields(value)
         flat |= {f"{key} {name}": str(field) for name, field in fields.items()} if fields else {key: value}
     return flat
+
+
+def _fields(value: str) -> dict[str, Any]:
+    """Of a value that is a JSON object; none of any other, or of one that is damaged."""
+    try:
+        return _OBJECT.validate_json(value)
+    except ValidationError:
+        return {}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from conversion_lib.errors import BadInput
 from conversion_lib.plan.parts import Part
@@ -19,10 +21,10 @@ class Run(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     identity: dict[str, str]
-    chunk_limit: int
+    chunk_limit: Annotated[int, Field(ge=1)]
     """Largest size of a chunk in bytes. It depends on the memory budget of the part that began the run; the others must
     use the same."""
-    chunks: tuple[int, ...]
+    chunks: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
     """How many chunks each part writes, one number per part."""
 
     def __str__(self) -> str:

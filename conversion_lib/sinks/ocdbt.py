@@ -51,9 +51,9 @@ def sweep(items: Location, parts: Sequence[str], context: Any) -> None:
         parts: As for `merge`.
         context: A TensorStore context.
     """
-    directories = ["", *(f"{part}/" for part in parts)]
-    kept = {f"{directory}{file}" for directory in directories for file in _referenced(items / directory, context)}
-    data = {f"{directory}d/" for directory in directories}
+    directories = {"": items, **{f"{part}/": items / part for part in parts}}
+    kept = {f"{prefix}{file}" for prefix, directory in directories.items() for file in _referenced(directory, context)}
+    data = {f"{prefix}d/" for prefix in directories}
     items.remove(path for path in items.below() if path not in kept and path[: path.rfind("/") + 1] in data)
 
 

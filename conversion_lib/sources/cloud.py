@@ -25,6 +25,7 @@ from conversion_lib.sources.weight_files import SUFFIX
 from conversion_lib.storage import gcs
 from conversion_lib.storage.files import in_parallel
 from conversion_lib.storage.gcs import BucketLocation
+from conversion_lib.storage.names import is_hidden, path_below, require_distinct, safe_part
 
 BLOCK_BYTES = 4 << 20
 CACHE_SHARE = 16
@@ -49,16 +50,18 @@ def in_bucket(url: str, memory_budget: int) -> Iterator[BucketFiles]:
         OutsideFailure: A read failed.
     """
     location = BucketLocation.parse(url)
-    objects = {name: blob for blob in location.blobs() if "/" not in (name := blob.name[len(location.name) + 1 :])}
+    below = {blob.name[len(location.spec["path"]) :]: blob for blob in location.blobs()}
+    objects = {name: blob for name, blob in below.items() if name and "/" not in name and not is_hidden(name)}
     if not any(name.endswith(SUFFIX) for name in objects):
         raise BadInput(f"{url} has no safetensors files: give the prefix of a Hugging Face checkpoint, or a directory")
     beside = [name for name in objects if any(fnmatch(name, pattern) for pattern in BESIDE)]
+    require_distinct((safe_part(name, url) for name in objects if name in beside or name.endswith(SUFFIX)), url)
     with tempfile.TemporaryDirectory(prefix="ferry-config-") as name:
         directory = Path(name)
         files = BucketFiles(location, directory, objects, memory_budget // CACHE_SHARE)
 
         def fetch(name: str, stopped: threading.Event) -> None:
-            (directory / name).write_bytes((location / name).read() or b"")
+            path_below(directory, name, url).write_bytes((location / name).read() or b"")
 
         def fetch_header(name: str, stopped: threading.Event) -> None:
             files.fetch_header(name)
@@ -124,13 +127,13 @@ class BucketFiles(Files):
         return {name for name in self._objects if name.endswith(SUFFIX)}
 
     def header(self, shard: str) -> tuple[Shard, bytes]:
-        return Shard(shard, self._objects[shard].size, self.modified(shard)), self._headers[shard]
+        return Shard(shard, self._objects[shard].size, self._modified(shard)), self._headers[shard]
 
     def reader(self, shard: str) -> ReadRun:
         return partial(self._read_run, shard)
 
-    def modified(self, name: str) -> int:
-        return int(self._objects[name].generation) * 1000 if name in self._objects else 0
+    def _modified(self, name: str) -> int:
+        return int(self._objects[name].generation) * 1000
 
     def _first_bytes(self, name: str, count: int) -> bytes:
         result = _result(self._store.read(name, byte_range=slice(0, count)), self._location / name)

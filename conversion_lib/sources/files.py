@@ -9,15 +9,20 @@ import os
 import threading
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from conversion_lib.core.tensors import Source
 from conversion_lib.models.hf_config import ModelConfig, load_config
 from conversion_lib.plan.pace import Pace
+from conversion_lib.record import Origin
+from conversion_lib.sources.noted import Noted
 from conversion_lib.sources.safetensors_header import header_bytes
 from conversion_lib.sources.weight_files import SUFFIX
+from conversion_lib.storage.links import refuse_links_out
+from conversion_lib.storage.names import path_below
 
 OPEN_FILES = 64
 
@@ -74,9 +79,17 @@ class Files(ABC):
         It may be called from several threads. It raises EOFError, OSError or a project error.
         """
 
-    @abstractmethod
-    def modified(self, name: str) -> int:
-        """Returns the time of a small file's last write in nanoseconds, as for a shard; 0 if there is no such file."""
+    def content(self, shard: Shard) -> str | None:
+        """Returns what identifies a weight file's content without reading it; None if only its time does."""
+        return shard.content or None
+
+    def origin(self, shards: Collection[Shard]) -> Origin:
+        """Returns where the weights in these files came from."""
+        return Origin(path=self.name)
+
+    def doubts(self, shards: Collection[Shard]) -> list[str]:
+        """Returns what a person should know about their origin, one line each."""
+        return []
 
     def config(self) -> ModelConfig:
         """Reads config.json.
@@ -100,11 +113,12 @@ class Files(ABC):
 
 
 class LocalFiles(Files):
-    """A checkpoint in a local directory."""
+    """A checkpoint in a local directory. Raises BadInput if a link in the directory leads out of it."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory.absolute()
         self.name = str(self.directory)
+        refuse_links_out(self.directory, recursive=False)
         self._handles = Handles()
 
     def weights(self) -> set[str]:
@@ -112,7 +126,7 @@ class LocalFiles(Files):
         return {path.name for path in found if path.is_file() and not path.name.startswith(".")}
 
     def header(self, shard: str) -> tuple[Shard, bytes]:
-        with (self.directory / shard).open("rb") as file:
+        with path_below(self.directory, shard).open("rb") as file:
             stat = os.fstat(file.fileno())
 
             def first_bytes(count: int) -> bytes:
@@ -123,11 +137,20 @@ class LocalFiles(Files):
         return Shard(shard, stat.st_size, stat.st_mtime_ns), start
 
     def reader(self, shard: str) -> ReadRun:
-        return self._handles.reader(self.directory / shard)
+        return self._handles.reader(path_below(self.directory, shard))
 
-    def modified(self, name: str) -> int:
-        path = self.directory / name
-        return path.stat().st_mtime_ns if path.exists() else 0
+    def content(self, shard: Shard) -> str | None:
+        return self._noted.content(shard)
+
+    def origin(self, shards: Collection[Shard]) -> Origin:
+        return self._noted.origin(shards) or super().origin(shards)
+
+    def doubts(self, shards: Collection[Shard]) -> list[str]:
+        return self._noted.doubts(shards)
+
+    @cached_property
+    def _noted(self) -> Noted:
+        return Noted(self.directory)
 
 
 class Handles:

@@ -5,30 +5,25 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any
 
 from conversion_lib.errors import BadInput
 from conversion_lib.models.hf_config import QUANTIZATION_KEY, ModelConfig
-from conversion_lib.record import HF_RECORD_NAME, PROVENANCE_NAME, Origin
-from conversion_lib.sources.files import Files, LocalFiles
+from conversion_lib.record import HfRecord, Origin
 from conversion_lib.sources.safetensors import SafetensorsSource
 from conversion_lib.storage.interface import Location
 
 
-def origin_of(files: Files) -> Origin:
+def origin_of(stored: SafetensorsSource) -> Origin:
     """Returns where a checkpoint came from.
 
     Returns:
-        The repository and the commit from the download's provenance, None if there is none, and the checkpoint's path.
-        For a directory that Ferry dequantized, the path is the path of the original.
+        What Ferry recorded about it, for a directory that Ferry dequantized about the original; without a record, or
+        if the weights were changed since, the checkpoint's path alone.
 
     Raises:
-        BadInput: provenance.json or ferry.json is not JSON.
+        BadInput: A record is damaged.
     """
-    provenance, path = _load(files, PROVENANCE_NAME), files.name
-    if isinstance(files, LocalFiles):
-        path = (_load(files, HF_RECORD_NAME).get("origin") or {}).get("path") or path
-    return Origin(path=path, repo=provenance.get("repo"), commit=provenance.get("commit"))
+    return stored.files.origin(stored.shards)
 
 
 def files_identity(stored: SafetensorsSource, config: ModelConfig) -> dict[str, str]:
@@ -40,30 +35,30 @@ def files_identity(stored: SafetensorsSource, config: ModelConfig) -> dict[str, 
     return {"source": json.dumps(source_content(stored)), "config": json.dumps(config.raw, sort_keys=True)}
 
 
-def dequantized_identity(record: bytes | None, source: str, config: str) -> dict[str, str] | None:
+def dequantized_identity(record: HfRecord | None, source: str, config: str) -> dict[str, str] | None:
     """Returns what `files_identity` returned for the quantized original of a dequantized checkpoint.
 
     Args:
-        record: The content of the dequantized checkpoint's ferry.json; None if there is none.
+        record: The record of the run that wrote the dequantized checkpoint; None if there is none.
         source: The JSON of its `source_content`.
         config: The JSON of its config.
 
     Returns:
         None if Ferry did not dequantize the checkpoint, or if a file was changed afterwards. An exported checkpoint
-        also has a ferry.json, but with more keys in its identity.
+        also has a record, but with more keys in its identity.
     """
-    try:
-        written = json.loads(record or b"")
-        identity, fingerprint = written["identity"], written["fingerprint"]
-        original = {"source": identity["source"], "config": identity["config"]}
-        plain = json.loads(original["config"])
-    except (ValueError, KeyError, TypeError):
+    if record is None or record.identity.keys() != {"source", "config", "format"}:
         return None
-    plain.pop(QUANTIZATION_KEY, None)
+    original = {"source": record.identity["source"], "config": record.identity["config"]}
+    try:
+        plain = json.loads(original["config"])
+    except ValueError:
+        return None
     shards = {name: what for name, what in json.loads(source).items() if name != "headers"}
-    unchanged = bool(shards) and all(what.endswith(f", {fingerprint}") for what in shards.values())
-    dequantized = identity.keys() == {*original, "format"} and plain == json.loads(config)
-    return original if unchanged and dequantized else None
+    unchanged = bool(shards) and all(what.endswith(f", {record.fingerprint}") for what in shards.values())
+    if isinstance(plain, dict):
+        plain.pop(QUANTIZATION_KEY, None)
+    return original if unchanged and plain == json.loads(config) else None
 
 
 def source_identity(source: SafetensorsSource) -> str:
@@ -87,18 +82,12 @@ def source_content(source: SafetensorsSource) -> dict[str, str]:
         headers.
 
     Raises:
-        BadInput: provenance.json or ferry.json is not JSON.
+        BadInput: A record is damaged.
     """
-    files = source.files
-    written = _load(files, HF_RECORD_NAME).get("fingerprint")
-    hashes = _verified_hashes(_load(files, PROVENANCE_NAME))
-    # a run and a download each write their file last
-    sealed = max(files.modified(name) for name in (HF_RECORD_NAME, PROVENANCE_NAME))
     content = {}
     for shard in source.shards:
-        known = written or shard.content or hashes.get((shard.name, shard.size))
-        seal = known if known and shard.modified <= sealed else f"modified {shard.modified}"
-        content[shard.name] = f"{shard.size} bytes, {seal}"
+        known = source.files.content(shard) or f"modified {shard.modified}"
+        content[shard.name] = f"{shard.size} bytes, {known}"
     return content | {"headers": source.header_digest}
 
 
@@ -134,19 +123,3 @@ def refuse_change(name: str, noted: Mapping[str, str], now: Mapping[str, str]) -
             f"{name}/{changed[0]} changed while it was read: {noted.get(changed[0])} at the start, now "
             f"{now.get(changed[0])}. The output of this run is discarded; run again when nothing writes to the source"
         )
-
-
-def _verified_hashes(provenance: dict[str, Any]) -> dict[tuple[str, int], str]:
-    files = provenance.get("files")
-    entries = [entry for entry in files if isinstance(entry, dict)] if isinstance(files, list) else []
-    return {(e["path"], e["size"]): e["sha256"] for e in entries if e.get("sha256") and "path" in e and "size" in e}
-
-
-def _load(files: Files, name: str) -> dict[str, Any]:
-    try:
-        value = json.loads((files.directory / name).read_bytes())
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise BadInput(f"{files.name}/{name} is not JSON: {error}") from None
-    return value if isinstance(value, dict) else {}

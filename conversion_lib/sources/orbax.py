@@ -7,28 +7,29 @@ Neither jax nor orbax is imported.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 import tensorstore as ts
+from pydantic import BaseModel, ConfigDict, Field
 
 from conversion_lib.core.boxes import Box, slices
 from conversion_lib.core.tensors import Array, StoredSlice, TensorInfo
 from conversion_lib.errors import BadInput, FerryError, OutsideFailure, tensorstore_reason
-from conversion_lib.record import CheckpointRecord, record_in
+from conversion_lib.record import CheckpointRecord, parsed, record_in
 from conversion_lib.storage import gcs
 from conversion_lib.storage.interface import Location
+from conversion_lib.storage.links import refuse_links_out
 from conversion_lib.storage.locations import location
 
 METADATA = "_METADATA"
 STEP_METADATA = "_CHECKPOINT_METADATA"
 MANIFEST = "manifest.ocdbt"
 
-PARTS = ("", "items", "0/items")
-"""Paths from DST/0/items, DST/0 and DST to `items`."""
+METADATA_PATHS = (METADATA, f"items/{METADATA}", f"0/items/{METADATA}")
+"""Paths from DST/0/items, DST/0 and DST to the file that names the leaves."""
 
 LASTING = ("DATA_LOSS", "FAILED_PRECONDITION", "INVALID_ARGUMENT", "NOT_FOUND", "OUT_OF_RANGE", "PERMISSION_DENIED")
 """First words of TensorStore's errors about a bucket that a retry does not solve."""
@@ -36,6 +37,7 @@ LASTING = ("DATA_LOSS", "FAILED_PRECONDITION", "INVALID_ARGUMENT", "NOT_FOUND", 
 Where = str | Path | Location
 """Where a checkpoint is: a path, gs://bucket/prefix, or a location."""
 
+Metadata = TypeVar("Metadata", bound=BaseModel)
 Keys = tuple[str, ...]
 """A leaf's keys in the tree, from the root. The index of a list is written in decimal digits."""
 
@@ -81,10 +83,11 @@ def items_of(checkpoint: Where) -> Location:
         OutsideFailure: A bucket cannot be read.
     """
     path = checkpoint_at(checkpoint)
-    for part in ("", "items"):
-        if (path / part / METADATA).read() is not None:
-            return path / part if part else path
-    steps = sorted(int(name) for name in path.children() if name.isdigit() and is_orbax(path / name))
+    for items in (path, path / "items"):
+        if (items / METADATA).read() is not None:
+            return items
+    numbered = (name for name in path.children() if name.isascii() and name.isdigit())
+    steps = sorted(int(name) for name in numbered if is_orbax(path / name))
     if not steps:
         raise BadInput(f"{checkpoint} has no Orbax checkpoint: no {METADATA} in it, in items/ or in 0/items/")
     if steps != [0]:
@@ -101,13 +104,48 @@ def is_orbax(checkpoint: Where) -> bool:
         OutsideFailure: A bucket cannot be read.
     """
     path = checkpoint_at(checkpoint)
-    return any((path / part / METADATA).read() is not None for part in PARTS)
+    return any((path / name).read() is not None for name in METADATA_PATHS)
 
 
 def array_spec(items: Location, name: str, *, ocdbt: bool, zarr3: bool) -> dict[str, Any]:
     """Returns TensorStore's spec of the leaf with the dotted `name`."""
-    kvstore = {"driver": "ocdbt", "base": items.spec, "path": f"{name}/"} if ocdbt else (items / name).spec
+    where = items / name
+    kvstore = {"driver": "ocdbt", "base": items.spec, "path": f"{name}/"} if ocdbt else where.spec
     return {"driver": "zarr3" if zarr3 else "zarr", "kvstore": kvstore}
+
+
+class _Key(BaseModel):
+    key: str | int
+
+
+class _Value(BaseModel):
+    value_type: str
+    skip_deserialize: bool | None = None
+
+
+class _Leaf(BaseModel):
+    key_metadata: Annotated[list[_Key], Field(min_length=1)]
+    value_metadata: _Value
+
+
+class TreeMetadata(BaseModel):
+    """`_METADATA`: the leaves of the tree, and how they are stored."""
+
+    model_config = ConfigDict(extra="allow")
+
+    tree_metadata: dict[str, _Leaf]
+    use_ocdbt: bool | None = None
+    use_zarr3: bool | None = None
+
+
+class _Custom(BaseModel):
+    scan_layers: bool | None = None
+
+
+class StepMetadata(BaseModel):
+    """`_CHECKPOINT_METADATA`, of which only MaxText's own part is read."""
+
+    custom_metadata: _Custom | None = None
 
 
 class OrbaxSource:
@@ -133,11 +171,13 @@ class OrbaxSource:
         self, checkpoint: Where, *, wanted: Callable[[Keys], bool] = lambda keys: True, cache_bytes: int = 0
     ) -> None:
         self.items = items_of(checkpoint)
-        self.metadata = _read_json(self.items / METADATA)
-        self.step_metadata = _read_json(self.items.parent / STEP_METADATA)
-        ocdbt = self.metadata.get("use_ocdbt")
-        self.ocdbt = (self.items / MANIFEST).read() is not None if ocdbt is None else bool(ocdbt)
-        self.zarr3 = bool(self.metadata.get("use_zarr3", False))
+        if self.items.local is not None:
+            refuse_links_out(self.items.local, within=root_of(self.items).local)
+        self.metadata = _read(TreeMetadata, self.items / METADATA)
+        self.step_metadata = _read(StepMetadata, self.items.parent / STEP_METADATA)
+        ocdbt = self.metadata.use_ocdbt
+        self.ocdbt = (self.items / MANIFEST).read() is not None if ocdbt is None else ocdbt
+        self.zarr3 = bool(self.metadata.use_zarr3)
         self.unopened: list[Keys] = []
         self._arrays = self._open(wanted, cache_bytes)
         self.tensors: Mapping[str, TensorInfo] = {
@@ -148,15 +188,15 @@ class OrbaxSource:
     @property
     def scan_layers(self) -> bool | None:
         """Whether the layers are stacked, as MaxText noted it; None if there is no note."""
-        value = (self.step_metadata.get("custom_metadata") or {}).get("scan_layers")
-        return None if value is None else bool(value)
+        custom = self.step_metadata.custom_metadata
+        return None if custom is None else custom.scan_layers
 
     def _open(self, wanted: Callable[[Keys], bool], cache_bytes: int) -> dict[str, Any]:
         context = ts.Context({"cache_pool": {"total_bytes_limit": cache_bytes}, **gcs.TENSORSTORE_REQUESTS})
         futures = {}
-        for entry in self.metadata["tree_metadata"].values():
-            keys = tuple(str(part["key"]) for part in entry["key_metadata"])
-            if entry["value_metadata"].get("skip_deserialize") or entry["value_metadata"]["value_type"] == "None":
+        for entry in self.metadata.tree_metadata.values():
+            keys = tuple(str(part.key) for part in entry.key_metadata)
+            if entry.value_metadata.skip_deserialize or entry.value_metadata.value_type == "None":
                 continue
             if not wanted(keys):
                 self.unopened.append(keys)
@@ -203,13 +243,6 @@ def open_orbax(checkpoint: Where) -> OrbaxSource:
     return OrbaxSource(checkpoint)
 
 
-def _read_json(path: Location) -> dict[str, Any]:
-    """Returns an empty object if there is no such file."""
-    content = path.read()
-    try:
-        value = {} if content is None else json.loads(content)
-    except json.JSONDecodeError as error:
-        raise BadInput(f"{path} is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise BadInput(f"{path} is not a JSON object")
-    return value
+def _read(kind: type[Metadata], path: Location) -> Metadata:
+    """Returns what Orbax wrote to a file, or the defaults if there is no file. Raises BadInput if it is damaged."""
+    return parsed(kind, path.read() or b"{}", path, "metadata file of Orbax")

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from conversion_lib.errors import BadInput, OutsideFailure
 from conversion_lib.progress import SILENT, Reporter
 from conversion_lib.storage.files import in_parallel, write_atomically
+from conversion_lib.storage.links import refuse_links_out
 
 BLOCK = 1 << 20
 THREADS = 4
@@ -77,7 +78,7 @@ def entries_below(
         task: The name of the progress.
 
     Raises:
-        BadInput: There is a link to a directory, which would be skipped or read in circles.
+        BadInput: As for `list_files`.
         OutsideFailure: A file cannot be read.
     """
     sizes, began = list_files(root), time.time_ns()
@@ -109,8 +110,9 @@ def list_files(root: Path) -> dict[str, int]:
     """Returns the sizes in bytes of all files under `root`, by relative path, sorted.
 
     Raises:
-        BadInput: There is a link to a directory.
+        BadInput: A link leads out of `root`, or leads to a directory, which would be skipped or read in circles.
     """
+    refuse_links_out(root)
     sizes = {}
     for path in root.rglob("*"):
         if path.is_symlink() and path.is_dir():

@@ -21,6 +21,11 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
+NOT_ALLOWED = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG),
+)
+"""What a disk says where another try would be of no use."""
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 """Names of files that are being written, to be renamed when they are complete."""
 
@@ -155,6 +160,14 @@ def sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
+def expanded(path: Path | str, otherwise: str = "write the path in full") -> Path:
+    """The path with the home directory for `~`. Raises BadInput where this process has none, with what can be done."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise BadInput(f"{path}: no home directory is known (HOME is not set); {otherwise}") from None
+
+
 def existing_parent(path: Path) -> Path:
     """Returns `path` or its nearest parent that exists."""
     return next(parent for parent in (path, *path.parents) if parent.exists())
@@ -183,7 +196,7 @@ def _locked(lock: Path, waiting: Callable[[], None]) -> int:
     while True:
         lock.parent.mkdir(parents=True, exist_ok=True)
         try:
-            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         except FileNotFoundError:
             continue  # the last holder removed the directory too
         try:
@@ -218,6 +231,8 @@ def disk_error(error: OSError, what: str) -> FerryError:
     line = f"{what}: {where}{error.strerror or error}"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return OutsideFailure(f"{line}; free some space and run again")
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
+    if error.errno == errno.ELOOP:
+        return BadInput(f"{what}: {where}a symbolic link, which is not followed there; remove it")
+    if error.errno in NOT_ALLOWED:
         return BadInput(f"{line}; give another directory, or change its permissions")
     return OutsideFailure(line)

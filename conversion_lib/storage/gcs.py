@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -14,10 +15,13 @@ from conversion_lib.storage.checksums import FileEntry
 from conversion_lib.storage.files import in_parallel, write_atomically
 from conversion_lib.storage.interface import SCHEME, Location, Tree
 from conversion_lib.storage.lease import LEASE_NAME
+from conversion_lib.storage.names import safe_path
 
 if TYPE_CHECKING:
     from conversion_lib.storage.gcs_lease import BucketLease
 
+LOG_LINE = re.compile(r"[0-9]{8}\.json")
+"""The name of an object that holds a line of a log."""
 REQUESTS = 32
 """Parallel requests to Cloud Storage for many objects."""
 TENSORSTORE_REQUESTS: dict[str, Any] = {"gcs_request_concurrency": {"limit": 64}}
@@ -78,8 +82,7 @@ class BucketLocation:
         return self.client.blob(self.name)
 
     def __truediv__(self, path: str) -> BucketLocation:
-        name = "/".join(part for part in (self.name, path.strip("/")) if part)
-        return BucketLocation(self.bucket, name, self.client)
+        return BucketLocation(self.bucket, self._prefix + safe_path(path, self), self.client)
 
     def __str__(self) -> str:
         return f"{SCHEME}{self.bucket}/{self.name}"
@@ -154,7 +157,7 @@ class BucketLocation:
         def remove(path: str, stopped: object) -> None:
             with client.explained(str(self), "delete"):
                 try:
-                    (self / path).blob.delete(retry=client.RETRY)
+                    self.client.blob(self._prefix + path).delete(retry=client.RETRY)
                 except NotFound:
                     return
 
@@ -211,10 +214,11 @@ class BucketLog:
         self._location, self._next = location, 0
 
     def replay(self, take: Callable[[bytes], bool]) -> None:
-        names = self._location.below()
+        # anything else there is no line of the log
+        names = [name for name in self._location.below() if LOG_LINE.fullmatch(name)]
         for line in in_parallel(lambda name, _: (self._location / name).read(), names, threads=REQUESTS):
             take(line or b"")
-        self._next = 1 + max((int(name.partition(".")[0]) for name in names), default=-1)
+        self._next = 1 + max((int(name.removesuffix(".json")) for name in names), default=-1)
 
     def open(self) -> None:
         """Nothing: every line is a separate object."""

@@ -63,7 +63,9 @@ class Location(Protocol):
         """Returns the same location, independent of the working directory."""
         ...
 
-    def __truediv__(self, path: str) -> Location: ...
+    def __truediv__(self, path: str) -> Location:
+        """What has that name below. Raises BadInput as `names.safe_path` does: no name leads out."""
+        ...
 
     def read(self) -> bytes | None:
         """Returns the file's content, or None if there is no such file."""
@@ -210,7 +212,7 @@ class Staging(Protocol):
         ...
 
     def begun(self) -> bool:
-        """Whether a run has left anything in the work directory."""
+        """Whether a run has left anything in the work directory. Raises BadInput where that is a link or has one."""
         ...
 
     def building(self) -> bool:

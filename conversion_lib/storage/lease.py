@@ -278,7 +278,7 @@ class FileLease(Lease):
         try:
             if flags & os.O_CREAT:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
-            return os.open(self._path, flags, 0o644)
+            return os.open(self._path, flags | os.O_NOFOLLOW, 0o644)
         except FileNotFoundError:
             return -1
         except OSError as error:

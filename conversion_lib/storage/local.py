@@ -26,7 +26,9 @@ from conversion_lib.storage.files import (
 )
 from conversion_lib.storage.interface import Location, Tree
 from conversion_lib.storage.lease import LEASE_NAME, FileLease
+from conversion_lib.storage.links import refuse_links_in
 from conversion_lib.storage.logs import FileLog
+from conversion_lib.storage.names import path_below
 
 SYNC_THREADS = 8
 """Without OCDBT there are as many directories as chunks, and syncing is mostly waiting."""
@@ -61,7 +63,7 @@ class LocalLocation:
         return LocalLocation(self.path.absolute())
 
     def __truediv__(self, path: str) -> LocalLocation:
-        return LocalLocation(self.path / path)
+        return LocalLocation(path_below(self.path, path))
 
     def __str__(self) -> str:
         return str(self.path)
@@ -110,7 +112,7 @@ class LocalLocation:
         return entries_below(self.path, sums=kept, reporter=reporter, task=task) if self.path.is_dir() else []
 
     def stored(self, entry: FileEntry) -> Path:
-        return self.path / entry.path
+        return path_below(self.path, entry.path)
 
     def lease(self, on_lost: Callable[[], None] = lambda: None) -> FileLease:
         return FileLease(self.path, on_lost)
@@ -164,6 +166,7 @@ class RenameStaging:
         return LocalLocation(self._root / name).read()
 
     def begun(self) -> bool:
+        refuse_links_in(self._work)
         return self._work.is_dir()
 
     def building(self) -> bool:
@@ -176,6 +179,7 @@ class RenameStaging:
         return sorted(LocalLocation(self._root).children() - self.tree.ours - set(self.tree.guests))
 
     def prepare(self, needed_bytes: int) -> None:
+        refuse_links_in(self._work)
         self._require_one_file_system()
         if needed_bytes:
             check_disk(self._final, needed_bytes - bytes_below(self._work), ", or pass --skip-disk-check")

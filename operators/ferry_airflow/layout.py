@@ -21,6 +21,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+from conversion_lib.storage.files import expanded
+from conversion_lib.storage.names import path_below, safe_part
+
 WORK_DIR_VARIABLE = "FERRY_WORK_DIR"
 
 DOWNLOADED, DEQUANTIZED, RUNS = "hf", "bf16", ".runs"
@@ -29,12 +32,13 @@ DOWNLOADED, DEQUANTIZED, RUNS = "hf", "bf16", ".runs"
 
 def work_root() -> Path:
     """Returns the absolute path that `FERRY_WORK_DIR` names; `~/ferry-work` by default."""
-    return Path(os.environ.get(WORK_DIR_VARIABLE) or "~/ferry-work").expanduser().absolute()
+    path = os.environ.get(WORK_DIR_VARIABLE) or "~/ferry-work"
+    return expanded(path, f"set {WORK_DIR_VARIABLE} to a directory").absolute()
 
 
 def hub_work_dir(repo: str, commit: str) -> Path:
     """Returns the working directory of a Hub repository at a commit."""
-    return work_root() / repo.replace("/", "--") / commit
+    return path_below(path_below(work_root(), repo.replace("/", "--"), repo), commit, repo)
 
 
 def local_work_dir(source: Path) -> Path:
@@ -54,8 +58,8 @@ def local_work_dir(source: Path) -> Path:
 
 
 def file_name(run_id: str) -> str:
-    """Returns the name of a run in the file system: its id, with `_` for `/`."""
-    return run_id.replace("/", "_")
+    """Returns the name of a run in the file system: its id, with `_` for `/`. Raises BadInput if that is no name."""
+    return safe_part(run_id.replace("/", "_"), "the run")
 
 
 def save_manifest(run_id: str, task_name: str, manifest: dict[str, Any]) -> Path:

@@ -61,7 +61,7 @@ def test_parts_have_names_and_pools(standalone, approved):
 def test_asset_of_the_model_is_updated(standalone, approved, standalone_hub):
     """What a training DAG is scheduled on."""
     published = standalone.xcom(DAG, approved[0], "publish")
-    uri = f"file://{standalone.directory}/approved/tiny-deepseek-v3"
+    uri = f"file://{standalone.directory}/approved/acme--tiny-deepseek-v3"
 
     def events():
         found = standalone.api("GET", "/assets/events?limit=100")["asset_events"]

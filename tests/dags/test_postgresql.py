@@ -40,7 +40,7 @@ TRAINING = """
 from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.sdk import DAG, Asset
 
-with DAG("training", schedule=[Asset("file://{published}/tiny-deepseek-v3")]):
+with DAG("training", schedule=[Asset("file://{published}/acme--tiny-deepseek-v3")]):
     EmptyOperator(task_id="train")
 """
 
@@ -95,7 +95,7 @@ def onboarded(on_postgresql):
 def test_onboarding(on_postgresql, onboarded):
     published = on_postgresql.xcom(DAG, onboarded, "publish")
     assert published["verdict"] == "pass"
-    assert (on_postgresql.directory / "published" / "tiny-deepseek-v3" / published["commit"]).is_dir()
+    assert (on_postgresql.directory / "published" / "acme--tiny-deepseek-v3" / published["commit"]).is_dir()
     assert not (on_postgresql.home / "airflow.db").exists()
 
 

@@ -103,7 +103,9 @@ class TestResolve:
         model = resolve(request_for(), SILENT)["model"]
         location = tmp_path / "published" / model / hub.repos[REPO].commit / SLUG
         location.mkdir(parents=True)
-        marker = Marker(digest="d", checked=checked, manifest_crc32c="c", published="2026", ferry="1")
+        marker = Marker(
+            digest="d", checked=checked, manifest_crc32c="c", published="2026-01-01T00:00:00+00:00", ferry="1"
+        )
         (location / "ferry_commit.json").write_text(marker.model_dump_json())
         assert resolve(request_for(), SILENT)["published"] == (str(location) if checked else None)
         assert resolve(request_for(target=Target(scan_layers=False)), SILENT)["published"] is None
@@ -216,7 +218,7 @@ def test_command_line(checkpoint, tmp_path, hub):
 
     done = run("--no-scan-layers")
     assert (done.returncode, json.loads(done.stdout)["commit"]) == (0, hub.repos[REPO].commit)
-    assert "plan: tiny (llama" in done.stderr
+    assert "plan: acme--tiny (llama" in done.stderr
     assert TOKEN not in done.stdout + done.stderr
     refused = run(HF_TOKEN="hf_another")
     assert refused.returncode == 2

@@ -8,7 +8,7 @@ from typing import Any
 
 from conversion_lib.progress import SILENT
 from conversion_lib.publish.destinations import open_destination
-from conversion_lib.publish.staged import checkpoint_digest
+from conversion_lib.publish.staged import checkpoint_digest, open_staged, sha256_of
 from conversion_lib.record import CheckpointRecord, Origin, Target
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -58,7 +58,11 @@ def make_checkpoint(
 
 
 def write_verdict(root: Path, **changes: Any) -> None:
-    verdict = {"verdict": "pass", "digest": checkpoint_digest(root), "max_kl": 1e-4, "layers": [], **changes}
+    covers = open_staged(root).companions()
+    if (page := root / "report/report.html").exists():
+        covers["report/report.html"] = sha256_of(page.read_bytes())
+    verdict = {"verdict": "pass", "digest": checkpoint_digest(root), "covers": covers, "max_kl": 1e-4, "layers": []}
+    verdict |= changes
     (root / "report" / "check.json").write_text(json.dumps(verdict))
 
 

@@ -75,6 +75,9 @@ class CheckResult(BaseModel):
     """What computed the checkpoint's logits."""
     digest: str
     """Digest of the checkpoint that was checked. The verdict holds only for this digest."""
+    covers: dict[str, str]
+    """SHA-256, in hexadecimal, of each file that is published with it, by path; the report is one of them. `ferry
+    publish` refuses a checkpoint in which one of them has changed since."""
     notes: list[str]
     """What was not checked: experts without a token, an indexer that had nothing to choose."""
     report: str

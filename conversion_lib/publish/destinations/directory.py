@@ -18,8 +18,10 @@ from conversion_lib.publish.destinations.base import LEASE_NAME, LEVELS, MANIFES
 from conversion_lib.publish.manifest import Manifest
 from conversion_lib.storage.checksums import FileEntry, copy_checked, entries_below, list_files
 from conversion_lib.storage.disk import check_disk
-from conversion_lib.storage.files import disk_error, one_at_a_time, sync_directory, write_atomically
+from conversion_lib.storage.files import disk_error, expanded, one_at_a_time, sync_directory, write_atomically
 from conversion_lib.storage.lease import FileLease
+from conversion_lib.storage.links import refuse_links_in
+from conversion_lib.storage.names import path_below
 
 PARTIAL = ".ferry-partial"
 
@@ -28,7 +30,7 @@ class DirectoryDestination:
     """The location `path` under the directory `base`: built in a hidden sibling, which is renamed when complete."""
 
     def __init__(self, base: Path, path: str) -> None:
-        self.base = base.expanduser().absolute()
+        self.base = expanded(base).absolute()
         self.location = self.base / path
         name = self.location.name
         self.staging = self.location.with_name(f".{name}{PARTIAL}")
@@ -60,6 +62,7 @@ class DirectoryDestination:
             raise disk_error(error, f"cannot read {self.location / path}") from error
 
     def begin(self, manifest: Manifest) -> dict[str, FileEntry]:
+        refuse_links_in(self.staging)
         if self.location.exists() and (not self.location.is_dir() or any(self.location.iterdir())):
             raise BadInput(
                 f"{self.url} holds something that is not a published checkpoint (no {MARKER_NAME}): give another"
@@ -87,7 +90,7 @@ class DirectoryDestination:
         return kept
 
     def put(self, item: Item, advance: Callable[[int], None], stopped: threading.Event) -> FileEntry:
-        path = self.staging / item.entry.path
+        path = path_below(self.staging, item.entry.path)
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f"{path.name}.part")
         with item.open() as source, part.open("wb") as target:
@@ -116,6 +119,7 @@ class DirectoryDestination:
         return entries_below(self.location, reporter=reporter, task=f"verifying {self.url}")
 
     def remove(self) -> None:
+        refuse_links_in(self.staging)
         try:
             if self.location.exists():
                 shutil.rmtree(self.staging, ignore_errors=True)
@@ -129,8 +133,8 @@ class DirectoryDestination:
     def locations(self) -> list[StoredVersion]:
         under = "/".join(["*"] * (LEVELS - 1))
         marked = {marker.parent for marker in self.location.glob(f"{under}/*/{MARKER_NAME}")}
-        whole = {path for path in marked if not path.name.startswith(".")}
-        parts = self.location.glob(f"{under}/.*{PARTIAL}")
+        whole = {path for path in marked if not path.name.startswith(".") and self._holds(path)}
+        parts = [path for path in self.location.glob(f"{under}/.*{PARTIAL}") if self._holds(path)]
         targets = {path: path for path in whole} | {
             path: path.with_name(path.name[1 : -len(PARTIAL)]) for path in parts
         }
@@ -147,6 +151,10 @@ class DirectoryDestination:
                 )
             )
         return sorted(found, key=lambda location: (location.path, location.committed))
+
+    def _holds(self, path: Path) -> bool:
+        """Whether what the path leads to is here: nothing is counted or removed through a link to somewhere else."""
+        return path.resolve() == self.location.resolve() / path.relative_to(self.location)
 
     def update(self, path: str, change: Callable[[bytes | None], bytes | None]) -> None:
         target = self.base / path

@@ -127,7 +127,7 @@ class Entry(_Strict):
     @property
     def published_as(self) -> str:
         """The first level of the published path."""
-        return self.model_name or published_name(self.repo, self.repo)
+        return published_name(self.repo, self.repo)
 
     def conf(self, commit: str, target: TargetChoice) -> dict[str, Any]:
         """Returns the conf of a run of `onboard_checkpoint`. The DAG's defaults apply to what the entry leaves out."""

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from conversion_lib.progress import format_bytes
+from conversion_lib.record import Time
 
 ROWS = "rows"
 """The XCom key under which tasks leave their findings."""
@@ -46,7 +47,7 @@ class Finding(BaseModel):
     commit: str | None = None
     run_id: str | None = None
     url: str | None = None
-    published: str | None = None
+    published: Time | None = None
     verdict: str | None = None
     max_kl: float | None = None
     bytes: int | None = None

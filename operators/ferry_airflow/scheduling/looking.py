@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
@@ -11,7 +12,7 @@ from typing import Any
 
 import huggingface_hub
 from packaging.version import InvalidVersion, Version
-from pydantic import ValidationError
+from pydantic import BaseModel
 
 from conversion_lib.core.retry import Backoff
 from conversion_lib.errors import BadInput, FerryError
@@ -22,7 +23,7 @@ from conversion_lib.publish.destinations import open_destination
 from conversion_lib.publish.destinations.base import MANIFEST_NAME, Destination
 from conversion_lib.publish.location import PublishedPath, read_marker
 from conversion_lib.publish.manifest import Manifest
-from conversion_lib.record import PROVENANCE_NAME
+from conversion_lib.record import PROVENANCE_NAME, parsed
 from ferry_airflow.scheduling.catalog import Entry, Revision, TargetChoice
 from ferry_airflow.scheduling.finding import Finding, State
 
@@ -169,23 +170,32 @@ def _published(destination: Destination) -> dict[str, Any] | None:
     """What a Finding says of a location; None if nothing is published there (no marker)."""
     if (marker := read_marker(destination)) is None:
         return None
+    read, where = destination.read, destination.url
     try:
-        manifest = Manifest.model_validate_json(destination.read(MANIFEST_NAME) or b"")
-        verdict = json.loads(destination.read(PROVENANCE_NAME) or b"{}").get("verdict") or {}
-    except (ValidationError, ValueError) as error:
-        raise BadInput(f"{destination.url} has a marker but no manifest of this version: run `ferry verify`") from error
+        manifest = parsed(Manifest, read(MANIFEST_NAME) or b"", f"{where}/{MANIFEST_NAME}", "manifest")
+        provenance = parsed(_Provenance, read(PROVENANCE_NAME) or b"{}", f"{where}/{PROVENANCE_NAME}", "provenance")
+    except BadInput as error:
+        raise BadInput(f"{error}; `ferry verify {where}` says what else is wrong there") from None
+    verdict = provenance.verdict or _Verdict()
     return {
         "url": destination.url,
         "published": marker.published,
-        "verdict": verdict.get("verdict") if marker.checked else "unchecked",
-        "max_kl": _number(verdict.get("max_kl")),
+        "verdict": verdict.verdict if marker.checked else "unchecked",
+        # one that is not finite has no place in XCom's JSON
+        "max_kl": verdict.max_kl if verdict.max_kl is not None and math.isfinite(verdict.max_kl) else None,
         "bytes": sum(file.size for file in manifest.files),
     }
 
 
-def _number(value: object) -> float | None:
-    """A figure of a verdict; None if it is not finite: it is a string there, and XCom's JSON cannot hold it."""
-    return float(value) if isinstance(value, int | float) else None
+class _Verdict(BaseModel):
+    verdict: str | None = None
+    max_kl: float | None = None
+
+
+class _Provenance(BaseModel):
+    """What is shown of a published checkpoint's provenance."""
+
+    verdict: _Verdict | None = None
 
 
 def _tags(repo: str, reporter: Reporter) -> dict[str, str]:

@@ -8,8 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from conversion_lib.errors import BadInput
 from conversion_lib.progress import Reporter, format_bytes
 from conversion_lib.storage.files import disk_error, one_at_a_time, write_atomically
+from conversion_lib.storage.names import safe_part
 from ferry_airflow.choices import KEEP, REMOVE
 from ferry_airflow.layout import DEQUANTIZED, DOWNLOADED, RUNS, file_name
 
@@ -54,8 +56,10 @@ def clean_up(
     if work_dir.is_dir() and (succeeded or keep == REMOVE):
         with _runs(work_dir, reporter) as runs:
             (runs / file_name(run)).unlink(missing_ok=True)
-            others = {path.read_text() for path in runs.iterdir() if not path.name.startswith(".")}
+            others = {path.read_text(errors="replace") for path in runs.iterdir() if not path.name.startswith(".")}
             for path in _not_needed(work_dir, target, keep, others):
+                if path.is_symlink():
+                    raise BadInput(f"{path} is a symbolic link among ferry's own files: remove it")
                 freed += used_bytes(path)
                 shutil.rmtree(path)
                 removed.append(str(path))
@@ -73,7 +77,7 @@ def used_bytes(directory: Path) -> int:
 
 def _not_needed(work_dir: Path, target: str, keep: str, others: set[str]) -> list[Path]:
     """The existing directories to remove: the run's own target, and, if no other run works here, the shared ones."""
-    names = [] if keep == KEEP else [target]
+    names = [] if keep == KEEP else [safe_part(target, work_dir)]
     if keep != KEEP and not others:
         names += [DEQUANTIZED, f".{DEQUANTIZED}.ferry"]
     if keep == REMOVE and not others:

@@ -182,7 +182,7 @@ def _say(plan: dict[str, Any], job: Job, model: MaxTextModel | None, reporter: R
     )
     if model is not None:
         reporter.say(f"plan: MaxText runs it with {' '.join(arguments(model.run_settings))}")
-    for line in (*job.plan.dropped, *warnings(model)):
+    for line in (*job.notes, *job.plan.dropped, *warnings(model)):
         reporter.say(f"plan: {line}")
 
 

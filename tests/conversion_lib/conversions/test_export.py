@@ -68,8 +68,8 @@ def test_the_command_writes_what_it_says(checkpoint: Path, source: Path, tmp_pat
     assert answer["path"] == str(tmp_path / "back") and not answer["already"]
     assert differing(tensors(source), tensors(tmp_path / "back")) == []
     assert {path.name for path in (tmp_path / "back").iterdir()} == {
+        ".ferry_record.json",
         "config.json",
-        "ferry.json",
         "generation_config.json",
         "model.safetensors",
         "tokenizer.json",

@@ -11,18 +11,22 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import constants
 
 from conversion_lib.core.retry import Backoff
+from conversion_lib.demo import hub_repository, local_hub
 from conversion_lib.demo.local_hub import Fault, LocalHub
 from conversion_lib.errors import BadInput, OutsideFailure
-from conversion_lib.hub import DownloadResult, cached_download, download, read_provenance, resolve
+from conversion_lib.hub import DownloadResult, cached_download, download, resolve
 from conversion_lib.progress import Reporter
+from conversion_lib.sources.noted import download_record
 from conversion_lib.storage import disk
 
 QUICK = Backoff(attempts=3, first_seconds=0.01, longest_seconds=0.02)
@@ -74,7 +78,7 @@ def bodies(hub: LocalHub) -> list[str]:
 
 def assert_whole(out: Path) -> None:
     names = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
-    assert names == sorted([*SHARDS, *SMALL, "provenance.json"])
+    assert names == sorted([*SHARDS, *SMALL, ".ferry_provenance.json"])
     assert all((out / name).read_bytes() == content(name) for name in [*SHARDS, *SMALL])
     assert not (out / ".ferry").exists() and not (out / ".cache").exists()
 
@@ -86,7 +90,7 @@ def test_only_what_a_job_needs_and_where_it_came_from(hub: LocalHub, out: Path) 
     assert (result.commit, result.revision, result.path) == (commit, "main", out)
     assert result.files == len(SHARDS) + len(SMALL)
     assert result.bytes == result.bytes_downloaded == sum(len(content(n)) for n in [*SHARDS, *SMALL])
-    provenance = read_provenance(out)
+    provenance = download_record(out)
     assert provenance is not None
     assert (provenance.repo, provenance.commit, provenance.endpoint) == ("acme/tiny", commit, hub.endpoint)
     hashes = {file.path: file.sha256 for file in provenance.files}
@@ -123,7 +127,7 @@ def test_a_changed_file_is_not_overwritten(hub: LocalHub, out: Path) -> None:
     with pytest.raises(BadInput, match=f"has files that are not from acme/tiny at .*{SHARDS[1]}"):
         fetch(out)
     assert (out / SHARDS[1]).read_bytes() == b"mine"
-    assert read_provenance(out) is not None
+    assert download_record(out) is not None
 
 
 def test_the_cache_has_a_directory_for_each_commit(
@@ -164,7 +168,7 @@ def test_wrong_bytes_again_and_again(hub: LocalHub, out: Path) -> None:
     expected = hashlib.sha256(content(SHARDS[2])).hexdigest()
     assert SHARDS[2] in str(caught.value) and f"sha256 expected {expected}, got " in str(caught.value)
     assert bodies(hub).count(SHARDS[2]) == QUICK.attempts
-    assert not (out / SHARDS[2]).exists() and not (out / "provenance.json").exists()
+    assert not (out / SHARDS[2]).exists() and not (out / ".ferry_provenance.json").exists()
     hub.faults.planned = []
     fetch(out)
     assert_whole(out)
@@ -216,7 +220,7 @@ def test_killed_and_run_again_keeps_what_was_checked(hub: LocalHub, out: Path) -
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert not (out / "provenance.json").exists() and not (out / stalled).exists()
+    assert not (out / ".ferry_provenance.json").exists() and not (out / stalled).exists()
     hub.requests.clear()
     assert fetch(out).bytes_downloaded == len(content(stalled))
     assert bodies(hub) == [stalled]
@@ -285,7 +289,7 @@ def test_a_gated_repository(hub: LocalHub, out: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("HF_TOKEN", "hf_right")
     fetch(out)
     assert_whole(out)
-    assert "hf_right" not in (out / "provenance.json").read_text()
+    assert "hf_right" not in (out / ".ferry_provenance.json").read_text()
 
 
 def test_a_token_that_cannot_be_sent_is_not_shown(hub: LocalHub, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -376,3 +380,92 @@ def test_resolve_names_every_file(hub: LocalHub) -> None:
     config = next(file for file in resolved.files if file.path == "config.json")
     git = subprocess.run(["git", "hash-object", "--stdin"], input=content("config.json"), capture_output=True)
     assert config.blob_id == git.stdout.decode().strip()
+
+
+@pytest.mark.parametrize(
+    "commit", ["../../home/.ssh/x", "main", "", "a" * 39, "A" * 40, "a" * 41, "a" * 40 + "\n", "/etc", None]
+)
+def test_a_commit_that_is_none(hub: LocalHub, out: Path, tmp_path: Path, commit: str | None, monkeypatch: Any) -> None:
+    monkeypatch.setenv("FERRY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(local_hub, "model_info", lambda repo: {**hub_repository.model_info(repo), "sha": commit})
+    for run in (lambda: fetch(out), lambda: cached_download("acme/tiny")):
+        with pytest.raises(BadInput, match="does not answer as a Hub does for acme/tiny at main: commit: "):
+            run()
+    assert not out.exists() and not (tmp_path / "cache").exists()
+
+
+def test_names_that_are_no_paths_are_not_fetched(
+    repo: Path, out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nor are hidden files, and those that a person would take for Ferry's own."""
+    bad = ["a\nb.json", "a\x1b[2Jb.json", "a\\x.json", "C:x.json", "x" * 300 + ".json"]
+    own = ["ferry.json", "provenance.json"]
+    hidden = [".ferry.json", "..json", ".ferry_provenance.json", ".ferry_record.json"]
+    for name in own:
+        (repo / name).write_bytes(b"{}")
+    with LocalHub({"acme/tiny": repo}) as running:
+        monkeypatch.setenv("HF_ENDPOINT", running.endpoint)
+        listed = running.repos["acme/tiny"].files
+        for name in [*bad, *hidden]:
+            listed[name] = replace(listed["config.json"], path=name)
+        download("acme/tiny", out, reporter=Reporter(), backoff=QUICK)
+    assert_whole(out)
+    said = capsys.readouterr().err
+    assert "acme/tiny: not fetched: " in said and "'a\\nb.json', 'a\\x1b[2Jb.json'" in said and "\x1b" not in said
+
+
+def test_names_that_meet_are_refused(repo: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (repo / "CONFIG.json").write_bytes(b"{}")
+    with LocalHub({"acme/tiny": repo}) as running:
+        monkeypatch.setenv("HF_ENDPOINT", running.endpoint)
+        with pytest.raises(BadInput, match=r"acme/tiny has 'CONFIG\.json' and 'config\.json', which many file systems"):
+            fetch(out)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"repo": 5}', b"\xff", b'{"repo": "a/b", "commit": "../.."}'])
+@pytest.mark.parametrize("name", [".ferry/download.json", ".ferry_provenance.json"])
+def test_a_damaged_note(hub: LocalHub, out: Path, name: str, content: bytes) -> None:
+    (out / name).parent.mkdir(parents=True)
+    (out / name).write_bytes(content)
+    with pytest.raises(BadInput, match=f"{name} is not a .* of this version"):
+        fetch(out)
+
+
+@pytest.mark.parametrize("at", [".ferry", ".ferry/hub", ".ferry/lock"])
+def test_a_link_in_a_work_directory(hub: LocalHub, out: Path, tmp_path: Path, at: str) -> None:
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (victim / "thesis.txt").write_text("mine")
+    (out / at).parent.mkdir(parents=True)
+    (out / at).symlink_to(victim)
+    with pytest.raises(BadInput, match=f"{at} is a symbolic link among ferry's own files"):
+        fetch(out)
+    assert [path.read_text() for path in victim.iterdir()] == ["mine"]
+
+
+def test_a_file_that_is_a_link_is_replaced(hub: LocalHub, out: Path, tmp_path: Path) -> None:
+    out.mkdir()
+    (tmp_path / "elsewhere").write_bytes(content("config.json"))
+    (out / "config.json").symlink_to(tmp_path / "elsewhere")
+    fetch(out)
+    assert_whole(out)
+    assert not (out / "config.json").is_symlink() and (tmp_path / "elsewhere").exists()
+
+
+def test_without_a_home_directory(hub: LocalHub, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As OpenShift runs pods: a number for a user, without an entry in passwd."""
+
+    def nobody(uid: int) -> None:
+        raise KeyError(f"uid not found: {uid}")
+
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", "~/.cache/huggingface/hub")
+    for variable in ("HOME", "FERRY_CACHE"):
+        monkeypatch.delenv(variable, raising=False)
+    fetch(out)
+    assert_whole(out)
+    with pytest.raises(BadInput, match=r"no home directory is known .* set FERRY_CACHE to a directory"):
+        cached_download("acme/tiny")
+    with pytest.raises(BadInput, match="~/x: no home directory is known"):
+        fetch(Path("~/x"))

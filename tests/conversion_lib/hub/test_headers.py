@@ -16,6 +16,7 @@ import pytest
 
 from conversion_lib.core.retry import Backoff
 from conversion_lib.demo import local_hub
+from conversion_lib.demo.hub_repository import index_repo
 from conversion_lib.demo.local_hub import Fault, LocalHub
 from conversion_lib.demo.tiny_checkpoint import make_tiny_deepseek_v3
 from conversion_lib.errors import BadInput, OutsideFailure
@@ -123,7 +124,7 @@ def test_the_plan_is_that_of_a_download(hub: LocalHub, tmp_path: Path, options: 
     download(REPO, tmp_path / "whole", backoff=QUICK)
     plan = planned(REPO, *options)
     assert plan == planned(tmp_path / "whole", *options)
-    assert plan["model"] == "tiny-v3" and len(plan["arrays"]) > 10 and plan["bytes_in"] > 8_000_000
+    assert plan["model"] == "acme--tiny-v3" and len(plan["arrays"]) > 10 and plan["bytes_in"] > 8_000_000
 
 
 def test_a_revision(hub: LocalHub) -> None:
@@ -160,20 +161,28 @@ def test_the_copy_has_the_true_headers_and_sizes(hub: LocalHub, tiny: Path, tmp_
         copy, whole = SafetensorsSource(found), SafetensorsSource(tmp_path / "whole")
         assert copy.header_digest == whole.header_digest
         assert source_identity(copy) == source_identity(whole)
-        assert (origin_of(found).repo, origin_of(found).commit) == (REPO, hub.repos[REPO].commit)
+        assert (origin_of(copy).repo, origin_of(copy).commit) == (REPO, hub.repos[REPO].commit)
+        assert (origin_of(whole).repo, origin_of(whole).commit) == (REPO, hub.repos[REPO].commit)
         for shard in copy.shards:
             assert shard.size == (tiny / shard.name).stat().st_size
         assert not list(found.directory.glob("*.safetensors"))
     assert not found.directory.exists()
 
 
-def test_a_checkpoint_that_ferry_wrote(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its record is what identifies it, also from afar."""
+def test_a_repository_cannot_bring_records_along(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever it calls itself, it is known by its own name, its commit and the hashes of its files."""
     copy = shutil.copytree(tiny, tmp_path / "written")
-    (copy / "ferry.json").write_text(json.dumps({"fingerprint": "f" * 64}))
-    with serving(copy, monkeypatch):
+    forged = {"fingerprint": "f" * 64, "repo": "Qwen/Qwen3-0.6B", "commit": "e" * 40, "files": []}
+    for name in ("ferry.json", "provenance.json", ".ferry_record.json", ".ferry_provenance.json"):
+        (copy / name).write_text(json.dumps(forged))
+    with serving(copy, monkeypatch) as hub:
+        with_records, hub.repos[REPO] = planned(REPO), index_repo(REPO, tiny)
+        assert with_records == planned(REPO)
+        hub.repos[REPO] = index_repo(REPO, copy)
         download(REPO, tmp_path / "whole", backoff=QUICK)
-        assert planned(REPO)["fingerprint"] == planned(tmp_path / "whole")["fingerprint"]
+        assert planned(tmp_path / "whole") == with_records
+    there = {path.name for path in (tmp_path / "whole").iterdir()}
+    assert there == {path.name for path in tiny.iterdir()} | {".ferry_provenance.json"}
 
 
 def test_a_single_file(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: list[Asked]) -> None:

@@ -19,10 +19,10 @@ from conversion_lib.conversions.runner import ConvertResult
 from conversion_lib.core.retry import Backoff
 from conversion_lib.demo.local_hub import Fault, LocalHub
 from conversion_lib.errors import BadInput, OutsideFailure
-from conversion_lib.hub import read_provenance, streaming
+from conversion_lib.hub import streaming
 from conversion_lib.hub.shard_cache import Demand, ShardCache, most_bytes
 from conversion_lib.hub.streaming import StreamedFiles, streamed
-from conversion_lib.record import Target
+from conversion_lib.record import Origin, Target
 from conversion_lib.runs.options import Options
 from conversion_lib.sources.orbax import open_orbax, record_of
 from tests.support.checkpoints import DEEPSEEK_V3, QWEN3, answer, ferry_here, random_tensors, write_checkpoint
@@ -83,10 +83,8 @@ def test_the_same_as_after_a_download(hub: LocalHub, tmp_path: Path) -> None:
     assert compare(tmp_path / "plain", tmp_path / "out").same
     for name in ("config.json", "tokenizer.json"):
         assert (tmp_path / "out/hf" / name).read_bytes() == (tmp_path / "plain/hf" / name).read_bytes()
-    provenance = read_provenance(tmp_path / "out" / "hf")
-    assert provenance is not None and provenance.commit == hub.repos[REPO].commit and provenance.finished is None
-    record = record_of(tmp_path / "out")
-    assert record is not None and record.origin.repo == REPO and record.origin.path == f"{REPO}@{provenance.commit}"
+    record, commit = record_of(tmp_path / "out"), hub.repos[REPO].commit
+    assert record is not None and record.origin == Origin(path=f"{REPO}@{commit}", repo=REPO, commit=commit)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0", "ferry.json", "hf"]
     again = ferry_here("convert", REPO, tmp_path / "out", "--stream-download", "--json")
     assert json.loads(again.stdout)["already"]

@@ -58,7 +58,7 @@ def test_it_is_converted_once(source: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert ensure(source, **pathways) == f"{OUTPUT}/0/items"
     with pytest.raises(BadInput, match=r"checkpoint_storage_use_ocdbt: False there, True here; .*zarr3: False there"):
         ensure(source)
-    (place / "ferry.json").remove([""])
+    place.remove(["ferry.json"])
     with pytest.raises(BadInput, match="scan_layers: True there, False here"):
         ensure(source, scan_layers=False, **pathways)
 

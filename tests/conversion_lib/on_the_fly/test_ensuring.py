@@ -244,8 +244,8 @@ def test_another_file_system(source: Path, tmp_path: Path) -> None:
     try:
         if elsewhere.stat().st_dev == tmp_path.stat().st_dev:
             pytest.skip("the temporary directory is there too")
-        (tmp_path / ".ferry").symlink_to(elsewhere)
-        with pytest.raises(BadInput, match=r"\.ferry is on another file system than"):
+        (tmp_path / "0").symlink_to(elsewhere)
+        with pytest.raises(BadInput, match=r"0 is on another file system than"):
             ensure(source, tmp_path)
     finally:
         shutil.rmtree(elsewhere)

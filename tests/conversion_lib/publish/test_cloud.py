@@ -119,7 +119,7 @@ def test_bad_input(checkpoint: Path, fake: FakeCloudStorage, monkeypatch: pytest
 
     refused("gs://nowhere/models", "no bucket nowhere")
     refused("gs:///models", "expected gs://bucket/prefix")
-    refused("gs://-bucket/models", "Bucket names must start and end")
+    refused("gs://-bucket/models", "cannot name a bucket")
     refused("gs://bucket/" + "x" * 1000, "names of up to 1024 bytes")
     fake.denied = {"storage.objects.create"}
     refused("gs://bucket/models", "credentials do not allow it")

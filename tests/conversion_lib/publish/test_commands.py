@@ -46,7 +46,7 @@ def test_verify_fails_with_one(checkpoint: Path, fake: FakeCloudStorage) -> None
     [
         ("gs://nowhere/models", "", "no bucket nowhere"),
         ("gs://bucket/models", "storage.objects.create", "the credentials do not allow it"),
-        ("gs://-/models", "", "Bucket names must start and end with a number or letter"),
+        ("gs://-/models", "", "cannot name a bucket"),
         ("gs://bucket/a\nb", "", "Cloud Storage does not allow an object named"),
         ("ftp://bucket/models", "", "expected gs://bucket/prefix, a directory or file:///directory"),
         ("/sys/models", "", "cannot write to /sys/models"),

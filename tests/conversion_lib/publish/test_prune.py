@@ -19,7 +19,7 @@ from conversion_lib.publish.publish import publish
 from conversion_lib.publish.verify import verify
 from conversion_lib.record import Target
 from tests.support.fakes.cloud_storage import FakeCloudStorage
-from tests.support.published_checkpoints import LATEST, TARGET, make_checkpoint, names, read
+from tests.support.published_checkpoints import LATEST, PLACE, TARGET, make_checkpoint, names, read
 
 PUBLISHED = [f"tiny/{digit * 40}/{TARGET}" for digit in "12345"]
 
@@ -79,6 +79,28 @@ def test_a_marker_that_nobody_understands_stays(url: str, tmp_path: Path) -> Non
     open_destination(url).update(f"{PUBLISHED[0]}/{MARKER_NAME}", lambda old: b"{}")
     result = prune(url, keep=1, remove=True)
     assert (paths(result), result.kept) == ([], PUBLISHED[:2])
+
+
+@pytest.mark.parametrize("published", ["soon", "10000-01-01T00:00:00+00:00", "2026-01-01T00:00:00", "", 5, None, []])
+def test_a_marker_with_no_time(url: str, checkpoint: Path, published: Any) -> None:
+    publish(checkpoint, url)
+    marker = f"{PLACE}/{MARKER_NAME}"
+    content = json.loads(read(url, marker) or b"") | {"published": published}
+    open_destination(url).update(marker, lambda old: json.dumps(content).encode())
+    assert prune(url).kept == [PLACE]
+    with pytest.raises(BadInput, match=f"{MARKER_NAME} is not a marker of this version: published: "):
+        publish(checkpoint, url)
+
+
+def test_a_version_that_a_link_leads_to(checkpoint: Path, tmp_path: Path) -> None:
+    """What lies somewhere else is not this base's to remove."""
+    for digit in "12":
+        publish(make_checkpoint(checkpoint, commit=digit * 40), str(tmp_path / "theirs"))
+    (tmp_path / "ours").mkdir()
+    (tmp_path / "ours" / "tiny").symlink_to(tmp_path / "theirs" / "tiny")
+    with pytest.raises(BadInput, match="nothing is published under"):
+        prune(str(tmp_path / "ours"), keep=1, remove=True)
+    assert len(prune(str(tmp_path / "theirs")).kept) == 2
 
 
 def test_bad_input(url: str, checkpoint: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 from conversion_lib.errors import BadInput, OutsideFailure
 from conversion_lib.progress import Reporter
 from conversion_lib.publish.destinations import base, open_destination
+from conversion_lib.publish.prune import prune
 from conversion_lib.publish.publish import publish
 from conversion_lib.publish.staged import checkpoint_digest
 from conversion_lib.publish.verify import verify
@@ -112,7 +113,7 @@ def test_no_verdict_no_publishing(checkpoint: Path, tmp_path: Path) -> None:
     (checkpoint / "report" / "check.json").unlink()
     refused("has not been checked")
     (checkpoint / "report" / "check.json").write_text("{}")
-    with pytest.raises(BadInput, match=r"check\.json is not a verdict: verdict: field required"):
+    with pytest.raises(BadInput, match=r"check\.json is not a verdict of this version: verdict: field required"):
         publish(checkpoint, str(out))
 
 
@@ -212,3 +213,136 @@ def test_what_a_check_passed_against_is_published(checkpoint: Path, url: str) ->
     path.write_text(json.dumps({**json.loads(path.read_text()), "threshold": 0.5, "reference": "abc"}))
     provenance = json.loads(read(publish(checkpoint, url).url, "provenance.json") or b"")
     assert (provenance["verdict"]["threshold"], provenance["verdict"]["reference"]) == (0.5, "abc")
+
+
+def _changed(checkpoint: Path) -> None:
+    (checkpoint / "hf/config.json").write_bytes(b"[]")
+
+
+def _added(checkpoint: Path) -> None:
+    (checkpoint / "hf/modeling_evil.py").write_text("import os")
+
+
+def _removed(checkpoint: Path) -> None:
+    (checkpoint / "hf/tokenizer/x.json").unlink()
+
+
+def _report(checkpoint: Path) -> None:
+    (checkpoint / "report/report.html").write_text("<h1>PASS</h1>")
+
+
+def _record(checkpoint: Path) -> None:
+    record = json.loads((checkpoint / "ferry.json").read_text())
+    (checkpoint / "ferry.json").write_text(json.dumps(record | {"dropped": ["nothing"]}))
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (_changed, "hf/config.json"),
+        (_added, "hf/modeling_evil.py"),
+        (_removed, "hf/tokenizer/x.json"),
+        (_report, "report/report.html"),
+        (_record, "ferry.json"),
+    ],
+)
+def test_what_changed_since_the_check_is_not_published(
+    checkpoint: Path, tmp_path: Path, change: Any, named: str
+) -> None:
+    change(checkpoint)
+    with pytest.raises(BadInput, match=f"changed since its check: {named}: run `ferry check"):
+        publish(checkpoint, str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+    result = publish(checkpoint, str(tmp_path / "out"), unchecked=True)
+    assert json.loads(read(result.url, "provenance.json") or b"")["verdict"] is None
+
+
+def test_a_verdict_of_before_there_was_more_to_cover(checkpoint: Path, tmp_path: Path) -> None:
+    write_verdict(checkpoint, covers={})
+    with pytest.raises(BadInput, match=r"changed since its check: ferry\.json and 3 more"):
+        publish(checkpoint, str(tmp_path / "out"))
+
+
+def test_other_files_beside_what_is_published(checkpoint: Path, url: str) -> None:
+    publish(checkpoint, url)
+    _changed(checkpoint)
+    write_verdict(checkpoint)
+    with pytest.raises(BadInput, match=r"holds this checkpoint with another hf/config\.json"):
+        publish(checkpoint, url)
+
+
+@pytest.mark.parametrize("name", ["0/link", "hf/link", "hf", "report", "0"])
+def test_nothing_is_published_through_a_link(checkpoint: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret/token").write_text("hf_secret")
+    if (checkpoint / name).exists():
+        shutil.move(checkpoint / name, tmp_path / "secret" / name)
+        (checkpoint / name).symlink_to(tmp_path / "secret" / name)
+    else:
+        (checkpoint / name).symlink_to(tmp_path / "secret/token")
+    with pytest.raises(BadInput, match=f"{name} is a symbolic link that leads out of"):
+        publish(checkpoint, str(tmp_path / "out"), unchecked=True)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model_name": "../x"},
+        {"model_name": "a/b"},
+        {"model_name": ".hidden"},
+        {"model_name": ""},
+        {"model_name": "a\nb"},
+        {"origin": {"path": "/x", "repo": "a/b", "commit": "../../x"}},
+        {"origin": {"path": "/x", "repo": "a/b", "commit": "c"}},
+        {"origin": {"path": "/x", "repo": "a/b", "commit": "C" * 40}},
+        {"origin": {"path": "/x"}, "fingerprint": "../../../../x"},
+    ],
+)
+def test_a_record_that_names_another_place(checkpoint: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+    record = json.loads((checkpoint / "ferry.json").read_text())
+    (checkpoint / "ferry.json").write_text(json.dumps(record | changes))
+    with pytest.raises(BadInput):
+        publish(checkpoint, str(tmp_path / "a/b/out"), unchecked=True)
+    assert not (tmp_path / "a").exists()
+
+
+def _work_dir(location: Path) -> Path:
+    return location.with_name(f".{location.name}.ferry-partial")
+
+
+def _lease(location: Path) -> Path:
+    return location.with_name(f".{location.name}.ferry_lease.json")
+
+
+@pytest.mark.parametrize("where", [_work_dir, _lease])
+def test_nothing_is_removed_or_written_through_a_link(checkpoint: Path, tmp_path: Path, where: Any) -> None:
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (victim / "thesis.txt").write_text("mine")
+    link = where(tmp_path / "out" / PLACE)
+    link.parent.mkdir(parents=True)
+    link.symlink_to(victim if where is _work_dir else victim / "thesis.txt")
+    with pytest.raises(BadInput, match="symbolic link"):
+        publish(checkpoint, str(tmp_path / "out"))
+    assert [path.read_text() for path in victim.iterdir()] == ["mine"]
+
+
+def test_latest_when_a_clock_was_ahead(
+    checkpoint: Path, url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is published last is the latest, whatever an earlier clock said; a person is told that it was wrong."""
+    publish(checkpoint, url)
+    ahead = {"published": "2999-01-01T00:00:00.000000+00:00"}
+    for path in (LATEST, f"{PLACE}/ferry_commit.json"):
+        content = json.loads(read(url, path) or b"") | ahead
+        open_destination(url).update(path, lambda _, content=content: json.dumps(content).encode())
+    newer = make_checkpoint(tmp_path / "newer", commit="f" * 40)
+    for one in (newer, checkpoint):
+        publish(one, url, reporter=Reporter())
+        said = capsys.readouterr().err
+        assert f"{PLACE} was published at 2999" in said and f"{LATEST} names {'f' * 40}" in said
+        assert json.loads(read(url, LATEST) or b"")["location"].startswith("f" * 40)
+    pruned = prune(url, keep=1, reporter=Reporter())
+    assert [version.path for version in pruned.versions] == [PLACE]
+    assert "was published at 2999" in capsys.readouterr().err

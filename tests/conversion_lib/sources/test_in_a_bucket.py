@@ -211,7 +211,7 @@ def test_a_report_that_cannot_be_kept_is_not_lost_silently(fake: FakeCloudStorag
     fake.denied = {"storage.objects.create"}
     result: Any = SimpleNamespace(model_dump_json=lambda indent: "{}")
     with pytest.raises(BadInput, match=r"do not allow it .*; the report is lost: use `--report DIR`"):
-        _write_report(location(staged) / "report", "page", result)
+        _write_report(location(staged) / "report", b"page", result)
 
 
 @pytest.mark.parametrize("arguments", [("export", "CKPT"), ("dequantize", "SRC"), ("download", "acme/tiny")])

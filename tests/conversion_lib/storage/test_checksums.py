@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import os
 import time
 import tracemalloc
@@ -64,14 +65,22 @@ def test_links(tmp_path: Path) -> None:
         entries_below(root)
 
 
-def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "dir").mkdir()
-    (tmp_path / "dir" / "x").write_bytes(b"1")
-    stat = (tmp_path / "dir" / "x").stat()
-    assert stat.st_size == 1
-    gone = tmp_path / "dir" / "y"
-    gone.symlink_to("/proc/self/mem")  # is_file, but reading it fails
-    with pytest.raises(OutsideFailure, match=r"cannot read .*y"):
+    (tmp_path / "dir" / "y").write_bytes(b"1")
+
+    def broken(path: Path, mode: str) -> None:
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    monkeypatch.setattr(Path, "open", broken)
+    with pytest.raises(OutsideFailure, match=r"cannot read .*y: Input/output error"):
+        entries_below(tmp_path)
+
+
+def test_a_link_that_leads_out(tmp_path: Path) -> None:
+    (tmp_path / "dir").mkdir()
+    (tmp_path / "dir" / "y").symlink_to("/etc/passwd")
+    with pytest.raises(BadInput, match=r"dir/y is a symbolic link that leads out of"):
         entries_below(tmp_path)
 
 
