@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from conversion_lib.shown import one_line
+
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
@@ -14,9 +16,16 @@ ANNOTATION = re.compile(r" \[(tensorstore_spec|source locations|[a-z]+_[a-z_]+)=
 
 
 class FerryError(Exception):
-    """An error that ends a command. Its text is one line that says what is wrong, where, and what to do."""
+    """An error that ends a command. Its text is one line that says what is wrong, where, and what to do.
+
+    Args:
+        message: The text. It is escaped and made one line here, since it may have names from outside.
+    """
 
     exit_code = 3
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(one_line(message))
 
 
 class CheckFailed(FerryError):

@@ -14,15 +14,17 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 from pydantic import BaseModel
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 from rich.text import Text
 
+from conversion_lib.core.memory_bound import ends_process_by
 from conversion_lib.core.process import peak_bytes
 from conversion_lib.errors import FerryError, Terminated
-from conversion_lib.progress import Reporter
+from conversion_lib.progress import PlainConsole, Reporter
+from conversion_lib.shown import escaped, one_line
 from conversion_lib.storage.files import disk_error
 
 LogFormat = Literal["text", "json"]
@@ -77,6 +79,7 @@ def run_command(
     """
     termination = _Termination(json_output)
     signal.signal(signal.SIGTERM, termination)
+    ends_process_by(lambda error: _leave_now(error, json_output))
     reporter = Reporter("quiet" if quiet else "auto", log_format)
     started = time.monotonic()
     try:
@@ -95,6 +98,7 @@ def run_command(
         return fail(termination.error, json_output)
     finally:
         termination.over = True
+        ends_process_by(None)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if json_output:
         measured = {"seconds": round(time.monotonic() - started, 3), "peak_bytes": peak_bytes()}
@@ -102,11 +106,11 @@ def run_command(
     else:
         for part in outcome.text:
             # lines are not wrapped, so that paths can be copied
-            print(part) if isinstance(part, str) else _console().print(
+            print(escaped(part)) if isinstance(part, str) else _console().print(
                 part, highlight=False, soft_wrap=isinstance(part, Text)
             )
     if outcome.failed:
-        print(f"ferry: {outcome.message}", file=sys.stderr)
+        print(f"ferry: {one_line(outcome.message)}", file=sys.stderr)
         return 1
     return 0
 
@@ -122,8 +126,16 @@ def fail(error: FerryError, json_output: bool) -> int:
 
 def _said(error: FerryError) -> tuple[str, str]:
     """Returns an error as the object that --json prints, and as one line for standard error."""
-    message = " ".join(str(error).split())
-    return json.dumps({"error": message, "exit_code": error.exit_code}), f"ferry: {message}"
+    return json.dumps({"error": str(error), "exit_code": error.exit_code}), f"ferry: {error}"
+
+
+def _leave_now(error: FerryError, json_output: bool) -> NoReturn:
+    """Says what failed and ends the process, from any thread, whatever the others do."""
+    answer, line = _said(error)
+    if json_output:
+        os.write(1, f"{answer}\n".encode())
+    os.write(2, f"{line}\n".encode())
+    os._exit(error.exit_code)
 
 
 class _Termination:
@@ -148,16 +160,11 @@ class _Termination:
 
     def _leave_in_time(self, error: Terminated) -> None:
         time.sleep(LEAVE_SECONDS)
-        if self.over:
-            return
-        answer, line = _said(error)
-        if self._json_output:
-            os.write(1, f"{answer}\n".encode())
-        os.write(2, f"{line}\n".encode())
-        os._exit(error.exit_code)
+        if not self.over:
+            _leave_now(error, self._json_output)
 
 
-def _console() -> Console:
+def _console() -> PlainConsole:
     """Returns a console for standard output. Without a terminal, lines are not folded."""
-    console = Console()
-    return console if console.is_terminal else Console(width=1000)
+    console = PlainConsole()
+    return console if console.is_terminal else PlainConsole(width=1000)

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.progress import (
@@ -23,9 +23,20 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+from rich.text import Text
+
+from conversion_lib.shown import escaped, escaped_lines, one_line
 
 LINE_SECONDS = 10.0
 """Shortest time between two lines of progress when there is no terminal."""
+
+
+class PlainConsole(Console):
+    """A console to which text is only text: no markup, no emoji codes, and nothing that a terminal would obey."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Returns the text to show: what it holds of markup and control characters as it is, or escaped."""
+        return super().render_str(escaped_lines(text), **{**options, "markup": False, "emoji": False})
 
 
 class Task:
@@ -70,16 +81,17 @@ class Reporter:
 
     def __init__(self, mode: Literal["auto", "quiet"] = "auto", log_format: Literal["text", "json"] = "text") -> None:
         self._quiet, self._json = mode == "quiet", log_format == "json"
-        self._console = Console(stderr=True)
+        self._console = PlainConsole(stderr=True)
 
     def say(self, message: str) -> None:
         """Shows a message of one line."""
         if self._quiet:
             return
+        message = one_line(message)
         if self._json:
             print(json.dumps({"time": round(time.time(), 3), "message": message}), file=sys.stderr, flush=True)
         elif self._console.is_terminal:
-            self._console.print(message, markup=False, highlight=False)
+            self._console.print(message, highlight=False)
         else:
             print(message, file=sys.stderr, flush=True)
 
@@ -92,14 +104,14 @@ class Reporter:
             return
         columns = (
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             DownloadColumn(),
             TransferSpeedColumn(),
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=self._console) as progress:
-            task._bar = (progress, progress.add_task(name, total=total_bytes))
+            task._bar = (progress, progress.add_task(escaped(name), total=total_bytes))
             yield task
 
 

@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from conversion_lib.conversions.opening import files_at
 from conversion_lib.core.boxes import Box, Shape, size, split, whole
 from conversion_lib.core.dtypes import itemsize
+from conversion_lib.core.memory_bound import memory_bound
 from conversion_lib.core.tensors import Source, TensorInfo
 from conversion_lib.errors import BadInput
 from conversion_lib.progress import SILENT, Reporter
@@ -24,6 +25,9 @@ from conversion_lib.storage.locations import location
 
 READ_BYTES = 64 << 20
 """Largest part of a leaf that is read at once."""
+
+COMPARE_BYTES = 4 << 30
+"""More than boxes of both need, with the chunks that they lie in."""
 BUCKET_BYTES = 16 * READ_BYTES
 """The memory budget for reading a checkpoint in a bucket. The blocks that are kept take a share of it."""
 
@@ -85,7 +89,8 @@ def compare(a: Path | str, b: Path | str, *, reporter: Reporter = SILENT) -> Com
     with opened_checkpoint(a) as (kind_a, source_a), opened_checkpoint(b) as (kind_b, source_b):
         if kind_a != kind_b:
             raise BadInput(f"{a} is a {kind_a} checkpoint and {b} a {kind_b} one: give two of the same kind")
-        return _compare(source_a, source_b, reporter)
+        with memory_bound(COMPARE_BYTES, f"{a} and {b}"):
+            return _compare(source_a, source_b, reporter)
 
 
 def _compare(source_a: Source, source_b: Source, reporter: Reporter) -> Comparison:

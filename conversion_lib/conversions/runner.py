@@ -9,7 +9,9 @@ from dataclasses import asdict, dataclass
 
 from pydantic import BaseModel, Field
 
+from conversion_lib.core.memory_bound import memory_bound
 from conversion_lib.engine import executor
+from conversion_lib.engine.limits import peak_estimate
 from conversion_lib.errors import BadInput
 from conversion_lib.plan.job import Job, disk_bytes
 from conversion_lib.plan.parts import WHOLE, Part, chunk_count, shares
@@ -132,7 +134,9 @@ def run(conversion: Conversion, options: Options, reporter: Reporter) -> Convert
         conversion.begin(job)
         for line in (*job.notes, *job.plan.dropped):
             reporter.say(line)
-        totals = _execute(conversion, job, given[part.index], workspace, options, reporter)
+        expected = peak_estimate(job.plan, options.memory_budget, options.threads) + job.resident_bytes
+        with memory_bound(expected, job.name):
+            totals = _execute(conversion, job, given[part.index], workspace, options, reporter)
     seconds = time.monotonic() - started
     reporter.say(f"{_title(conversion, options)}: {format_bytes(totals.bytes_out)} in {seconds:.1f} s")
     return result.model_copy(update={**asdict(totals), "seconds": seconds})

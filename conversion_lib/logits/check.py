@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from conversion_lib.core.memory_bound import memory_bound
 from conversion_lib.core.process import peak_bytes
 from conversion_lib.core.tensors import Array
 from conversion_lib.errors import BadInput, FerryError
@@ -53,6 +54,9 @@ from conversion_lib.storage.locations import location
 
 DEFAULT_BUDGET = 6 << 30
 """Bytes."""
+
+LIBRARIES_BYTES = 1 << 30
+"""jax, torch and what they compile."""
 
 BIAS_ORDERS: dict[str, BiasOrder] = {"0.2.5": "layers_first", "main": "experts_first"}
 """Layout of DeepSeek-V3's scanned gate bias by MaxText version."""
@@ -122,7 +126,8 @@ def run_check(
         reporter.say(f"{checkpoint} has already passed this check: {earlier.report}")
         return earlier.model_copy(update={"already": True, "bytes_in": 0})
 
-    expected, found, config, model = _run(checkpoint, source, record, reference, options, reporter)
+    with memory_bound(options.memory_budget + LIBRARIES_BYTES, str(checkpoint)):
+        expected, found, config, model = _run(checkpoint, source, record, reference, options, reporter)
     if config.tokens < config.vocab:  # MaxText leaves out rows that belong to no token
         expected = replace(expected, logits=[logits[:, : config.tokens] for logits in expected.logits])
     comparison = compare_logits(expected.logits, found.logits)

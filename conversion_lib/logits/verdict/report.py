@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,9 @@ from conversion_lib.logits.verdict import plots
 from conversion_lib.logits.verdict.compare import Comparison, log_softmax, top_tokens
 from conversion_lib.logits.verdict.result import CheckResult
 from conversion_lib.maxtext.model import arguments
+from conversion_lib.shown import one_line, visible
+
+TAG = re.compile(r"<(?=[A-Za-z/!?])")
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,10 @@ class ReportData:
 def render(data: ReportData) -> str:
     """Returns the report as one HTML page, plots included."""
     environment = Environment(
-        loader=PackageLoader("conversion_lib.logits.verdict", "."), autoescape=True, undefined=StrictUndefined
+        loader=PackageLoader("conversion_lib.logits.verdict", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=visible,
     )
     result, comparison, layers = data.result, data.comparison, data.result.layers
     drawn = {
@@ -62,25 +69,30 @@ def render(data: ReportData) -> str:
 def summary(result: CheckResult) -> list[str]:
     """Returns verdict and figures as lines of Markdown, for a terminal or a pull request."""
     rows = [f"| {name} | {value} |" for name, value in figures(result)]
-    notes = [f"Note: {note}." for note in result.notes]
+    notes = [f"Note: {_markdown(note)}." for note in result.notes]
     return [
-        f"**{result.verdict}**: {result.reason}",
+        f"**{_markdown(result.verdict)}**: {_markdown(result.reason)}",
         "",
-        *(f"- {name}: {verdict}" for name, verdict in parts(result)),
+        *(f"- {name}: {_markdown(verdict)}" for name, verdict in parts(result)),
         "",
         "| figure | value |",
         "| --- | --- |",
         *rows,
         "",
         *notes,
-        *([f"MaxText runs it with `{' '.join(arguments(result.model.settings))}`"] if result.model.settings else []),
-        f"The report is {result.report}",
+        *([f"MaxText runs it with `{_markdown(' '.join(arguments(result.model.settings)))}`"] if result.model.settings else []),
+        f"The report is {_markdown(result.report)}",
     ]
 
 
 def parts(result: CheckResult) -> list[tuple[str, str]]:
     """Both parts of the verdict: name, and pass or fail."""
     return [("weights", result.weights), ("model", result.model.verdict)]
+
+
+def _markdown(text: str) -> str:
+    """Returns a text that may hold names from outside as Markdown that shows it: no tags, links or columns."""
+    return TAG.sub("&lt;", one_line(text)).replace("](", "]\\(").replace("|", "\\|")
 
 
 def figures(result: CheckResult) -> list[tuple[str, str]]:

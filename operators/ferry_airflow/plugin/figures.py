@@ -14,6 +14,8 @@ from ferry_airflow.scheduling.finding import Finding
 
 NOTHING = "–"
 CHECK = "check"
+LARGEST = 1e30
+"""Of a figure. Larger ones, infinity and NaN are not shown."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ def view_run(run: Run) -> RunView | None:
     facts = [
         ("Commit", str(source.get("commit") or run.conf.get("revision") or "")),
         ("Target", str(target)),
-        ("Plan", _plan((run.manifest("resolve") or {}).get("plan") or {})),
+        ("Plan", _plan((run.manifest("resolve") or {}).get("plan"))),
         *_places(run, check),
     ]
     return RunView(
@@ -131,12 +133,12 @@ def view_run(run: Run) -> RunView | None:
     )
 
 
-def _plan(plan: Mapping[str, Any]) -> str:
+def _plan(plan: object) -> str:
     """The plan that `resolve` made for the run."""
-    if not plan:
+    if not isinstance(plan, dict) or not plan:
         return ""
     size = {key: _bytes(plan.get(key)) for key in ("bytes_in", "bytes_out", "disk_bytes", "peak_bytes")}
-    time = _seconds(float(plan.get("seconds") or 0))
+    time = _seconds(_finite(plan.get("seconds")) or 0)
     moved = f"{size['bytes_in']} in, {size['bytes_out']} out"
     return f"{moved}; {size['disk_bytes']} of disk, at most {size['peak_bytes']} of memory; about {time}"
 
@@ -158,7 +160,7 @@ def _check_figures(check: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("top1", "same most likely token", "{:.2%}"),
         ("top10", "ten most likely in common", "{:.2%}"),
     )
-    return [(name, shown.format(check[key])) for key, name, shown in names if isinstance(check.get(key), int | float)]
+    return [(name, shown.format(check[key])) for key, name, shown in names if _finite(check.get(key)) is not None]
 
 
 def _stage_rows(stages: Iterable[Stage]) -> list[StageRow]:
@@ -178,16 +180,16 @@ def _stage_row(stage: Stage, first: datetime, whole: float, now: datetime) -> St
         lasted = ((stage.ended or now) - stage.started).total_seconds()
         left, width = 100 * (stage.started - first).total_seconds() / whole, 100 * lasted / whole
     manifest = stage.manifest or {}
-    seconds = manifest.get("seconds", lasted)
-    moved = max(manifest.get("bytes_in") or 0, manifest.get("bytes_out") or 0)
+    seconds = _finite(manifest.get("seconds", lasted))
+    moved = max(_finite(manifest.get(key)) or 0 for key in ("bytes_in", "bytes_out"))
     return StageRow(
         name=stage.task_id if stage.map_index < 0 else f"{stage.task_id} {stage.map_index}",
         state=stage.state or "waiting",
         tries=stage.tries,
-        seconds=NOTHING if seconds is None else _seconds(float(seconds)),
+        seconds=NOTHING if seconds is None else _seconds(seconds),
         bytes_in=_bytes(manifest.get("bytes_in")),
         bytes_out=_bytes(manifest.get("bytes_out")),
-        rate=f"{format_bytes(moved / seconds)}/s" if moved and seconds else NOTHING,
+        rate=f"{format_bytes(moved / seconds)}/s" if moved and seconds and seconds > 0 else NOTHING,
         peak=_bytes(manifest.get("peak_bytes")),
         note=_note(manifest),
         left=round(left, 2),
@@ -239,14 +241,17 @@ class _Table:
 
     def add_onboarding(self, dag_id: str, run_id: str, when: datetime, stages: Mapping[str, Mapping[str, Any]]) -> None:
         published, check = stages["publish"], stages.get("check", {})
-        destination, model, commit, target = str(published["url"]).rsplit("/", 3)
+        parts = str(published["url"]).rsplit("/", 3)
+        if len(parts) < 4:  # not where publish puts anything
+            return
+        destination, model, commit, target = parts
         same = self.alike(model, target, destination)
         row = next((row for row in same if row.seen == commit), same[0] if same else None)
         row = row or self.add_row(str(published.get("repo") or model), model, target, destination)
         row.seen = row.seen or commit
         row.published, row.url, row.when, row.run = commit, str(published["url"]), when, (dag_id, run_id)
         row.verdict, row.max_kl = str(check.get("verdict") or ""), _finite(check.get("max_kl"))
-        row.bytes = published.get("bytes")
+        row.bytes = _count(published.get("bytes"))
         row.state, row.note = "published", ""
 
 
@@ -274,11 +279,19 @@ def view_models(
 
 
 def _finite(value: object) -> float | None:
-    return float(value) if isinstance(value, int | float) else None
+    """A manifest's figure; None for anything but a finite number."""
+    number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST
+    return float(value) if number else None  # type: ignore[arg-type]  # mypy does not follow `number`
 
 
-def _bytes(count: int | None) -> str:
-    return NOTHING if not count else format_bytes(count)
+def _count(value: object) -> int | None:
+    found = _finite(value)
+    return None if found is None or found < 0 else int(found)
+
+
+def _bytes(count: object) -> str:
+    found = _count(count)
+    return format_bytes(found) if found else NOTHING
 
 
 def _seconds(seconds: float) -> str:

@@ -9,6 +9,7 @@ from fastapi import FastAPI, HTTPException
 from fastapi.responses import HTMLResponse, Response
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from conversion_lib.shown import visible
 from ferry_airflow.plugin.access import may_read_dag, may_read_run
 from ferry_airflow.plugin.figures import view_models, view_run
 from ferry_airflow.plugin.records import read_findings, read_onboardings, read_run
@@ -23,7 +24,9 @@ HEADERS = {
 REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'self'; sandbox"
 """The report is one file that contains its styles and pictures. It runs no script and loads nothing."""
 
-templates = Environment(loader=PackageLoader("ferry_airflow.plugin"), autoescape=True, undefined=StrictUndefined)
+templates = Environment(
+    loader=PackageLoader("ferry_airflow.plugin"), autoescape=True, undefined=StrictUndefined, finalize=visible
+)
 
 
 def make_app() -> FastAPI:

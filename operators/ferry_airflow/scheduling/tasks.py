@@ -11,6 +11,7 @@ from airflow.sdk import get_current_context
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from conversion_lib.progress import Reporter
+from conversion_lib.shown import one_line
 from ferry_airflow.base import hub_token
 from ferry_airflow.layout import save_manifest
 from ferry_airflow.scheduling.catalog import Entry, load_catalog
@@ -35,7 +36,7 @@ class LogReporter(Reporter):
         self._log = log
 
     def say(self, message: str) -> None:
-        self._log.info("%s", message)
+        self._log.info("%s", one_line(message))
 
 
 def read_catalog(path: Path, log: TaskLog) -> list[dict[str, Any]]:
@@ -46,7 +47,7 @@ def read_catalog(path: Path, log: TaskLog) -> list[dict[str, Any]]:
     """
     catalog = load_catalog(path)
     for problem in catalog.problems:
-        log.error("%s", problem)
+        log.error("%s", one_line(problem))
     _push(PROBLEMS, list(catalog.problems))
     return [entry.model_dump(mode="json") for entry in catalog.entries]
 
@@ -73,7 +74,7 @@ def look_at(entry_json: dict[str, Any], hf_conn_id: str | None, log: TaskLog) ->
     findings = look(entry, _run_state, reporter=LogReporter(log))
     _push(ROWS, [finding.model_dump() for finding in findings])
     for finding in findings:
-        log.info("%s", "  ".join(cell for cell in finding.row if cell))
+        log.info("%s", one_line("  ".join(cell for cell in finding.row if cell)))
     if all(finding.state == "skipped" for finding in findings):
         raise AirflowSkipException(findings[0].note)
     return triggers(entry, findings)
@@ -104,7 +105,7 @@ def summarize(entries: list[dict[str, Any]], log: TaskLog) -> str:
     missing = {entry["repo"] for entry in entries} - {finding.repo for finding in findings}
     problems += [f"{repo}: the look failed: see the log of the task {LOOK}" for repo in sorted(missing)]
     for line in summary_lines(findings, problems):
-        log.info("%s", line)
+        log.info("%s", one_line(line))
     rows = [finding.model_dump() for finding in findings]
     _push(ROWS, rows)
     path = save_manifest(run_id, "summary", {"models": rows, "problems": problems})
