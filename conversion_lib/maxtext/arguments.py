@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from conversion_lib.core.documents import parse_yaml, read_limited
 from conversion_lib.core.process import collect_rarely, leave, reuse_freed_memory
 from conversion_lib.errors import BadInput
+from conversion_lib.limits import YAML_BYTES
 from conversion_lib.maxtext.names import model_of, setting_names
 from conversion_lib.models.catalog import Model
 from conversion_lib.program import Outcome, run_command
@@ -307,27 +307,28 @@ def _nearest(name: str, names: list[str]) -> str:
     return f"; the nearest is {near[0]}" if near else ": MaxText has no such setting"
 
 
-def _settings_in(path: Path, names: list[str]) -> dict[str, str]:
+def _settings_in(path: Path, names: list[str], above: tuple[Path, ...] = ()) -> dict[str, str]:
     """Returns the settings of a MaxText configuration file and of its base files; nested ones as `outer.inner`.
 
     If the file is MaxText's own and does not exist, there are none. Raises BadInput if another file is missing, is not
-    YAML, or has a setting that is not in `names`.
+    YAML, has a setting that is not in `names`, or is its own base (`above`: the files whose base it is).
     """
+    if path.resolve() in above:
+        raise BadInput(f"{above[-1]}: base_config names {path}, which is based on it")
     try:
-        content = yaml.safe_load(path.read_text())
+        content = parse_yaml(read_limited(path, YAML_BYTES), path)
     except OSError as error:
         if path.name == DEFAULTS_FILE and isinstance(error, FileNotFoundError):
             return {}
         raise BadInput(f"{path}: no such configuration file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise BadInput(f"{path} has no settings: expected lines such as scan_layers: true")
     settings: dict[str, str] = {}
     if based_on := content.pop("base_config", None):
         # MaxText's own files name others relative to the directory of all of them
         candidates = [parent / str(based_on) for parent in path.absolute().parents]
-        settings = _settings_in(next((one for one in candidates if one.is_file()), candidates[0]), names)
+        base = next((one for one in candidates if one.is_file()), candidates[0])
+        settings = _settings_in(base, names, (*above, path.resolve()))
     known = {*names, *(part for name in names for part in name.split("."))}
     for name, value in content.items():
         if name not in known:

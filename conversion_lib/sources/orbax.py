@@ -19,6 +19,7 @@ from conversion_lib.core.boxes import Box, slices
 from conversion_lib.core.tensors import Array, StoredSlice, TensorInfo
 from conversion_lib.errors import BadInput, FerryError, OutsideFailure, tensorstore_reason
 from conversion_lib.record import CheckpointRecord, parsed, record_in
+from conversion_lib.sources.zarr_metadata import open_arrays
 from conversion_lib.storage import gcs
 from conversion_lib.storage.interface import Location
 from conversion_lib.storage.links import refuse_links_out
@@ -193,7 +194,7 @@ class OrbaxSource:
 
     def _open(self, wanted: Callable[[Keys], bool], cache_bytes: int) -> dict[str, Any]:
         context = ts.Context({"cache_pool": {"total_bytes_limit": cache_bytes}, **gcs.TENSORSTORE_REQUESTS})
-        futures = {}
+        specs = {}
         for entry in self.metadata.tree_metadata.values():
             keys = tuple(str(part.key) for part in entry.key_metadata)
             if entry.value_metadata.skip_deserialize or entry.value_metadata.value_type == "None":
@@ -201,8 +202,11 @@ class OrbaxSource:
             if not wanted(keys):
                 self.unopened.append(keys)
                 continue
-            spec = array_spec(self.items, ".".join(keys), ocdbt=self.ocdbt, zarr3=self.zarr3)
-            futures["/".join(keys)] = ts.open(spec, open=True, read=True, context=context)
+            specs["/".join(keys)] = array_spec(self.items, ".".join(keys), ocdbt=self.ocdbt, zarr3=self.zarr3)
+        try:
+            futures = open_arrays(specs, context, self.items)
+        except ValueError as error:
+            raise self._explained("metadata of arrays cannot be read", error) from error
         arrays = {}
         for path, future in futures.items():
             try:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from conversion_lib.core.documents import read_limited
 from conversion_lib.errors import BadInput
 from conversion_lib.progress import SILENT, Reporter
 from conversion_lib.storage.checksums import FileEntry, entries_below
@@ -70,7 +71,7 @@ class LocalLocation:
 
     def read(self) -> bytes | None:
         try:
-            return self.path.read_bytes()
+            return read_limited(self.path)
         except (FileNotFoundError, NotADirectoryError):
             return None
 

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
+from conversion_lib.core.documents import read_limited
+
 RESERVE_BYTES = 64 << 10
 """Disk space reserved for the log, so that finished work can still be logged when the disk is full."""
 
@@ -50,7 +52,7 @@ class FileLog:
 
     def replay(self, take: Callable[[bytes], bool]) -> None:
         self._end = 0
-        for line in self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []:
+        for line in read_limited(self.path).splitlines(keepends=True) if self.path.exists() else []:
             if not take(line):
                 break
             self._end += len(line)

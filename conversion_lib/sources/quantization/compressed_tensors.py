@@ -5,22 +5,25 @@ Finds which group of `config_groups` quantizes which module, and how.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from conversion_lib.core.patterns import Pattern, compile_pattern
 from conversion_lib.core.tensors import TensorInfo
 from conversion_lib.errors import BadInput, problem_of
+from conversion_lib.limits import PATTERN_TRIES, PATTERNS
 from conversion_lib.models.hf_config import ModelConfig
 from conversion_lib.sources.quantization import fp8, packed
 from conversion_lib.sources.quantization.weights import Weight, companion
 
 FP8_FORMATS = ("float-quantized", "naive-quantized")
 INT4_FORMAT = "pack-quantized"
+
+PATTERN = "re:"
+"""What stands before a regular expression among names of modules."""
 
 PARTS = ("weight_packed", "weight_scale", "weight_shape", "weight_zero_point", "weight_g_idx", "weight_global_scale")
 """Names of the tensors that a quantized module's weight is stored in, other than `weight` itself."""
@@ -61,25 +64,47 @@ class Settings(BaseModel):
     transform_config: dict[str, Any] | None = None
 
 
+class Names:
+    """Modules by name: each as it is, or by a pattern after `re:`.
+
+    Args:
+        entries: `targets` or `ignore`.
+        where: What messages call the list.
+
+    Raises:
+        BadInput: A pattern cannot be matched in linear time, or there are too many.
+    """
+
+    def __init__(self, entries: Iterable[str], where: str) -> None:
+        exact, patterns = set[str](), dict[str, Pattern]()
+        for entry in entries:
+            if entry.startswith(PATTERN):
+                patterns[entry] = compile_pattern(entry.removeprefix(PATTERN), where)
+            else:
+                exact.add(entry)
+            if len(patterns) > PATTERNS:
+                raise BadInput(f"{where} has more than {PATTERNS} regular expressions, which are all that are allowed")
+        self.exact, self.patterns = frozenset(exact), tuple(patterns.values())
+
+    def __contains__(self, module: str) -> bool:
+        return module in self.exact or any(pattern.matches(module) for pattern in self.patterns)
+
+
 @dataclass(frozen=True)
 class Scheme:
     """A group that quantizes weights; `packed`: to int4, otherwise to fp8."""
 
     name: str
-    targets: list[str]
+    targets: Names
     arguments: Arguments
     packed: bool
-
-    def names(self, module: str) -> bool:
-        """Returns whether a target of the group names the module."""
-        return any(_matches(module, target) for target in self.targets)
 
     def takes_all(self) -> bool:
         """Returns whether the group may apply to any module.
 
         The target `Linear` means the module's class, which a checkpoint does not show.
         """
-        return not self.targets or "Linear" in self.targets
+        return not (self.targets.exact or self.targets.patterns) or "Linear" in self.targets.exact
 
 
 def weights(tensors: Mapping[str, TensorInfo], config: ModelConfig, quantization: dict[str, Any]) -> list[Weight]:
@@ -96,11 +121,13 @@ def weights(tensors: Mapping[str, TensorInfo], config: ModelConfig, quantization
     """
     settings = _settings(config, quantization)
     schemes = _schemes(settings, config)
+    ignored = Names(settings.ignore or (), f"{config.path}: ignore of quantization_config")
+    _limit_tries(tensors, [ignored, *(scheme.targets for scheme in schemes)], config)
     found: list[Weight] = []
     for name, info in tensors.items():
         module, _, part = name.rpartition(".")
         if part == "weight_packed" or (part == "weight" and info.dtype.startswith("float8")):
-            scheme = _scheme_of(module, info, schemes, settings, config)
+            scheme = _scheme_of(module, info, schemes, ignored, config)
             if scheme.packed:
                 found.append(_int4(tensors, info, scheme, config))
             else:
@@ -143,17 +170,25 @@ def _schemes(settings: Settings, config: ModelConfig) -> list[Scheme]:
                 f"{arguments.shared_by}, is not supported; supported are symmetric fp8 by tensor, channel, group or "
                 f"block, and int4 ({INT4_FORMAT}) by channel or group"
             )
-        schemes.append(Scheme(name, group.targets, arguments, is_int4))
+        targets = Names(group.targets, f"{config.path}: targets of {name} in config_groups")
+        schemes.append(Scheme(name, targets, arguments, is_int4))
     return schemes
 
 
-def _scheme_of(
-    module: str, codes: TensorInfo, schemes: list[Scheme], settings: Settings, config: ModelConfig
-) -> Scheme:
+def _limit_tries(tensors: Mapping[str, TensorInfo], lists: list[Names], config: ModelConfig) -> None:
+    patterns = sum(len(names.patterns) for names in lists)
+    if patterns * len(tensors) > PATTERN_TRIES:
+        raise BadInput(
+            f"{config.path}: quantization_config has {patterns} regular expressions for {len(tensors)} tensors, and "
+            f"{PATTERN_TRIES // len(tensors)} are allowed for so many"
+        )
+
+
+def _scheme_of(module: str, codes: TensorInfo, schemes: list[Scheme], ignored: Names, config: ModelConfig) -> Scheme:
     """Returns the group of a quantized weight: one that names its module, or else one for every linear layer."""
     fitting = [scheme for scheme in schemes if scheme.packed == codes.name.endswith(packed.CODES_SUFFIX)]
-    if not any(_matches(module, pattern) for pattern in settings.ignore or ()):
-        for scheme in (*(s for s in fitting if s.names(module)), *(s for s in fitting if s.takes_all())):
+    if module not in ignored:
+        for scheme in (*(s for s in fitting if module in s.targets), *(s for s in fitting if s.takes_all())):
             return scheme
     raise BadInput(
         f"{codes.file}: tensor {codes.name} is {codes.dtype}, but no group of config_groups in {config.path} "
@@ -192,16 +227,3 @@ def _positive(scheme: Scheme, config: ModelConfig, key: str, value: int | None) 
     if value is None or value < 1:
         raise BadInput(f"{config.path}: {key} of {scheme.name} in config_groups should be positive, not {value}")
     return value
-
-
-def _matches(module: str, target: str) -> bool:
-    """Returns whether a target or an `ignore` names the module: exactly, or by a pattern after `re:`."""
-    return _pattern(target).match(module) is not None if target.startswith("re:") else target == module
-
-
-@cache
-def _pattern(target: str) -> re.Pattern[str]:
-    try:
-        return re.compile(target.removeprefix("re:"))
-    except re.error as error:
-        raise BadInput(f"quantization_config: {target!r} is not a regular expression: {error}") from None

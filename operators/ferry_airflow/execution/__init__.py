@@ -20,10 +20,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from conversion_lib.core.documents import parse_yaml, read_limited
 from conversion_lib.errors import BadInput, problem_of
+from conversion_lib.limits import YAML_BYTES
 from ferry_airflow.execution.base import ExecutionMode
 
 VARIABLE = "FERRY_EXECUTION"
@@ -81,10 +82,10 @@ def configured(stage: str) -> Configured:
 
 def _read(path: Path) -> ExecutionSettings:
     try:
-        return ExecutionSettings.model_validate(yaml.safe_load(path.read_text()) or {})
+        return ExecutionSettings.model_validate(parse_yaml(read_limited(path, YAML_BYTES), path) or {})
     except OSError as error:
         raise BadInput(f"{VARIABLE} names {path}, which cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, ValidationError) as error:
+    except ValidationError as error:
         raise BadInput(f"{path}: {one_line(error)}") from None
 
 

@@ -14,6 +14,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from conversion_lib.core.documents import parse_json
+from conversion_lib.errors import BadInput
+
 MESSAGE_PATH = "/dev/termination-log"
 MESSAGE_BYTES = 4096
 """Kubernetes truncates a longer termination message."""
@@ -36,11 +39,11 @@ def message(output: bytes) -> str:
         output: The command's standard output.
 
     Returns:
-        The JSON; empty if the output is not JSON.
+        The JSON; empty if the output is not a JSON object.
     """
     try:
-        result = json.loads(output)
-    except ValueError:
+        result = parse_json(output, "the command's result")
+    except BadInput:
         return ""
     small = {key: _plain(value) for key, value in result.items() if not isinstance(value, list)}
     while len(text := json.dumps(small)) > MESSAGE_BYTES:

@@ -8,7 +8,6 @@ remaining lines, takes the result from the container's termination message, and 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -21,7 +20,9 @@ from airflow.sdk.exceptions import TaskDeferred
 from kubernetes.client.exceptions import ApiException  # type: ignore[import-untyped]
 from urllib3.exceptions import HTTPError
 
+from conversion_lib.core.documents import parse_json
 from conversion_lib.errors import BadInput, OutsideFailure
+from conversion_lib.shown import one_line
 from ferry_airflow.execution.base import (
     ERROR_PREFIX,
     CommandResult,
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
 
 RESUME = "resume"
 """The operator's method that gets the trigger's event."""
+
+SHOWN_CHARACTERS = 300
+"""Of what the API answers."""
 
 WRONG = {400, 401, 403, 404, 422}
 """HTTP statuses with which the API refuses a request that it would refuse again."""
@@ -196,13 +200,15 @@ def _explained(what: str) -> Iterator[None]:
 
 def _message(error: ApiException) -> str:
     try:
-        return _one_line(json.loads(error.body or "{}").get("message") or error.reason)
-    except ValueError:
-        return _one_line(error.reason)
+        body = error.body or b"{}"
+        answer = parse_json(body.encode() if isinstance(body, str) else body, "the answer")
+    except BadInput:
+        answer = {}
+    return _one_line(answer.get("message") or error.reason)
 
 
 def _one_line(text: object) -> str:
-    return " ".join(str(text).split())[:300]
+    return one_line(text, SHOWN_CHARACTERS)
 
 
 def _copy(lines: list[tuple[str, str]], seen: datetime | None, log: TaskLog) -> None:
@@ -211,7 +217,7 @@ def _copy(lines: list[tuple[str, str]], seen: datetime | None, log: TaskLog) -> 
     for time, text in lines:
         if time >= begin:
             write = log.error if text.startswith(ERROR_PREFIX) else log.info
-            write("%s", text)
+            write("%s", one_line(text))
 
 
 def _result(command: StageCommand, pod: V1Pod, last_line: str) -> CommandResult:
@@ -224,14 +230,14 @@ def _result(command: StageCommand, pod: V1Pod, last_line: str) -> CommandResult:
         why = f"{pod.status.reason or pod.status.phase}: {pod.status.message or 'no reason given'}"
         raise OutsideFailure(f"pod {pod.metadata.name} ended without running {command.name}: {_one_line(why)}")
     try:
-        result = json.loads(ended.message or "")
-    except ValueError:
+        result: CommandResult | None = parse_json((ended.message or "").encode(), "the termination message")
+    except BadInput:
         result = None
     if ended.exit_code:
         why = pod.status.reason or ended.reason or "Error"  # such as Evicted, OOMKilled
         ending = f"ended with exit code {ended.exit_code} ({why})"
         exit_code = OutsideFailure.exit_code if why in ("Evicted", "OOMKilled") else ended.exit_code
         raise failure(command, exit_code, ending, last_line, result or {})
-    if not isinstance(result, dict):
+    if result is None:
         raise OutsideFailure(f"{command.name} succeeded in pod {pod.metadata.name} but left no result")
     return result

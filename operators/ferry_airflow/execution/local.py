@@ -7,7 +7,6 @@ is killed.
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
@@ -16,7 +15,9 @@ from collections.abc import Mapping, Sequence
 from typing import IO, Any
 
 from conversion_lib.core.child import Child
+from conversion_lib.core.documents import parse_json
 from conversion_lib.errors import BadInput, OutsideFailure
+from conversion_lib.shown import one_line
 from ferry_airflow.execution.base import (
     ERROR_PREFIX,
     CommandResult,
@@ -95,7 +96,8 @@ class LocalSubprocess(ExecutionMode):
 def _stream(child: Child, log: TaskLog) -> str:
     """Copies the command's log lines to `log` until it closes them; returns the last."""
     last = ""
-    for last in child.lines():
+    for line in child.lines():
+        last = one_line(line)
         write = log.error if last.startswith(ERROR_PREFIX) else log.info
         write("%s", last)
     return last
@@ -110,10 +112,9 @@ def _environment(secrets: Mapping[str, str]) -> dict[str, str]:
 
 def _parse_result(text: str) -> CommandResult | None:
     try:
-        result = json.loads(text)
-    except ValueError:
+        return parse_json(text.encode(), "the command's result")
+    except BadInput:
         return None
-    return result if isinstance(result, dict) else None
 
 
 def _ending(exit_code: int) -> str:

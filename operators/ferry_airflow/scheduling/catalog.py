@@ -32,7 +32,9 @@ from pydantic import (
     model_validator,
 )
 
+from conversion_lib.core.documents import read_limited
 from conversion_lib.errors import BadInput
+from conversion_lib.limits import YAML_BYTES
 from conversion_lib.models.catalog import model_named, published_name
 from conversion_lib.record import CHOSEN_FIELDS, Target
 from ferry_airflow.choices import DequantizeMode
@@ -170,9 +172,9 @@ def load_catalog(path: Path) -> Catalog:
         BadInput: The file cannot be read, is not YAML, or is wrong outside its models. The message names the line.
     """
     try:
-        document = parse(path.read_text(encoding="utf-8"), path.name)
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        document = parse(read_limited(path, YAML_BYTES), path.name)
+    except OSError as error:
+        raise BadInput(f"{path} cannot be read: {error.strerror or error}") from error
     try:
         settings = _Settings.model_validate(document.data)
     except ValidationError as error:

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from conversion_lib.core.documents import compose_yaml, value_of
 from conversion_lib.errors import BadInput
 
 Path = tuple[str | int, ...]
@@ -29,7 +30,7 @@ class Document:
         return self.lines.get(known, 1)
 
 
-def parse(text: str, name: str) -> Document:
+def parse(text: bytes | str, name: str) -> Document:
     """Parses YAML.
 
     Args:
@@ -37,21 +38,14 @@ def parse(text: str, name: str) -> Document:
         name: The file's name, for errors.
 
     Raises:
-        BadInput: The text is not YAML, has a key twice, or has an anchor (`&`), since a value could then contain
-            itself. The message names the line.
+        BadInput: The text is not YAML, is beyond the limits on YAML, has a key twice, or has an anchor (`&`). The
+            message names the line.
     """
     lines: dict[Path, int] = {}
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        if node is not None:
-            _record(node, (), lines, name, set())
-        data = yaml.safe_load(text)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        raise BadInput(f"{name}, line {mark.line + 1 if mark else 1}: {error.problem or error.context}") from error
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: an impossible date, such as 2026-02-30
-        raise BadInput(f"{name}: {' '.join(str(error).split())}") from error
-    return Document(data, lines)
+    node = compose_yaml(text, name)
+    if node is not None:
+        _record(node, (), lines, name, set())
+    return Document(value_of(node, name), lines)
 
 
 def _record(node: yaml.Node, path: Path, lines: dict[Path, int], name: str, seen: set[int]) -> None:
