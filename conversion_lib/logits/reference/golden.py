@@ -6,35 +6,28 @@ list, with `prompt`, `tokens` and `logits` for each prompt.
 
 from __future__ import annotations
 
-import io
 import json
 import os
-import pickle
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from conversion_lib.core.documents import parse_json
 from conversion_lib.core.tensors import Array
 from conversion_lib.errors import BadInput
+from conversion_lib.limits import GOLDEN_EXPANSION, GOLDEN_FREE_BYTES, GOLDEN_LINE_BYTES
+from conversion_lib.logits.reference import pickles
+from conversion_lib.logits.reference.arrays import NpzReader
 from conversion_lib.logits.reference.reference import Reference
 from conversion_lib.models.hf_config import ModelConfig
 from conversion_lib.storage.locations import local_path
 
 FORMAT = 2
 NPZ, JSON_LINES, PICKLES = ".npz", ".jsonl", (".pickle", ".pkl")
-
-PICKLED = {
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    *((f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
-    *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),
-    ("_codecs", "encode"),
-}
-"""All names that a pickle of arrays, numbers and texts needs. Anything else could run code."""
 
 
 def save_golden(path: Path, reference: Reference) -> None:
@@ -90,9 +83,18 @@ def load_golden(path: Path, config: Mapping[str, Any] | None) -> Reference:
     """
     try:
         reference = _load_npz(path) if path.suffix == NPZ else _load_maxtexts(path, config)
-    except (OSError, ValueError, KeyError, TypeError, EOFError, AttributeError, IndexError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        EOFError,
+        OverflowError,
+        NotImplementedError,
+        RuntimeError,
+    ) as error:
         raise BadInput(f"{path} is not a golden file, or is truncated: {_said(error)}") from error
-    except (zipfile.BadZipFile, zlib.error, pickle.UnpicklingError) as error:
+    except (zipfile.BadZipFile, zlib.error) as error:
         raise BadInput(f"{path} is not a golden file, or is truncated: {_said(error)}") from error
     if not reference.prompts:
         raise BadInput(f"{path} holds no prompt")
@@ -109,53 +111,103 @@ def load_golden(path: Path, config: Mapping[str, Any] | None) -> Reference:
 
 
 def _load_npz(path: Path) -> Reference:
-    with np.load(path, allow_pickle=False) as arrays:
-        identity = json.loads(str(arrays["identity"]))
-        if identity["format"] != FORMAT:
+    with NpzReader(path, _most_bytes(path)) as arrays:
+        where = f"{path}: identity"
+        identity = parse_json(arrays.text("identity").encode(), where)
+        if identity.get("format") != FORMAT:
             raise BadInput(
-                f"{path} is a golden file of format {identity['format']}; this version reads format {FORMAT}"
+                f"{path} is a golden file of format {identity.get('format')}; this version reads format {FORMAT}"
             )
-        prompts = [arrays[f"tokens_{index}"] for index in range(identity["prompts"])]
-        logits = [arrays[f"logits_{index}"] for index in range(identity["prompts"])]
-    return Reference(dict(identity["config"]), prompts, logits, dict(identity["origin"]), str(identity["dtype"]))
+        config, origin, count = identity["config"], identity["origin"], identity["prompts"]
+        if not isinstance(config, dict) or not isinstance(origin, dict) or type(count) is not int:
+            raise BadInput(f"{where} is not what ferry writes: config and origin are objects, prompts is a number")
+        prompts = [_tokens(arrays.numbers(f"tokens_{index}")) for index in range(count)]
+        logits = [arrays.numbers(f"logits_{index}") for index in range(count)]
+    return Reference(config, prompts, logits, origin, str(identity["dtype"]))
 
 
 def _load_maxtexts(path: Path, config: Mapping[str, Any] | None) -> Reference:
     if config is None:
         raise BadInput(f"{path} has no config, and the checkpoint no hf/config.json: the model is unknown")
     if path.suffix == JSON_LINES:
-        with path.open(encoding="utf-8") as lines:
-            return _points(path, (json.loads(line) for line in lines if line.strip()), config)
+        return _points(path, _lines(path), config)
     if path.suffix in PICKLES:
-        points = _Unpickler(io.BytesIO(path.read_bytes()), path).load()
+        points = pickles.load(path.read_bytes())
         if not isinstance(points, list):
             raise BadInput(f"{path} should hold a list of prompts, not {type(points).__name__}")
         return _points(path, points, config)
     raise BadInput(f"{path}: a golden file's name ends in {', '.join((NPZ, JSON_LINES, *PICKLES))}")
 
 
+def _most_bytes(path: Path) -> int:
+    """How many bytes the arrays of a golden file may have in memory: far fewer bytes than that cannot hold them."""
+    return max(GOLDEN_FREE_BYTES, GOLDEN_EXPANSION * path.stat().st_size)
+
+
+def _lines(path: Path) -> Iterator[Any]:
+    number = 0
+    with path.open("rb") as stream:
+        while line := stream.readline(GOLDEN_LINE_BYTES + 1):
+            number += 1
+            if line.strip():
+                yield parse_json(line, f"{path}, line {number}", limit=GOLDEN_LINE_BYTES)
+
+
 def _points(path: Path, points: Iterable[Any], config: Mapping[str, Any]) -> Reference:
     prompts: list[Array] = []
     logits: list[Array] = []
+    room = _most_bytes(path)
     for point in points:
+        if not isinstance(point, dict) or not {"tokens", "logits"} <= point.keys():
+            raise BadInput(f"{path}: prompt {len(prompts) + 1} should have tokens and logits")
         if "pixel_values" in point:
             raise BadInput(f"{path}: prompt {len(prompts) + 1} has an image; the check supports text only")
-        prompts.append(np.asarray(point["tokens"], np.int32))
-        logits.append(np.asarray(point["logits"], np.float32))
+        tokens, room = _array(point["tokens"], 1, room)
+        found, room = _array(point["logits"], 2, room)
+        prompts.append(_tokens(tokens))
+        logits.append(found.astype(np.float32, copy=False))
     return Reference(dict(config), prompts, logits, {"reference": str(path)})
 
 
-class _Unpickler(pickle.Unpickler):
-    """Loads arrays, numbers, texts, lists and dictionaries; refuses whatever else a pickle could call."""
+def _array(value: Any, axes: int, room: int) -> tuple[Array, int]:
+    """Makes an array of numbers, lists of them, or arrays.
 
-    def __init__(self, stream: io.BytesIO, path: Path) -> None:
-        super().__init__(stream)
-        self._path = path
+    Args:
+        value: What the file has.
+        axes: Levels of lists at most.
+        room: Bytes that it may take, as float32.
 
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in PICKLED:
-            raise BadInput(f"{self._path} names {module}.{name}: golden logits are arrays; nothing else is loaded")
-        return super().find_class(module, name)
+    Returns:
+        The array, and what is left of the room.
+    """
+    plain, room = _unwrapped(value, axes, room)
+    array = np.asarray(plain)
+    if array.dtype.kind not in pickles.KINDS:
+        raise ValueError("its arrays should be numbers")
+    return array, room
+
+
+def _unwrapped(value: Any, axes: int, room: int) -> tuple[Any, int]:
+    if isinstance(value, pickles.PickledArray):
+        value = value.array
+    if isinstance(value, list | tuple) and axes:
+        inner = []
+        for entry in value:  # it may be the same list a million times
+            plain, room = _unwrapped(entry, axes - 1, room)
+            inner.append(plain)
+        return inner, room
+    if not isinstance(value, int | float | np.ndarray):
+        raise ValueError("its arrays should be numbers")
+    room -= 4 * np.size(value)
+    if room < 0:
+        raise ValueError(f"its arrays would take more than {GOLDEN_EXPANSION} times its size")
+    return value, room
+
+
+def _tokens(array: Array) -> Array:
+    if array.dtype.kind not in "iu" or (array.size and not 0 <= int(array.min()) <= int(array.max()) < 2**31):
+        raise ValueError("tokens should be whole numbers, and not negative")
+    return array.astype(np.int32)
 
 
 def _said(error: Exception) -> str:

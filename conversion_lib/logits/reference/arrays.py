@@ -1,0 +1,83 @@
+"""Reads the arrays of an .npz within a limit of bytes: sizes are compared before anything is unpacked."""
+
+from __future__ import annotations
+
+import math
+import zipfile
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from conversion_lib.core.tensors import Array
+from conversion_lib.limits import NPY_HEADER_BYTES
+
+NUMBERS, TEXT = "iuf", "U"
+"""Kinds of numpy dtypes."""
+
+LONGEST_PREFIX = 12 + NPY_HEADER_BYTES
+"""Magic, length and header of an array."""
+
+READERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+
+
+class NpzReader:
+    """The arrays of an .npz by name; nothing is unpickled.
+
+    Args:
+        path: The file.
+        most_bytes: Bytes that all arrays that are read may take together.
+
+    Raises:
+        ValueError: An array is not numbers or text, would take more, or its sizes contradict each other.
+        zipfile.BadZipFile: It is no .npz, or is cut off.
+        KeyError: It has no array of that name.
+    """
+
+    def __init__(self, path: Path, most_bytes: int) -> None:
+        self._zip, self._room = zipfile.ZipFile(path), most_bytes
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._zip.close()
+
+    def numbers(self, name: str) -> Array:
+        """Returns an array of integers or floats."""
+        return self._read(name, NUMBERS)
+
+    def text(self, name: str) -> str:
+        """Returns an array that is one text."""
+        array = self._read(name, TEXT)
+        if array.shape:
+            raise ValueError(f"{name} should be one text")
+        return str(array)
+
+    def _read(self, name: str, kinds: str) -> Array:
+        member = self._zip.getinfo(f"{name}.npy")
+        self._room -= member.file_size
+        if self._room < 0:
+            raise ValueError(f"{name} takes {member.file_size} bytes, more than arrays of a file of this size may take")
+        with self._zip.open(member) as stream:
+            shape, fortran, dtype = _header(stream, name)
+            nbytes = math.prod(shape) * dtype.itemsize
+            if dtype.kind not in kinds or not 0 < nbytes <= member.file_size:
+                raise ValueError(
+                    f"{name} has {nbytes} bytes of {dtype} by its header, and {member.file_size} in the file"
+                )
+            data = stream.read(nbytes)
+        if len(data) < nbytes:
+            raise ValueError(f"{name} is cut off")
+        return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
+
+
+def _header(stream: Any, name: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    try:
+        reader = READERS[np.lib.format.read_magic(stream)]
+        shape, fortran, dtype = reader(stream, max_header_size=NPY_HEADER_BYTES)
+    except (KeyError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
+        raise ValueError(f"{name} has no header of an array: {error}") from None
+    if len(shape) > 2 or not all(type(extent) is int and 0 < extent < 2**40 for extent in shape):
+        raise ValueError(f"{name} has the shape {shape}")
+    return shape, fortran, dtype
