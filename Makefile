@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: venv demo test lint docs parity parity-all bench bench-full lock clean
+.PHONY: venv demo test lint docs parity parity-all fuzz bench bench-full lock clean
 venv: $(VENV)/.done
 
 # --no-deps: the lock is complete, so pip does not need to resolve anything.
@@ -40,6 +40,10 @@ parity: venv
 # All comparisons, including long tables of cases. README.md and `ferry models` show the results.
 parity-all: venv
 	bash tests/parity/run.sh
+
+# A million damaged and hostile inputs. `make test` runs a short round.
+fuzz: venv
+	$(BIN)/python -m tests.fuzz $(FUZZ)
 
 # What a conversion costs, compared with the minimum and with MaxText (if `make parity` has installed it).
 bench: venv

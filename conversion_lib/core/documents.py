@@ -91,7 +91,7 @@ def parse_json(
     except ValueError as error:
         raise BadInput(f"{where} is not JSON: {error}") from None
     if not isinstance(value, kind):
-        raise BadInput(f"{where} should hold a JSON {KINDS[kind]}, not {type(value).__name__}")
+        raise BadInput(f"{where} should be a JSON {KINDS[kind]}, not {type(value).__name__}")
     return value
 
 

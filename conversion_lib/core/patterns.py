@@ -1,7 +1,7 @@
-"""Regular expressions that come from a file, matched in linear time.
+r"""Regular expressions that come from a file, matched in linear time.
 
 Python's `re` can take exponential time, so a config could stop every command that reads it. google-re2 cannot, since it
-has no lookaheads and no back-references. Published configs use lookaheads at the beginning, such as `^(?!mtp\\.).*`:
+has no lookaheads and no back-references. Published configs use lookaheads at the beginning, such as `^(?!mtp\.).*`:
 those are matched apart.
 """
 

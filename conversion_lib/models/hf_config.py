@@ -11,7 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from conversion_lib.core.documents import parse_json, read_limited
 from conversion_lib.errors import BadInput
+from conversion_lib.limits import JSON_BYTES
 from conversion_lib.models.class_defaults import UNKNOWN, class_defaults, known_as
 
 T = TypeVar("T")
@@ -365,7 +367,7 @@ def load_config(directory: Path, name: str | None = None) -> ModelConfig:
     """
     name = name or str(directory)
     try:
-        content = (directory / CONFIG_NAME).read_bytes()
+        content = read_limited(directory / CONFIG_NAME, JSON_BYTES)
     except FileNotFoundError:
         raise BadInput(f"{name} has no {CONFIG_NAME}: a Hugging Face checkpoint needs one") from None
     return config_of(content, f"{name}/{CONFIG_NAME}")
@@ -381,10 +383,4 @@ def config_of(content: bytes, path: str) -> ModelConfig:
     Raises:
         BadInput: It is not JSON, or not an object.
     """
-    try:
-        raw = json.loads(content)
-    except (ValueError, RecursionError) as error:  # an integer of too many digits is a ValueError
-        raise BadInput(f"{path} is not JSON: {error}") from None
-    if not isinstance(raw, dict):
-        raise BadInput(f"{path} should be a JSON object, not {type(raw).__name__}")
-    return ModelConfig(raw, path)
+    return ModelConfig(parse_json(content, path), path)

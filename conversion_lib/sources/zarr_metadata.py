@@ -1,5 +1,7 @@
-"""Reads the metadata of zarr arrays before TensorStore does: its JSON parser recurses, and ends the process if nested
-deeply."""
+"""Opens zarr arrays after their metadata have been checked.
+
+TensorStore's own JSON parser recurses: metadata that are nested deeply end the process.
+"""
 
 from __future__ import annotations
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 import zipfile
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Self
 
 import numpy as np
 
@@ -15,10 +16,11 @@ from conversion_lib.limits import NPY_HEADER_BYTES
 NUMBERS, TEXT = "iuf", "U"
 """Kinds of numpy dtypes."""
 
-LONGEST_PREFIX = 12 + NPY_HEADER_BYTES
-"""Magic, length and header of an array."""
-
-READERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+HEADER = re.compile(
+    rb"\{'descr': '([<>|=]?[a-zA-Z][0-9]{1,10})', 'fortran_order': (True|False), "
+    rb"'shape': \(((?:[0-9]{1,13}(?:, ?[0-9]{1,13})?,?)?)\), ?\}\s*"
+)
+"""Of an array of one dtype with at most two axes."""
 
 
 class NpzReader:
@@ -72,12 +74,20 @@ class NpzReader:
         return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
 
 
-def _header(stream: Any, name: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+def _header(stream: IO[bytes], name: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Reads the header as numpy writes it. numpy's own reader takes any Python literal."""
+    magic, length_bytes = stream.read(8), 2
+    if magic[:6] != np.lib.format.MAGIC_PREFIX or magic[6:] not in (b"\x01\x00", b"\x02\x00"):
+        raise ValueError(f"{name} is no array")
+    if magic[6:] == b"\x02\x00":
+        length_bytes = 4
+    length = int.from_bytes(stream.read(length_bytes), "little")
+    found = HEADER.fullmatch(stream.read(length)) if length <= NPY_HEADER_BYTES else None
+    if found is None:
+        raise ValueError(f"{name} has no header that numpy writes")
+    descr, fortran, extents = (part.decode() for part in found.groups())
+    shape = tuple(int(extent) for extent in extents.split(",") if extent.strip())
     try:
-        reader = READERS[np.lib.format.read_magic(stream)]
-        shape, fortran, dtype = reader(stream, max_header_size=NPY_HEADER_BYTES)
-    except (KeyError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
-        raise ValueError(f"{name} has no header of an array: {error}") from None
-    if len(shape) > 2 or not all(type(extent) is int and 0 < extent < 2**40 for extent in shape):
-        raise ValueError(f"{name} has the shape {shape}")
-    return shape, fortran, dtype
+        return shape, fortran == "True", np.dtype(descr)
+    except TypeError:
+        raise ValueError(f"{name} has the unknown dtype {descr}") from None

@@ -27,6 +27,7 @@ from conversion_lib.models.hf_config import ModelConfig
 from conversion_lib.storage.locations import local_path
 
 FORMAT = 2
+NUMBERS = frozenset({int, float})
 NPZ, JSON_LINES, PICKLES = ".npz", ".jsonl", (".pickle", ".pkl")
 
 
@@ -165,7 +166,8 @@ def _points(path: Path, points: Iterable[Any], config: Mapping[str, Any]) -> Ref
         tokens, room = _array(point["tokens"], 1, room)
         found, room = _array(point["logits"], 2, room)
         prompts.append(_tokens(tokens))
-        logits.append(found.astype(np.float32, copy=False))
+        with np.errstate(over="ignore"):  # they are infinite then, and the check says so
+            logits.append(found.astype(np.float32, copy=False))
     return Reference(dict(config), prompts, logits, {"reference": str(path)})
 
 
@@ -190,6 +192,8 @@ def _array(value: Any, axes: int, room: int) -> tuple[Array, int]:
 def _unwrapped(value: Any, axes: int, room: int) -> tuple[Any, int]:
     if isinstance(value, pickles.PickledArray):
         value = value.array
+    if isinstance(value, list | tuple) and axes and NUMBERS.issuperset(map(type, value[: room // 4 + 1])):
+        return value, _less(room, len(value))
     if isinstance(value, list | tuple) and axes:
         inner = []
         for entry in value:  # it may be the same list a million times
@@ -198,10 +202,13 @@ def _unwrapped(value: Any, axes: int, room: int) -> tuple[Any, int]:
         return inner, room
     if not isinstance(value, int | float | np.ndarray):
         raise ValueError("its arrays should be numbers")
-    room -= 4 * np.size(value)
-    if room < 0:
+    return value, _less(room, int(np.size(value)))
+
+
+def _less(room: int, elements: int) -> int:
+    if 4 * elements > room:
         raise ValueError(f"its arrays would take more than {GOLDEN_EXPANSION} times its size")
-    return value, room
+    return room - 4 * elements
 
 
 def _tokens(array: Array) -> Array:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from pathlib import Path
+
+import pytest
 
 from conversion_lib.plan.pieces import Piece
 from conversion_lib.plan.plan import ArrayPlan, Plan, SourceSlice
@@ -73,3 +76,32 @@ def test_on_a_full_disk_the_reserve_makes_room(tmp_path, monkeypatch):
     again = opened(tmp_path / "journal")
     assert again.has(Piece(0, ((0, 2), (0, 6))))
     assert (tmp_path / "journal.reserve").exists()
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    "line",
+    [
+        json.dumps({"pieces": [["a/b", [[0, 10**12], [0, 6]]]]}),
+        json.dumps({"pieces": [["a/b", [[0, 10**12], [0, 10**12]]]]}),
+        json.dumps({"pieces": [["a/b", [[-(10**12), 8], [0, 6]]]]}),
+        json.dumps({"pieces": [["a/b", [[0, True], [0, 6]]]]}),
+        json.dumps({"pieces": [["a/b", [[0, 8.0], [0, 6]]]]}),
+        json.dumps({"pieces": [["a/b", [[0, 8]]]]}),
+        json.dumps({"pieces": [["a/b", [[0, 8], [0, 6]]]] * 1000}),  # each chunk a thousand times
+        json.dumps({"pieces": [["a/b", {"0": 1}]]}),
+        json.dumps({"pieces": [["b", [[0, 8], [0, 6]]]]}),
+        json.dumps({"pieces": 5}),
+        json.dumps([1]),
+        '{"pieces": ' + "[" * 100_000 + "]" * 100_000 + "}",
+        '{"pieces": [["a/b", [[0, ' + "9" * 5000 + "], [0, 6]]]]}",
+        "\xff",
+    ],
+)
+def test_a_line_that_the_plan_does_not_have_is_damaged(tmp_path, line):
+    good = json.dumps({"pieces": [["a/b", [[0, 2], [0, 3]]]]})
+    (tmp_path / "journal").write_bytes(f"{good}\n{line}\n".encode("latin-1"))
+    journal = opened(tmp_path / "journal")
+    assert journal.count == 1
+    assert (tmp_path / "journal").read_text() == f"{good}\n"
+    journal.close()

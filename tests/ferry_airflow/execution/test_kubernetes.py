@@ -300,7 +300,7 @@ class TestConfiguration:
         ("text", "says"),
         [
             ("default: mars", "cannot be loaded"),
-            ("default: [", "execution.yaml: while parsing"),
+            ("default: [", r"execution\.yaml, line 1: "),
             ("default: 1", "default"),
         ],
     )
