@@ -73,7 +73,7 @@ def parse_json(
     try:
         text = content.decode("utf-8" if strict else "utf-8-sig")
     except UnicodeDecodeError as error:
-        raise BadInput(f"{where} is not UTF-8: {error.reason} at byte {error.start}") from None
+        raise BadInput(f"{where} is not JSON: it is not UTF-8: {error.reason} at byte {error.start}") from None
     try:
         value = json.loads(
             text,

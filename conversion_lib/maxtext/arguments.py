@@ -313,6 +313,8 @@ def _settings_in(path: Path, names: list[str], above: tuple[Path, ...] = ()) -> 
     If the file is MaxText's own and does not exist, there are none. Raises BadInput if another file is missing, is not
     YAML, has a setting that is not in `names`, or is its own base (`above`: the files whose base it is).
     """
+    if "\0" in str(path):
+        raise BadInput(f"{path}: no such configuration file")
     if path.resolve() in above:
         raise BadInput(f"{above[-1]}: base_config names {path}, which is based on it")
     try:
@@ -327,7 +329,10 @@ def _settings_in(path: Path, names: list[str], above: tuple[Path, ...] = ()) -> 
     if based_on := content.pop("base_config", None):
         # MaxText's own files name others relative to the directory of all of them
         candidates = [parent / str(based_on) for parent in path.absolute().parents]
-        base = next((one for one in candidates if one.is_file()), candidates[0])
+        try:
+            base = next((one for one in candidates if one.is_file()), candidates[0])
+        except OSError as error:
+            raise BadInput(f"{path}: base_config is no file's name: {error.strerror}") from None
         settings = _settings_in(base, names, (*above, path.resolve()))
     known = {*names, *(part for name in names for part in name.split("."))}
     for name, value in content.items():

@@ -235,7 +235,7 @@ def test_bad_input(
     ("content", "said"),
     [
         (None, "other.yml: no such configuration file"),
-        ("scan_layers: [", "other.yml is not YAML: while parsing"),
+        ("scan_layers: [", "other.yml, line 1: expected the node content"),
         ("- scan_layers", "other.yml has no settings: expected lines such as scan_layers: true"),
         ("scan_layer: true", "other.yml: scan_layer is not known; the nearest is scan_layers"),
         ("hf_lora_adapter_path: a/b", "hf_lora_adapter_path=a/b: ferry does not convert LoRA adapters"),
@@ -243,6 +243,10 @@ def test_bad_input(
         ("use_multimodal: true", "use_multimodal=true: ferry converts only the text model"),
         ("model_name: default", "model_name is missing"),
         ("base_config: nowhere.yml", "nowhere.yml: no such configuration file"),
+        ("base_config: other.yml", "which is based on it"),
+        (f"base_config: {'x' * 5000}", "base_config is no file's name"),
+        ('base_config: "a\\0b"', "no such configuration file"),
+        ("a: " + "[" * 500, "more than 50 levels"),
     ],
 )
 def test_a_configuration_file_that_will_not_do(

@@ -57,7 +57,7 @@ def mutated(content: bytes, random: Random) -> bytes:
     if random.random() < 0.5:
         try:
             return _of_values(content, random)
-        except (ValueError, UnicodeEncodeError):
+        except (ValueError, RecursionError):
             pass
     return _of_bytes(content, random)
 

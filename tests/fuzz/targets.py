@@ -23,8 +23,8 @@ from conversion_lib.plan.plan import ArrayPlan, Plan
 from conversion_lib.publish.verdict import parse_verdict
 from conversion_lib.record import CheckpointRecord, Origin, Target, record_in
 from conversion_lib.runs.journal import Journal
-from conversion_lib.sources.quantization import compressed_tensors
 from conversion_lib.shown import one_line
+from conversion_lib.sources.quantization import compressed_tensors
 from ferry_airflow.scheduling.catalog import load_catalog
 from tests.fuzz.mutations import mutated
 

@@ -80,7 +80,7 @@ LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
         (LAUGHS, r"line \d: more than \d+ values"),
         (
             "a0: &a0 [1]\n" + "".join(f"a{i + 1}: &a{i + 1} [*a{i}]\n" for i in range(60)),
-            "line 50: more than 50 levels",
+            "line 49: more than 50 levels",
         ),
         ("a: &a [*a]", "line 1: a contains itself"),
         ("a: &a {<<: *a}", "line 1: a contains itself"),

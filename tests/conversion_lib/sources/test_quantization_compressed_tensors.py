@@ -236,7 +236,10 @@ def group(**weights: Any) -> dict[str, Any]:
         ("float-quantized", {"config_groups": None}, "quantization_config.config_groups: "),
         ("float-quantized", {"sparsity_config": {"format": "sparse-24-bitmask"}}, "sparse-24-bitmask"),
         ("float-quantized", {"ignore": ["re:.*mlp.*"]}, "no group of config_groups"),
-        ("float-quantized", {"ignore": ["re:*"]}, "is not a regular expression"),
+        ("float-quantized", {"ignore": ["re:*"]}, "ignore of quantization_config: '\\*' is not a regular expression"),
+        ("float-quantized", {"ignore": ["re:a(?!b)"]}, "ignore of .*lookaheads only at the beginning"),
+        ("float-quantized", {"ignore": [f"re:{i}" for i in range(1001)]}, "more than 1000 regular expressions"),
+        ("float-quantized", {"ignore": ["re:^(?!x).*"]}, "no group of config_groups"),
         ("pack-quantized", group(**SCHEMES["int4 by group"][1]), "no group of config_groups"),
     ],
 )

@@ -21,6 +21,7 @@ from google.cloud import storage
 
 from conversion_lib.storage.checksums import encode_crc32c
 from ferry_airflow.plugin.figures import view_models, view_run
+from ferry_airflow.plugin.pages import templates
 from ferry_airflow.plugin.reports import NoReport, read_report
 from ferry_airflow.plugin.runs import Run, Stage
 from ferry_airflow.scheduling.finding import Finding
@@ -249,3 +250,46 @@ def test_import_of_the_plugin_is_light():
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "['ferry_airflow']", done.stderr
+
+
+@pytest.mark.parametrize(
+    "figures",
+    [
+        {"seconds": "x"},
+        {"seconds": float("nan")},
+        {"seconds": float("inf")},
+        {"seconds": -1},
+        {"seconds": [1], "bytes_in": 5},
+        {"bytes_in": "12", "bytes_out": {}},
+        {"bytes_in": -5, "peak_bytes": 10**400},
+        {"plan": "x"},
+        {"plan": {"seconds": [1], "bytes_in": "x"}},
+        {"target": {"a": 1}, "url": 7, "path": [1]},
+        {"error": 5, "verdict": {}},
+        {"max_kl": "x", "mean_kl": float("nan"), "top1": True},
+    ],
+)
+@pytest.mark.parametrize("name", ["resolve", "check", "convert", "publish"])
+def test_figures_of_another_type_are_not_shown(name, figures):
+    run = Run(DAG, "r", "failed", {"repo": "a/b", "destination": "/x"}, [stage(name, figures)])
+    view = view_run(run)
+    assert view is not None
+    page = templates.get_template("run.html").render(nonce="n", run=run, view=view, missing="")
+    assert "nan" not in page
+    assert "inf" not in page.replace("info", "")
+
+
+@pytest.mark.parametrize(("published", "rows"), [("x", 0), (7, 0), ("gs://a/b/c/d", 1)])
+def test_models_page_with_figures_of_another_type(published, rows):
+    stages = {"publish": {"url": published, "bytes": "5"}, "check": {"max_kl": "x", "verdict": 1}}
+    found = view_models([], {"r": (NOON, stages)}, DAG)
+    assert len(found) == rows
+    templates.get_template("models.html").render(nonce="n", rows=found)
+
+
+def test_pages_show_control_characters_as_text():
+    run = Run(DAG, "r", "failed", {"repo": "a\u202eb", "destination": "/x"}, [stage("check", {"error": "\x1b[2J<b>"})])
+    page = templates.get_template("run.html").render(nonce="n", run=run, view=view_run(run), missing="")
+    assert "a\\u202eb" in page
+    assert "\\x1b[2J&lt;b&gt;" in page
+    assert not {"\u202e", "\x1b"} & set(page)
