@@ -19,10 +19,12 @@ from ferry_airflow.execution import Configured, configured
 from ferry_airflow.execution.base import CommandResult, ExecutionMode, StageCommand, StageFailed, TaskIdentity
 from ferry_airflow.layout import save_manifest
 from ferry_airflow.links import browsable, tab_of
+from ferry_airflow.params import StableParam
 from ferry_airflow.retries import StageRetryPolicy
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
+    from airflow.sdk.definitions.mappedoperator import OperatorPartial
     from airflow.sdk.types import TaskInstanceKey
 
 StageManifest = dict[str, Any]
@@ -80,6 +82,11 @@ class StageOperator(BaseOperator):
         self.link_target: str | None = None
         self.run_id = ""
         self._running: ExecutionMode | None = None
+
+    @classmethod
+    def partial(cls, **kwargs: Any) -> OperatorPartial:
+        """Returns what `expand` maps, as in Airflow. An argument may be, or contain, a `dag.param`."""
+        return super().partial(**{name: StableParam.in_place_of(value) for name, value in kwargs.items()})
 
     @abstractmethod
     def command(self) -> StageCommand | StageManifest:

@@ -83,6 +83,10 @@ class StageFailed(FerryError):
 class ExecutionMode(ABC):
     """A way to run commands, one at a time."""
 
+    def __repr__(self) -> str:
+        """The class's name alone: Airflow keeps this text in a mapped task's DAG, and an address would change it."""
+        return f"{type(self).__module__}.{type(self).__qualname__}"
+
     @abstractmethod
     def run(self, command: StageCommand, secrets: Mapping[str, str], task: TaskIdentity, log: TaskLog) -> CommandResult:
         """Runs a command to its end and returns its result.
