@@ -7,16 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import DAG
 from airflow.sdk.definitions.callback import AsyncCallback
-from airflow.sdk.definitions.deadline import DeadlineAlert, DeadlineReference
+from airflow.sdk.definitions.deadline import DeadlineAlert
 
 from ferry_airflow.callbacks import on_deadline
 from ferry_airflow.settings import number
+from ferry_airflow.setup.deadlines import RunCreatedDeadline
 
 if TYPE_CHECKING:
     from airflow.models.dagrun import DagRun
 
 HOURS_VARIABLE = "FERRY_DEADLINE_HOURS"
-"""In the environment of the DAG processor: hours from when a run is queued; default 24; 0: no deadline."""
+"""In the environment of the DAG processor: hours from when a run is created; default 24; 0: no deadline."""
 
 
 class StagesDag(DAG):
@@ -44,7 +45,7 @@ def deadline() -> DeadlineAlert | None:
     if not hours:
         return None
     return DeadlineAlert(
-        reference=DeadlineReference.DAGRUN_QUEUED_AT,
+        reference=RunCreatedDeadline(),
         interval=timedelta(hours=hours),
         callback=AsyncCallback(on_deadline),
     )

@@ -114,6 +114,42 @@ def test_export_needs_a_destination(standalone):
 
 
 @pytest.fixture(scope="module")
+def failed(standalone):
+    """A run of an unknown repository, with the deadline that runs have by default."""
+    run_id = standalone.trigger(DAG, {"repo": "acme/none", "destination": "/published"}, dag_run_id="failed")
+    assert standalone.wait_for_run(DAG, run_id) == "failed"
+    return run_id
+
+
+TASK = {"dry_run": False, "task_ids": ["resolve"], "only_failed": False, "only_running": False}
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("dagRuns/failed/clear", {"dry_run": False, "only_failed": True}),
+        ("clearTaskInstances", {**TASK, "dag_run_id": "failed", "reset_dag_runs": True, "only_failed": True}),
+        ("clearTaskInstances", {**TASK, "dag_run_id": "failed", "run_on_latest_version": True}),
+    ],
+    ids=["run", "task", "latest version"],
+)
+def test_failed_run_can_be_cleared(standalone, failed, path, body):
+    tries = standalone.tasks(DAG, failed)["resolve"]["try_number"]
+    status, answer = standalone.request("POST", f"/api/v2/dags/{DAG}/{path}", body)
+    assert status == 200, answer
+    standalone.wait_until(lambda: standalone.tasks(DAG, failed)["resolve"]["try_number"] > tries, 300, "another try")
+    assert standalone.wait_for_run(DAG, failed) == "failed"
+
+
+def test_running_run_can_be_cleared(standalone):
+    run_id = standalone.trigger(DAG, {"repo": "acme/none", "destination": "/published"}, dag_run_id="cleared")
+    body = {**TASK, "dag_run_id": run_id, "reset_dag_runs": True}
+    status, answer = standalone.request("POST", f"/api/v2/dags/{DAG}/clearTaskInstances", body)
+    assert status == 200, answer
+    assert standalone.wait_for_run(DAG, run_id) == "failed"
+
+
+@pytest.fixture(scope="module")
 def larger(tmp_path_factory):
     """180 MB that zstd cannot make smaller: with the memory budget of the fixture's Airflow, seconds of many groups."""
     path = tmp_path_factory.mktemp("model") / "larger"

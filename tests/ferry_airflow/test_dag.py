@@ -7,6 +7,7 @@ import pytest
 from conversion_lib.errors import BadInput
 from ferry_airflow.callbacks import on_deadline
 from ferry_airflow.dag import deadline
+from ferry_airflow.setup.plugin import SetupPlugin
 
 
 @pytest.mark.parametrize(("hours", "expected"), [(None, 24), ("", 24), ("1.5", 1.5)])
@@ -16,6 +17,8 @@ def test_hours_of_the_environment(hours, expected, monkeypatch):
         monkeypatch.setenv("FERRY_DEADLINE_HOURS", hours)
     alert = deadline()
     assert alert.interval == timedelta(hours=expected)
+    # a run with Airflow's own reference cannot be cleared; tests/dags/test_in_airflow.py clears runs
+    assert type(alert.reference) in SetupPlugin.deadline_references
     assert alert.callback.path.endswith(on_deadline.__name__)
 
 

@@ -1,4 +1,4 @@
-"""The plugin that creates the DAGs' pools when Airflow starts."""
+"""The plugin that creates the DAGs' pools when Airflow starts, and registers the reference of their deadlines."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from airflow.listeners import hookimpl
 from airflow.plugins_manager import AirflowPlugin
 from sqlalchemy.exc import IntegrityError
 
+from ferry_airflow.setup.deadlines import RunCreatedDeadline
 from ferry_airflow.setup.pools import create_missing_pools, log
 
 
@@ -29,7 +30,8 @@ def on_starting(component: Any) -> None:
 
 
 class SetupPlugin(AirflowPlugin):
-    """Registers this module as a listener."""
+    """Registers this module as a listener, and the reference."""
 
     name = "ferry-setup"
     listeners = [sys.modules[__name__]]  # noqa: RUF012 - as Airflow declares it
+    deadline_references = [RunCreatedDeadline]  # noqa: RUF012 - as Airflow declares it
