@@ -12,6 +12,10 @@ from airflow.sdk.exceptions import AirflowSkipException
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
+    from airflow.sdk.definitions.retry_policy import RetryPolicy
+
+
+REJECTED = ExceptionRetryPolicy([RetryRule(HITLRejectException, RetryAction.FAIL, reason="rejected by a person")])
 
 
 class OptionalApprovalOperator(ApprovalOperator):
@@ -24,13 +28,13 @@ class OptionalApprovalOperator(ApprovalOperator):
     :param wanted: whether to ask (templated); default True. If False, the task is skipped
     :param subject: the question (templated)
     :param body: what the person needs to know, in Markdown (templated)
+    :param retry_policy: default, and for None: only a rejection is final
     """
 
     template_fields: Sequence[str] = ("wanted", *ApprovalOperator.template_fields)
 
-    def __init__(self, *, wanted: bool = True, **kwargs: Any) -> None:
-        rejected = RetryRule(HITLRejectException, RetryAction.FAIL, reason="rejected by a person")
-        super().__init__(fail_on_reject=True, **{"retry_policy": ExceptionRetryPolicy([rejected]), **kwargs})
+    def __init__(self, *, wanted: bool = True, retry_policy: RetryPolicy | None = REJECTED, **kwargs: Any) -> None:
+        super().__init__(fail_on_reject=True, retry_policy=retry_policy or REJECTED, **kwargs)
         self.wanted = wanted
 
     def execute(self, context: Context) -> Any:

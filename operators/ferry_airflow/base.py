@@ -20,11 +20,12 @@ from ferry_airflow.execution.base import CommandResult, ExecutionMode, StageComm
 from ferry_airflow.layout import save_manifest
 from ferry_airflow.links import browsable, tab_of
 from ferry_airflow.params import StableParam
-from ferry_airflow.retries import StageRetryPolicy
+from ferry_airflow.retries import StageRetryPolicy, final
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
     from airflow.sdk.definitions.mappedoperator import OperatorPartial
+    from airflow.sdk.definitions.retry_policy import RetryPolicy
     from airflow.sdk.types import TaskInstanceKey
 
 StageManifest = dict[str, Any]
@@ -42,6 +43,8 @@ FAILURE_FIELDS = (
     *("stage", "error", "exit_code", "seconds", "bytes_in", "bytes_out", "peak_bytes"),
     *("verdict", "weights", "model", "max_kl", "mean_kl", "max_abs_diff", "top1", "top10", "digest", "report"),
 )
+
+DEFAULT_POLICY = StageRetryPolicy()
 
 HANDED_ON = ("repo", "commit", "work_dir", "quantized", "target")
 
@@ -64,19 +67,28 @@ class OutputLink(BaseOperatorLink):
 class StageOperator(BaseOperator):
     """The base of all stages. `command` says what to run, and `manifest` what to keep of the result.
 
-    Retries follow `ferry_airflow.retries` unless a `retry_policy` is given.
+    Wrong input and a failed check are never retried, whatever `retry_policy` and `retries` say.
 
     :param execution: where and how the command runs; default None: as the file says that FERRY_EXECUTION names, or,
         without one, in a subprocess on this worker
     :param hf_conn_id: Airflow connection whose password is the Hub token. The command gets the token in its
         environment, as HF_TOKEN. Default None: HF_TOKEN of the worker's environment, if set
+    :param retry_policy: when to retry other errors; default, and for None: StageRetryPolicy of `ferry_airflow.retries`
     """
 
     stage: ClassVar[str]
     operator_extra_links = (OutputLink(),)
 
-    def __init__(self, *, execution: ExecutionMode | None = None, hf_conn_id: str | None = None, **kwargs: Any) -> None:
-        super().__init__(**{"retry_policy": StageRetryPolicy(), **kwargs})
+    def __init__(
+        self,
+        *,
+        execution: ExecutionMode | None = None,
+        hf_conn_id: str | None = None,
+        # Airflow's `partial` takes the default from this signature, and would pass None without it
+        retry_policy: RetryPolicy | None = DEFAULT_POLICY,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(retry_policy=retry_policy or DEFAULT_POLICY, **kwargs)
         self.execution = execution
         self.hf_conn_id = hf_conn_id
         self.link_target: str | None = None
@@ -142,7 +154,7 @@ class StageOperator(BaseOperator):
             manifest |= {"error": str(error), "exit_code": error.exit_code}
             self._save(context, manifest)
             context["ti"].xcom_push(FAILURE_KEY, {key: manifest[key] for key in manifest if key in FAILURE_FIELDS})
-            raise (failed.meaning if failed else type(error))(str(error)) from None
+            raise final(failed.meaning if failed else type(error))(str(error)) from None
         manifest.setdefault("seconds", round(time.monotonic() - started, 3))
         self._save(context, manifest)
         self.after(context, manifest)

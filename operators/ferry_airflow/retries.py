@@ -7,8 +7,9 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk.definitions.retry_policy import ExceptionRetryPolicy, RetryAction, RetryDecision, RetryRule
+from airflow.sdk.exceptions import AirflowFailException
 
-from conversion_lib.errors import BadInput, CheckFailed
+from conversion_lib.errors import BadInput, CheckFailed, FerryError
 from ferry_airflow.settings import number
 
 if TYPE_CHECKING:
@@ -45,6 +46,21 @@ def stage_defaults() -> dict[str, Any]:
         "retry_exponential_backoff": 2,
         "max_retry_delay": LONGEST,
     }
+
+
+class FinalBadInput(BadInput, AirflowFailException):
+    """Wrong input, as a stage raises it: Airflow asks no retry policy."""
+
+
+class FinalCheckFailed(CheckFailed, AirflowFailException):
+    """A failed check, as a stage raises it: Airflow asks no retry policy."""
+
+
+def final(error: type[FerryError]) -> type[FerryError]:
+    """Returns the class to raise for an error, which Airflow does not retry if a retry would fail in the same way."""
+    if issubclass(error, BadInput):
+        return FinalBadInput
+    return FinalCheckFailed if issubclass(error, CheckFailed) else error
 
 
 class StageRetryPolicy(ExceptionRetryPolicy):

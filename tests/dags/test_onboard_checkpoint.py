@@ -160,14 +160,15 @@ def test_parts_are_mapped_tasks(onboarding, calls, source):
     assert [command[0] for command in calls.commands()].count("finalize") == 1
 
 
-@pytest.mark.parametrize("code", [1, 2])
-def test_final_failures_are_not_retried(onboarding, calls, source, code):
-    calls.fault(check=[code])
+@pytest.mark.parametrize(("task", "code"), [("check", 1), ("check", 2), ("convert", 2)])
+def test_final_failures_are_not_retried(onboarding, calls, source, task, code):
+    calls.fault(**{task: [code]})
     answer = onboarding.run({"repo": str(source), "destination": "/published"}, ferry=FAKE)
     assert answer["state"] == "failed"
-    assert (answer["tasks"]["check"]["state"], answer["tasks"]["check"]["tries"]) == ("failed", 1)
+    failed = answer["tasks"]["convert-0" if task == "convert" else task]
+    assert (failed["state"], failed["tries"]) == ("failed", 1)
     assert answer["tasks"]["publish"]["state"] == "upstream_failed"
-    assert "ferry: check went wrong" in onboarding.log
+    assert f"ferry: {task} went wrong" in onboarding.log
     assert calls.commands()[-1][-1] == "--failed"  # cleaned up all the same
 
 

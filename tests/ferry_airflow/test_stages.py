@@ -2,18 +2,18 @@
 
 import inspect
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 
 import pytest
 from airflow.providers.standard.exceptions import HITLRejectException
 from airflow.sdk import Asset, AssetAlias, BaseHook
-from airflow.sdk.definitions.retry_policy import RetryAction
-from airflow.sdk.exceptions import AirflowNotFoundException, AirflowSkipException
+from airflow.sdk.definitions.retry_policy import RetryAction, RetryDecision, RetryPolicy
+from airflow.sdk.exceptions import AirflowFailException, AirflowNotFoundException, AirflowSkipException
 
 from conversion_lib.errors import BadInput, CheckFailed, OutsideFailure, Terminated
 from conversion_lib.record import CHOSEN_FIELDS, Target
-from ferry_airflow.approval import OptionalApprovalOperator
+from ferry_airflow.approval import REJECTED, OptionalApprovalOperator
 from ferry_airflow.base import OutputLink, StageOperator
 from ferry_airflow.check import CheckOperator
 from ferry_airflow.clean_up import CleanUpOperator
@@ -322,6 +322,42 @@ class TestRetries:
             whole = 10 * 2 ** (number - 1)
             assert whole / 2 <= min(delays) < max(delays) <= whole
         assert StageRetryPolicy().evaluate(error, 30, 99).retry_delay <= LONGEST
+
+
+class Always(RetryPolicy):
+    """A team's own policy, which retries whatever happened."""
+
+    def evaluate(self, exception, try_number, max_tries, context=None):
+        return RetryDecision.retry(timedelta(seconds=1))
+
+
+@pytest.mark.parametrize(
+    "given", [{}, {"retry_policy": None}, {"retry_policy": Always()}], ids=["default", "none", "own"]
+)
+@pytest.mark.parametrize("mapped", [False, True])
+class TestPolicy:
+    """Mapped or not, and whatever is passed."""
+
+    def make(self, operator, mapped, given, **arguments):
+        if not mapped:
+            return operator(task_id="t", **arguments, **given)
+        name, value = arguments.popitem()
+        return operator.partial(task_id="t", **arguments, **given).expand(**{name: [value]}).unmap({name: value})
+
+    @pytest.mark.parametrize(("code", "kind"), [(1, CheckFailed), (2, BadInput)])
+    def test_final_errors_ask_no_policy(self, context, source, fake, mapped, given, code, kind):
+        arguments = {"execution": fake("fail_with_repo"), "source": {**source, "repo": str(code)}}
+        operator = self.make(DownloadOperator, mapped, given, **arguments)
+        with pytest.raises(AirflowFailException) as caught:
+            operator.execute(context)
+        assert isinstance(caught.value, kind)
+
+    def test_policy_of_other_errors(self, mapped, given, source):
+        own = given.get("retry_policy")
+        stage = self.make(ConvertOperator, mapped, given, source=source, part="0/1")
+        asks = self.make(OptionalApprovalOperator, mapped, given, body="b", subject="s")
+        assert type(stage.retry_policy) is (type(own) if own else StageRetryPolicy)
+        assert asks.retry_policy is (own or REJECTED)
 
 
 def test_manifest_is_saved(context, source, work_dir):
