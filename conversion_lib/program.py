@@ -21,6 +21,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from conversion_lib.core.memory_bound import ends_process_by
+from conversion_lib.core.plain_json import to_json
 from conversion_lib.core.process import peak_bytes
 from conversion_lib.errors import FerryError, Terminated
 from conversion_lib.progress import PlainConsole, Reporter
@@ -102,7 +103,7 @@ def run_command(
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if json_output:
         measured = {"seconds": round(time.monotonic() - started, 3), "peak_bytes": peak_bytes()}
-        print(json.dumps({**measured, **outcome.as_json()}))
+        print(to_json({**measured, **outcome.as_json()}))
     else:
         for part in outcome.text:
             # lines are not wrapped, so that paths can be copied

@@ -14,6 +14,7 @@ from airflow.sdk import BaseOperator, BaseOperatorLink
 from airflow.sdk.exceptions import AirflowNotFoundException, AirflowSkipException
 from airflow.sdk.log import mask_secret
 
+from conversion_lib.core.plain_json import finite
 from conversion_lib.errors import BadInput, FerryError
 from ferry_airflow.execution import Configured, configured
 from ferry_airflow.execution.base import CommandResult, ExecutionMode, StageCommand, StageFailed, TaskIdentity
@@ -33,7 +34,7 @@ StageManifest = dict[str, Any]
 
 Every manifest has `stage`, `path` (or `url`), `seconds`, `bytes_in`, `bytes_out` and `peak_bytes` (peak resident
 memory; None if no command ran), and what each stage hands on to the next: `repo`, `commit`, `work_dir`, `quantized`,
-`target`.
+`target`. It is valid JSON: a number that is not finite is text, such as `NaN`.
 """
 
 FAILURE_KEY = "failure"
@@ -151,11 +152,12 @@ class StageOperator(BaseOperator):
         except FerryError as error:
             failed = error if isinstance(error, StageFailed) else None
             manifest |= failed.result if failed else {}
-            manifest |= {"error": str(error), "exit_code": error.exit_code}
+            manifest = finite(manifest | {"error": str(error), "exit_code": error.exit_code})
             self._save(context, manifest)
             context["ti"].xcom_push(FAILURE_KEY, {key: manifest[key] for key in manifest if key in FAILURE_FIELDS})
             raise final(failed.meaning if failed else type(error))(str(error)) from None
         manifest.setdefault("seconds", round(time.monotonic() - started, 3))
+        manifest = finite(manifest)
         self._save(context, manifest)
         self.after(context, manifest)
         return manifest

@@ -10,8 +10,8 @@ from airflow.sdk.definitions.callback import AsyncCallback
 from airflow.sdk.definitions.deadline import DeadlineAlert
 
 from ferry_airflow.callbacks import on_deadline
+from ferry_airflow.deadlines import RunCreatedDeadline
 from ferry_airflow.settings import number
-from ferry_airflow.setup.deadlines import RunCreatedDeadline
 
 if TYPE_CHECKING:
     from airflow.models.dagrun import DagRun

@@ -21,6 +21,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from conversion_lib.core.plain_json import to_json
 from conversion_lib.storage.files import expanded
 from conversion_lib.storage.names import path_below, safe_part
 
@@ -67,6 +68,6 @@ def save_manifest(run_id: str, task_name: str, manifest: dict[str, Any]) -> Path
     path = work_root() / "runs" / file_name(run_id) / f"{task_name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".tmp")
-    unfinished.write_text(json.dumps(manifest, indent=2))
+    unfinished.write_text(to_json(manifest, indent=2))
     unfinished.rename(path)
     return path

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import math
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 
@@ -20,7 +21,7 @@ from ferry_airflow.clean_up import CleanUpOperator
 from ferry_airflow.convert import ConvertOperator
 from ferry_airflow.dequantize import DequantizeOperator
 from ferry_airflow.download import DownloadOperator
-from ferry_airflow.execution.base import ExecutionMode
+from ferry_airflow.execution.base import ExecutionMode, StageFailed
 from ferry_airflow.export import ExportOperator
 from ferry_airflow.finalize import FinalizeOperator
 from ferry_airflow.layout import save_manifest
@@ -307,6 +308,28 @@ def test_exit_codes(context, source, fake, work_dir, code, kind):
     assert saved["error"] == str(caught.value)
     assert (saved["exit_code"], saved["max_kl"]) == (code, 0.5)
     assert {"stage": "download", "exit_code": code, "max_kl": 0.5}.items() <= context["ti"].pushed["failure"].items()
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_check_that_finds_no_number_tells_its_verdict(context, source, work_dir, number):
+    """Also of an image that prints NaN: Airflow refuses an XCom that is not valid JSON."""
+
+    class Failing(RecordingMode):
+        def run(self, command, secrets, task, log):
+            figures = {"verdict": "fail", "max_kl": number, "top1": 0.0}
+            raise StageFailed("ferry: logits: fail", 1, figures)
+
+    operator = CheckOperator(
+        task_id="check", checkpoint={**source, "path": "/w/x"}, reference="/r", execution=Failing()
+    )
+    with pytest.raises(CheckFailed, match="logits: fail"):
+        operator.execute(context)
+    left = json.loads(json.dumps(context["ti"].pushed["failure"], allow_nan=False))
+    assert (left["verdict"], float(left["max_kl"]), left["top1"]) == ("fail", pytest.approx(number, nan_ok=True), 0.0)
+    assert json.loads((work_dir / "runs" / "manual__1" / "check.json").read_text())["max_kl"] == left["max_kl"]
+    recorder = RecordingMode(max_kl=number, report="/w/x/report/report.html")
+    passed = CheckOperator(task_id="t", checkpoint="/w/x", reference="/r", execution=recorder).execute(context)
+    assert passed["max_kl"] == left["max_kl"]
 
 
 class TestRetries:

@@ -6,7 +6,6 @@ message. Kubernetes keeps the message in the pod's status, so the result needs n
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from conversion_lib.core.documents import parse_json
+from conversion_lib.core.plain_json import to_json
 from conversion_lib.errors import BadInput
 
 MESSAGE_PATH = "/dev/termination-log"
@@ -46,8 +46,8 @@ def message(output: bytes) -> str:
     except BadInput:
         return ""
     small = {key: _plain(value) for key, value in result.items() if not isinstance(value, list)}
-    while len(text := json.dumps(small)) > MESSAGE_BYTES:
-        del small[max(small, key=lambda key: len(json.dumps(small[key])))]
+    while len(text := to_json(small)) > MESSAGE_BYTES:
+        del small[max(small, key=lambda key: len(to_json(small[key])))]
     return text
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from conversion_lib.core.plain_json import NOT_FINITE
 from conversion_lib.progress import format_bytes
 from ferry_airflow.plugin.reports import published_url
 from ferry_airflow.plugin.runs import Run, Stage
@@ -160,7 +161,14 @@ def _check_figures(check: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("top1", "same most likely token", "{:.2%}"),
         ("top10", "ten most likely in common", "{:.2%}"),
     )
-    return [(name, shown.format(check[key])) for key, name, shown in names if _finite(check.get(key)) is not None]
+    return [(name, told) for key, name, shown in names if (told := _told(check.get(key), shown))]
+
+
+def _told(value: Any, shown: str) -> str:
+    """Returns a figure as text; empty if it is none. A number that is not finite is text in the manifest."""
+    if isinstance(value, str) and value in NOT_FINITE:
+        return value
+    return "" if _finite(value) is None else shown.format(value)
 
 
 def _stage_rows(stages: Iterable[Stage]) -> list[StageRow]:

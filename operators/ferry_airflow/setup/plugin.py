@@ -10,7 +10,7 @@ from airflow.listeners import hookimpl
 from airflow.plugins_manager import AirflowPlugin
 from sqlalchemy.exc import IntegrityError
 
-from ferry_airflow.setup.deadlines import RunCreatedDeadline
+from ferry_airflow.deadlines import RunCreatedDeadline
 from ferry_airflow.setup.pools import create_missing_pools, log
 
 

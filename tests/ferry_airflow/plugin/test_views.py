@@ -182,6 +182,12 @@ def test_failed_check_shows_its_verdict_and_its_error():
     assert view.stages[0].note == "max KL 0.5 is above 1e-05"
 
 
+def test_numbers_that_are_not_finite_are_shown():
+    left = {"verdict": "fail", "max_kl": "NaN", "mean_kl": "Infinity", "top1": 0.5, "error": "e"}
+    view = view_run(Run(DAG, "r", "failed", {"repo": "a/b"}, [stage("check", left, state="failed")]))
+    assert [value for _, value in view.figures] == ["NaN", "Infinity", "50.00%"]
+
+
 def test_run_that_checks_nothing_says_nothing_of_a_report():
     exporting = view_run(Run("export_checkpoint", "r", "success", {}, [stage("export", {"bytes_out": 5})]))
     onboarding = view_run(Run(DAG, "r", "running", {"repo": "a/b"}, [stage("check", state="running")]))
