@@ -27,6 +27,11 @@ class FerryError(Exception):
     def __init__(self, message: str = "") -> None:
         super().__init__(one_line(message))
 
+    @property
+    def details(self) -> dict[str, str]:
+        """What --json tells of the error besides its text."""
+        return {}
+
 
 class CheckFailed(FerryError):
     """A check ran and failed: logits, compare, verify."""

@@ -127,7 +127,8 @@ def fail(error: FerryError, json_output: bool) -> int:
 
 def _said(error: FerryError) -> tuple[str, str]:
     """Returns an error as the object that --json prints, and as one line for standard error."""
-    return json.dumps({"error": str(error), "exit_code": error.exit_code}), f"ferry: {error}"
+    answer = {"error": str(error), "exit_code": error.exit_code, **error.details}
+    return json.dumps(answer), f"ferry: {error}"
 
 
 def _leave_now(error: FerryError, json_output: bool) -> NoReturn:

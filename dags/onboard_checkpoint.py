@@ -20,6 +20,7 @@ model's Asset, `<destination>/<model>`, through the alias `ferry_published`.
 | `FERRY_HF_CONN_ID` | DAG processor | Airflow connection whose password is the Hub token |
 | `FERRY_DEADLINE_HOURS` | DAG processor | a run that takes longer is reported as late; default 24; 0 disables this |
 | `FERRY_RETRY_SECONDS` | both | seconds before the first retry; default 30 |
+| `FERRY_WAIT_HOURS` | workers | how long a stage waits for another run at the same place; default 24 |
 | `FERRY_ON_SUCCESS`, `FERRY_ON_FAILURE` | DAG processor | called when a run has ended: `package.module:function` |
 | `FERRY_ON_DEADLINE` | triggerer | called when a run is late: `package.module:function` |
 | `HF_ENDPOINT`, `HF_TOKEN` | workers | another Hub; the token, if there is no connection |
@@ -178,7 +179,7 @@ with StagesDag(
     schedule=None,
     catchup=False,
     # The runs share a worker's disk and memory. Two runs of one source do not harm each other: ferry locks what it
-    # writes, and the second waits through its retries.
+    # writes, and the second waits, deferred.
     max_active_runs=4,
     params=PARAMS,
     tags=["ferry", "maxtext"],

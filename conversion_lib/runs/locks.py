@@ -32,11 +32,16 @@ class Busy(OutsideFailure):
     Args:
         message: What is busy.
         lease: The name of the lease that the other run holds.
+        holder: Who the other run is, as the lease says.
     """
 
-    def __init__(self, message: str, lease: str) -> None:
-        super().__init__(f"{message}; wait for it to end")
-        self.lease = lease
+    def __init__(self, message: str, lease: str, holder: str) -> None:
+        super().__init__(f"{message} ({holder}); wait for it to end")
+        self.lease, self.holder = lease, holder
+
+    @property
+    def details(self) -> dict[str, str]:
+        return {"waits_for": self.holder}
 
 
 class Locks:
@@ -64,7 +69,8 @@ class Locks:
             self._take(lease_of(part), lambda name: name == ALONE)
         except Busy as busy:
             if busy.lease != ALONE:
-                raise Busy(f"another run of part {part} is at work in {self._work}", busy.lease) from None
+                message = f"another run of part {part} is at work in {self._work}"
+                raise Busy(message, busy.lease, busy.holder) from None
             raise
         if ALONE in self._held:
             self._held.pop(ALONE).release()
@@ -134,4 +140,5 @@ class Locks:
         return sorted(name for name in names if name != mine and name not in self._held)
 
     def _busy(self, lease: str) -> Busy:
-        return Busy(f"another run is at work in {self._work}", lease)
+        note = (self._work / lease).lease().read()
+        return Busy(f"another run is at work in {self._work}", lease, str(note) if note else "it has just ended")

@@ -27,6 +27,7 @@ from conversion_lib.storage.files import disk_error
 
 LEASE_NAME = "lease"
 """How the names of leases in a work directory begin."""
+HOLDER_VARIABLE = "FERRY_HOLDER"
 HEARTBEAT_SECONDS = 5.0
 """How often a lease is rewritten. Cloud Storage allows one write per second and object."""
 EXPIRED_SECONDS = 60.0
@@ -51,6 +52,7 @@ class Note(BaseModel):
         pid: The holder's process id.
         machine: Equal for processes that see each other's locks: the same kernel and mount. Empty: in a bucket.
         heartbeat: Number of heartbeats.
+        holder: Whom the process works for, such as a run in Airflow: FERRY_HOLDER of its environment.
         failure: Why the last holder failed. None: it has not.
         failure_is_final: Whether a retry by another process cannot help.
     """
@@ -60,13 +62,15 @@ class Note(BaseModel):
     pid: int
     machine: str = ""
     heartbeat: int = 0
+    holder: str = ""
     failure: str | None = None
     failure_is_final: bool = False
 
     @staticmethod
     def of_this_process() -> Note:
         """Returns a new note for this process."""
-        return Note(id=uuid.uuid4().hex, host=socket.gethostname(), pid=os.getpid())
+        holder = os.environ.get(HOLDER_VARIABLE, "")
+        return Note(id=uuid.uuid4().hex, host=socket.gethostname(), pid=os.getpid(), holder=holder)
 
     @staticmethod
     def parse(content: bytes | None) -> Note | None:
@@ -77,7 +81,8 @@ class Note(BaseModel):
             return None
 
     def __str__(self) -> str:
-        return f"process {self.pid} on {self.host}"
+        process = f"process {self.pid} on {self.host}"
+        return f"{self.holder}, {process}" if self.holder else process
 
 
 class State(Enum):

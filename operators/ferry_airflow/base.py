@@ -11,17 +11,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.sdk import BaseOperator, BaseOperatorLink
-from airflow.sdk.exceptions import AirflowNotFoundException, AirflowSkipException
+from airflow.sdk.exceptions import AirflowNotFoundException, AirflowSkipException, TaskDeferred
 from airflow.sdk.log import mask_secret
 
 from conversion_lib.core.plain_json import finite
 from conversion_lib.errors import BadInput, FerryError
 from ferry_airflow.execution import Configured, configured
-from ferry_airflow.execution.base import CommandResult, ExecutionMode, StageCommand, StageFailed, TaskIdentity
+from ferry_airflow.execution.base import (
+    WAITS_FOR,
+    CommandResult,
+    ExecutionMode,
+    StageCommand,
+    StageFailed,
+    TaskIdentity,
+)
 from ferry_airflow.layout import save_manifest
 from ferry_airflow.links import browsable, tab_of
 from ferry_airflow.params import StableParam
 from ferry_airflow.retries import StageRetryPolicy, final
+from ferry_airflow.waiting import wait_for
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -123,20 +131,30 @@ class StageOperator(BaseOperator):
             Terminated: SIGTERM ended the command. Retried.
             OutsideFailure: Any other failure, such as an outage or a crash. Retried.
             AirflowSkipException: There is nothing to do.
-            TaskDeferred: The execution mode does not wait; `resume` continues.
+            WaitedTooLong: Another run has worked at the same place for FERRY_WAIT_HOURS. Not retried.
+            TaskDeferred: The execution mode does not wait; `resume` continues. Or another run works at the same place;
+                `try_again` tries again.
         """
-        return self._stage(context, lambda mode, command: mode.run(command, self._secrets(), task(context), self.log))
+        return self.try_again(context)
 
-    def resume(self, context: Context, event: Mapping[str, Any]) -> StageManifest:
+    def try_again(self, context: Context, event: object = None, since: float | None = None) -> StageManifest:
+        """Runs the stage, as `execute` does. `since`: the Unix time since when the task waits for another run."""
+        return self._stage(
+            context, since, lambda mode, command: mode.run(command, self._secrets(), task(context), self.log)
+        )
+
+    def resume(self, context: Context, event: Mapping[str, Any], since: float | None = None) -> StageManifest:
         """Continues after the trigger of a deferred task fired with `event`; returns and raises as `execute` does."""
-        return self._stage(context, lambda mode, command: mode.resume(command, self._secrets(), event, self.log))
+        return self._stage(context, since, lambda mode, command: mode.resume(command, self._secrets(), event, self.log))
 
     def on_kill(self) -> None:
         """Ends the running command: a subprocess gets SIGTERM, then SIGKILL if it does not end; a pod is deleted."""
         if self._running:
             self._running.kill()
 
-    def _stage(self, context: Context, run: Callable[[ExecutionMode, StageCommand], CommandResult]) -> StageManifest:
+    def _stage(
+        self, context: Context, since: float | None, run: Callable[[ExecutionMode, StageCommand], CommandResult]
+    ) -> StageManifest:
         started = time.monotonic()
         self.run_id = context["run_id"]
         manifest: StageManifest = {"stage": self.stage, "bytes_in": 0, "bytes_out": 0, "peak_bytes": None}
@@ -146,7 +164,7 @@ class StageOperator(BaseOperator):
                 where = Configured(self.execution) if self.execution else configured(self.stage)
                 self._running = where.mode
                 command = replace(command, arguments=(*command.arguments, *where.options))
-                manifest |= self.manifest(run(where.mode, command))
+                manifest |= self.manifest(self._run(where.mode, command, since, run))
             else:
                 manifest |= command
         except FerryError as error:
@@ -161,6 +179,24 @@ class StageOperator(BaseOperator):
         self._save(context, manifest)
         self.after(context, manifest)
         return manifest
+
+    def _run(
+        self,
+        mode: ExecutionMode,
+        command: StageCommand,
+        since: float | None,
+        run: Callable[[ExecutionMode, StageCommand], CommandResult],
+    ) -> CommandResult:
+        """Runs the command. Raises TaskDeferred to wait for another run, or if the mode does not wait."""
+        try:
+            return run(mode, command)
+        except StageFailed as failed:
+            if holder := failed.result.get(WAITS_FOR):
+                raise wait_for(failed, str(holder), since, self.log) from None
+            raise
+        except TaskDeferred as deferred:  # the mode's own: it hands on since when the task waits
+            deferred.kwargs = {**(deferred.kwargs or {}), "since": since}
+            raise
 
     def after(self, context: Context, manifest: StageManifest) -> None:
         """Tells Airflow more than the manifest after a stage has succeeded. By default nothing."""

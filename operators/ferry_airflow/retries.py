@@ -58,6 +58,8 @@ class FinalCheckFailed(CheckFailed, AirflowFailException):
 
 def final(error: type[FerryError]) -> type[FerryError]:
     """Returns the class to raise for an error, which Airflow does not retry if a retry would fail in the same way."""
+    if issubclass(error, AirflowFailException):
+        return error
     if issubclass(error, BadInput):
         return FinalBadInput
     return FinalCheckFailed if issubclass(error, CheckFailed) else error

@@ -180,6 +180,14 @@ def test_outages_are_retried(onboarding, calls, source, codes):
     assert answer["tasks"]["convert-0"]["tries"] == 1 + len(codes)
 
 
+def test_waiting_for_another_run_spends_no_retry(onboarding, calls, source):
+    calls.fault(convert=["busy"] * 5)
+    answer = onboarding.run({"repo": str(source), "destination": "/published"}, ferry=FAKE)
+    assert answer["state"] == "success", onboarding.log[-4000:]
+    assert answer["tasks"]["convert-0"]["tries"] == 1
+    assert "Waiting for another run" in onboarding.log
+
+
 GOOD = {"repo": "acme/tiny", "destination": "/published"}
 
 

@@ -68,6 +68,7 @@ def render(data: ReportData) -> str:
 
 def summary(result: CheckResult) -> list[str]:
     """Returns verdict and figures as lines of Markdown, for a terminal or a pull request."""
+    settings = " ".join(arguments(result.model.settings))
     rows = [f"| {name} | {value} |" for name, value in figures(result)]
     notes = [f"Note: {_markdown(note)}." for note in result.notes]
     return [
@@ -80,7 +81,7 @@ def summary(result: CheckResult) -> list[str]:
         *rows,
         "",
         *notes,
-        *([f"MaxText runs it with `{_markdown(' '.join(arguments(result.model.settings)))}`"] if result.model.settings else []),
+        *([f"MaxText runs it with `{_markdown(settings)}`"] if settings else []),
         f"The report is {_markdown(result.report)}",
     ]
 

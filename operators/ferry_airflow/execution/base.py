@@ -15,6 +15,10 @@ ERROR_PREFIX = "ferry: "
 """The beginning of the line in which a command says why it failed."""
 
 
+WAITS_FOR = "waits_for"
+"""In the result of a command that found another run at work: who that is."""
+
+
 @dataclass(frozen=True)
 class StageCommand:
     """What a stage runs: `python -m <module> <arguments> --json`.
@@ -51,6 +55,11 @@ class TaskIdentity:
     run_id: str
     task_id: str
     map_index: int
+
+    def __str__(self) -> str:
+        """Whom a command works for, as the log of a run that waits for it says."""
+        part = "" if self.map_index < 0 else f" {self.map_index}"
+        return f"{self.task_id}{part} of run {self.run_id} of {self.dag_id}"
 
 
 class TaskLog(Protocol):

@@ -18,6 +18,7 @@ from conversion_lib.core.child import Child
 from conversion_lib.core.documents import parse_json
 from conversion_lib.errors import BadInput, OutsideFailure
 from conversion_lib.shown import one_line
+from conversion_lib.storage.lease import HOLDER_VARIABLE
 from ferry_airflow.execution.base import (
     ERROR_PREFIX,
     CommandResult,
@@ -53,7 +54,7 @@ class LocalSubprocess(ExecutionMode):
         log.info("Running: %s", command)
         # A file, not a pipe: a full pipe would block the command while its log is read.
         with tempfile.TemporaryFile("w+") as results:
-            exit_code, last_line = self._run_process(program, _environment(secrets), results, log)
+            exit_code, last_line = self._run_process(program, _environment(secrets, task), results, log)
             results.seek(0)
             result = _parse_result(results.read())
         if exit_code:
@@ -103,11 +104,11 @@ def _stream(child: Child, log: TaskLog) -> str:
     return last
 
 
-def _environment(secrets: Mapping[str, str]) -> dict[str, str]:
+def _environment(secrets: Mapping[str, str], task: TaskIdentity) -> dict[str, str]:
     """The task's environment without Airflow's own settings and connections, which ferry does not need."""
     withheld = ("AIRFLOW__", "AIRFLOW_CONN_", "AIRFLOW_VAR_")
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(withheld)}
-    return {**inherited, "PYTHONUNBUFFERED": "1", **secrets}
+    return {**inherited, "PYTHONUNBUFFERED": "1", HOLDER_VARIABLE: str(task), **secrets}
 
 
 def _parse_result(text: str) -> CommandResult | None:

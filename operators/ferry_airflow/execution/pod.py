@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from conversion_lib.storage.lease import HOLDER_VARIABLE
 from ferry_airflow.execution.base import StageCommand, TaskIdentity
 from ferry_airflow.execution.in_pod import MESSAGE_PATH
 from ferry_airflow.layout import WORK_DIR_VARIABLE
@@ -117,7 +118,7 @@ def specification(settings: PodSettings, command: StageCommand, secrets: Iterabl
         "image": settings.image,
         "command": ["python"],
         "args": arguments,
-        "env": _environment(settings, name, secrets),
+        "env": _environment(settings, name, secrets, task),
         # the limit is the request: a conversion keeps to its memory budget
         "resources": {"requests": resources, "limits": {"memory": settings.memory}},
         "securityContext": security,
@@ -167,13 +168,14 @@ def secret_for(pod: Mapping[str, Any], secrets: Mapping[str, str]) -> Json:
     }
 
 
-def _environment(settings: PodSettings, name: str, secrets: Iterable[str]) -> list[Json]:
+def _environment(settings: PodSettings, name: str, secrets: Iterable[str], task: TaskIdentity) -> list[Json]:
     plain = {
         **settings.environment,
         WORK_DIR_VARIABLE: settings.work_dir,
         "HOME": SCRATCH,
         "TMPDIR": SCRATCH,
         "PYTHONUNBUFFERED": "1",
+        HOLDER_VARIABLE: str(task),
     }
     keys = {**{variable: SecretKey(name=name, key=variable) for variable in secrets}, **settings.secrets}
     return [

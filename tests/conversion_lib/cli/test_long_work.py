@@ -161,14 +161,17 @@ def test_sigterm_whose_exception_is_lost():
     assert time.monotonic() - started < 30
 
 
-def test_one_run_at_a_time_and_clean(tmp_path, large):
+def test_one_run_at_a_time_and_clean(tmp_path, large, monkeypatch):
     """A second run and `clean` leave a running one alone; what a dead one left is cleaned."""
     out = tmp_path / "out"
+    monkeypatch.setenv("FERRY_HOLDER", "convert of r")
     process = begin(slowly(large, out), out)
     process.send_signal(signal.SIGSTOP)
     for second in (slowly(large, out), command("clean", out, "--json")):
         result = subprocess.run(second, capture_output=True, text=True, timeout=60, check=False)
-        assert "another run is at work" in answer(result, code=3)["error"]
+        told = answer(result, code=3)
+        assert told["waits_for"].startswith(f"convert of r, process {process.pid} on ")
+        assert f"another run is at work in {out / '.ferry'} ({told['waits_for']})" in told["error"]
     assert end(process, signal.SIGKILL).returncode == -signal.SIGKILL
 
     assert answer(ferry_here("clean", out, "--json"))["removed"] == [str(out / ".ferry")]

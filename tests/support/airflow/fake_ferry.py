@@ -1,6 +1,7 @@
 """Stands in for ferry in tests of the DAG alone: answers each command with what the contract says.
 
-FAKE_FERRY_FAULTS (a JSON file) maps a command to the exit codes of its next calls; FAKE_FERRY_CALLS is appended to.
+FAKE_FERRY_FAULTS (a JSON file) maps a command to the exit codes of its next calls, `busy` for one that finds another
+run at work; FAKE_FERRY_CALLS is appended to.
 """
 
 import json
@@ -45,6 +46,9 @@ def main(command, *arguments):
     with open(os.environ["FAKE_FERRY_CALLS"], "a") as calls:
         calls.write(json.dumps([command, *arguments]) + "\n")
     code = next_exit_code(command)
+    if code == "busy":
+        print(json.dumps({"error": "another run is at work", "exit_code": 3, "waits_for": "another run"}))
+        code = 3
     if code:
         print(f"ferry: {command} went wrong", file=sys.stderr)
         return code
