@@ -37,7 +37,7 @@ from airflow.sdk import task as stage
 from ferry_airflow.approval import OptionalApprovalOperator
 from ferry_airflow.callbacks import on_failure, on_success
 from ferry_airflow.check import CheckOperator
-from ferry_airflow.choices import DEQUANTIZE_MODES, KEEP_ON_FAILURE, POLICIES, STAGED
+from ferry_airflow.choices import DEQUANTIZE_MODES, KEEP_ON_FAILURE, OVERWRITE, POLICIES, STAGED
 from ferry_airflow.clean_up import CleanUpOperator
 from ferry_airflow.convert import ConvertOperator
 from ferry_airflow.dag import StagesDag, deadline
@@ -147,6 +147,16 @@ PARAMS = {
         title="Keep files",
         description="Which files stay on the workers' disk after the run.",
     ),
+    "overwrite": Param(
+        None,
+        type=["null", "string"],
+        enum=[None, *OVERWRITE],
+        values_display=OVERWRITE,
+        section=RUN,
+        title="Overwrite",
+        description="Stage from which on earlier results on the workers' disk are not used. Empty: all are used. What "
+        "is published stays.",
+    ),
     "destination": destination_param(),
 }
 
@@ -198,6 +208,7 @@ with StagesDag(
         model_name=dag.param("model_name"),
         dequantize=dag.param("dequantize"),
         destination=dag.param("destination"),
+        overwrite=dag.param("overwrite"),
         **target,
         **hub,
     )

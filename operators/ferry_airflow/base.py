@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -118,6 +118,10 @@ class StageOperator(BaseOperator):
             AirflowSkipException: The task and all that follow are to be skipped.
         """
 
+    def inputs(self) -> list[object]:
+        """Returns the manifests and paths that the stage was given."""
+        return []
+
     @abstractmethod
     def manifest(self, result: CommandResult) -> StageManifest:
         """Returns what the stage's manifest keeps of the command's result. `execute` adds `stage`."""
@@ -193,6 +197,8 @@ class StageOperator(BaseOperator):
         except StageFailed as failed:
             if holder := failed.result.get(WAITS_FOR):
                 raise wait_for(failed, str(holder), since, self.log) from None
+            if gone := failed.result.get("gone"):
+                raise BadInput(f"{gone} is gone: clear {maker_of(gone, self.inputs())} as well") from None
             raise
         except TaskDeferred as deferred:  # the mode's own: it hands on since when the task waits
             deferred.kwargs = {**(deferred.kwargs or {}), "since": since}
@@ -257,6 +263,16 @@ def skip_published(source: Mapping[str, Any]) -> None:
     """
     if source.get("published"):
         raise AirflowSkipException(f"already published and checked, nothing to do: {source['published']}")
+
+
+def maker_of(path: str, inputs: Iterable[object]) -> str:
+    """Returns which task makes a path, as far as the manifests that a stage was given tell."""
+    for one in inputs:
+        if isinstance(one, Mapping) and one.get("path") == path and one.get("stage"):
+            stage = "download" if one.get("skipped") else str(one["stage"])
+            # these two pass on what convert writes
+            return f"the task `{'convert' if stage in ('finalize', 'check') else stage}`"
+    return "the task that makes it"
 
 
 def path_in(source: str | Mapping[str, Any]) -> str:

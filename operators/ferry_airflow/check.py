@@ -67,7 +67,10 @@ class CheckOperator(StageOperator):
         if self.max_kl is not None:
             options += ["--max-kl", str(self.max_kl)]
         options += ["--max-model-kl", str(self.max_model_kl)]
-        return StageCommand(("check", path, *options))
+        return StageCommand(("check", path, *options), StageCommand.REDO)
+
+    def inputs(self) -> list[object]:
+        return [self.checkpoint, self.reference]
 
     def manifest(self, result: CommandResult) -> StageManifest:
         self.link_target = str(result["report"])

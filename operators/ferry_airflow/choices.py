@@ -12,6 +12,14 @@ DEQUANTIZE_MODES: dict[DequantizeMode, str] = {
     FUSED: "fused: dequantize while converting; reads the data one time less, no bf16 copy on disk",
 }
 
+OVERWRITE = {
+    "download": "download: download again, and all that follows",
+    "dequantize": "dequantize: dequantize again, and all that follows",
+    "convert": "convert: convert and check again",
+    "check": "check: check again",
+}
+"""Values of `overwrite`, and what each means: the stage from which on earlier results are not used."""
+
 KEEP, KEEP_ON_FAILURE, REMOVE = "keep", "keep_on_failure", "remove"
 POLICIES = {
     KEEP: "keep: keep everything",

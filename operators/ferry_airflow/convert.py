@@ -51,7 +51,10 @@ class ConvertOperator(TargetOperator):
         options += self.target_arguments()
         if self.part and not self.part.endswith("/1"):
             options += ["--part", self.part]
-        return StageCommand(("convert", path_in(self.source), self.link_target, *options))
+        return StageCommand(("convert", path_in(self.source), self.link_target, *options), StageCommand.REDO)
+
+    def inputs(self) -> list[object]:
+        return [self.source]
 
     def manifest(self, result: CommandResult) -> StageManifest:
         if skipped := result.get("pieces_skipped"):

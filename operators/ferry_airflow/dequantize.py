@@ -49,7 +49,10 @@ class DequantizeOperator(StageOperator):
             self.link_target = path
             return {"path": path, "skipped": True, **handed_on(self.source)}
         self.link_target = str(directory_for(self.destination, self.source, DEQUANTIZED))
-        return StageCommand(("dequantize", path, self.link_target))
+        return StageCommand(("dequantize", path, self.link_target), StageCommand.REDO)
+
+    def inputs(self) -> list[object]:
+        return [self.source]
 
     def manifest(self, result: CommandResult) -> StageManifest:
         return {**picked(result, "path", "fingerprint", "already"), "skipped": False, **handed_on(self.source)}

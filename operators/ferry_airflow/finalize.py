@@ -31,7 +31,10 @@ class FinalizeOperator(StageOperator):
 
     def command(self) -> StageCommand:
         self.link_target = str(self._manifests()[0]["path"])
-        return StageCommand(("finalize", self.link_target))
+        return StageCommand(("finalize", self.link_target), StageCommand.REDO)
+
+    def inputs(self) -> list[object]:
+        return [*self.parts]
 
     def manifest(self, result: CommandResult) -> StageManifest:
         manifests = self._manifests()

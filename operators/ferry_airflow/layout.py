@@ -6,6 +6,7 @@ Layout of `FERRY_WORK_DIR` (an environment variable of the workers; default `~/f
     <repo, with -- for />/<commit>/bf16        dequantized
     <repo, with -- for />/<commit>/<target>    converted, such as scanned-bf16-ocdbt-zarr3-maxtext0.2.5
     local/<name>-<hash>/...                    the same for a source that is a directory
+    <...>/.<name>.written.json                 sizes and times of the files of bf16 and <target>, as written
     <...>/.runs/<run id>                       one file for each run that works there, with the name of its target
     runs/<run id>/<task id>.json               the manifest of each stage
     exports/<name>-<hash>                      an export to upload; it stays, for another destination
@@ -56,6 +57,11 @@ def local_work_dir(source: Path) -> Path:
     )
     digest = hashlib.sha256(json.dumps([str(source), entries]).encode()).hexdigest()
     return work_root() / "local" / f"{source.name}-{digest[:12]}"
+
+
+def note_of(output: Path) -> Path:
+    """Returns the file, beside a stage's output, that has the sizes and times of the output's files."""
+    return output.with_name(f".{output.name}.written.json")
 
 
 def file_name(run_id: str) -> str:

@@ -52,7 +52,10 @@ class PublishOperator(StageOperator):
     def command(self) -> StageCommand:
         report_dir = self.report_dir or self._checked().get("report_dir")
         options = ["--report", report_dir] if report_dir else []
-        return StageCommand(("publish", path_in(self.checkpoint), self.destination, *options))
+        return StageCommand(("publish", path_in(self.checkpoint), self.destination, *options), StageCommand.REDO)
+
+    def inputs(self) -> list[object]:
+        return [self.checkpoint]
 
     def manifest(self, result: CommandResult) -> StageManifest:
         self.link_target = str(result["url"])

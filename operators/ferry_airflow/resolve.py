@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+from conversion_lib.errors import BadInput
 from ferry_airflow.base import StageManifest, picked
-from ferry_airflow.choices import STAGED
+from ferry_airflow.choices import OVERWRITE, STAGED
 from ferry_airflow.execution.base import CommandResult, StageCommand
 from ferry_airflow.target import TargetOperator
 
@@ -26,6 +27,8 @@ class ResolveOperator(TargetOperator):
     :param model_name: name of the model in Ferry's catalogue (templated); default None: found from the config
     :param dequantize: `staged` (default) or `fused`, as in DequantizeOperator (templated); with `staged` the plan
         counts a bf16 copy on disk
+    :param overwrite: `download`, `dequantize`, `convert` or `check`: what this stage and those after it made earlier is
+        removed, and a published checkpoint does not end the run (templated); default None: earlier results are used
     :param hf_conn_id: as in StageOperator
     :param execution: as in StageOperator
     :returns: manifest with `repo`, `commit` (None for a directory), `files` (how many), `path` (where the source is
@@ -43,6 +46,7 @@ class ResolveOperator(TargetOperator):
         "destination",
         "model_name",
         "dequantize",
+        "overwrite",
         *TargetOperator.template_fields,
     )
 
@@ -54,6 +58,7 @@ class ResolveOperator(TargetOperator):
         revision: str = "main",
         model_name: str | None = None,
         dequantize: str = STAGED,
+        overwrite: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -62,11 +67,15 @@ class ResolveOperator(TargetOperator):
         self.revision = revision
         self.model_name = model_name
         self.dequantize = dequantize
+        self.overwrite = overwrite
 
     def command(self) -> StageCommand:
         arguments = ["resolve", self.repo, "--revision", self.revision, "--destination", self.destination]
         arguments += ["--run", self.run_id, "--dequantize", self.dequantize]
         arguments += ["--model", self.model_name] if self.model_name else []
+        if self.overwrite is not None and self.overwrite not in OVERWRITE:
+            raise BadInput(f"overwrite is {self.overwrite!r}: expected one of {', '.join(OVERWRITE)}")
+        arguments += ["--overwrite", self.overwrite] if self.overwrite else []
         return StageCommand((*arguments, *self.target_arguments()), StageCommand.STEPS)
 
     def manifest(self, result: CommandResult) -> StageManifest:

@@ -29,7 +29,7 @@ class PauseTrigger(BaseTrigger):
     """Fires after some seconds."""
 
     def __init__(self, seconds: float) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.seconds = seconds
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
@@ -37,7 +37,7 @@ class PauseTrigger(BaseTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         await asyncio.sleep(self.seconds)
-        yield TriggerEvent({})
+        yield TriggerEvent({})  # type: ignore[no-untyped-call]
 
 
 def wait_for(error: FerryError, holder: str, since: float | None, log: Any) -> TaskDeferred:

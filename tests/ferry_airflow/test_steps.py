@@ -18,7 +18,7 @@ from conversion_lib.publish.location import Marker
 from conversion_lib.publish.publish import publish
 from conversion_lib.record import Target
 from ferry_airflow.steps import resolve as resolving
-from ferry_airflow.steps.files import begin, clean_up
+from ferry_airflow.steps.files import begin, clean_up, forget
 from ferry_airflow.steps.resolve import Request, resolve
 from tests.support.checkpoints import DEEPSEEK_V3, LLAMA, random_tensors, write_checkpoint
 from tests.support.published_checkpoints import write_verdict
@@ -223,3 +223,49 @@ def test_command_line(checkpoint, tmp_path, hub):
     refused = run(HF_TOKEN="hf_another")
     assert refused.returncode == 2
     assert refused.stderr.splitlines()[-1].startswith("ferry: acme/tiny")
+
+
+class TestForget:
+    """`overwrite`: what a stage and those after it made earlier is removed, before the run uses any of it."""
+
+    @pytest.fixture
+    def used(self, tmp_path):
+        work = tmp_path / "work" / "c"
+        for name in ("hf", "bf16", SLUG, f"{SLUG}/report", "other-target"):
+            (work / name).mkdir(parents=True)
+            (work / name / "file").write_text("x")
+            (work / f".{name.replace('/', '-')}.written.json").write_text("{}")
+        begin(work, "mine", SLUG, SILENT)
+        return work
+
+    @pytest.mark.parametrize(
+        ("stage", "left"),
+        [
+            ("download", {"other-target"}),
+            ("dequantize", {"hf", "other-target"}),
+            ("convert", {"hf", "bf16", "other-target"}),
+            ("check", {"hf", "bf16", SLUG, "other-target"}),
+        ],
+    )
+    def test_from_that_stage_on(self, used, stage, left):
+        forget(used, "mine", SLUG, stage, SILENT)
+        assert {path.name for path in used.iterdir() if path.is_dir() and path.name != ".runs"} == left
+        assert not (used / SLUG / "report").exists()
+        assert (used / f".{SLUG}.written.json").exists() == (stage == "check")
+
+    @pytest.mark.parametrize(
+        ("stage", "target", "refused"),
+        [("dequantize", "other-target", True), ("convert", SLUG, True), ("convert", "other-target", False)],
+    )
+    def test_nothing_that_another_run_uses(self, used, stage, target, refused):
+        begin(used, "theirs", target, SILENT)
+        if not refused:
+            return forget(used, "mine", SLUG, stage, SILENT)
+        with pytest.raises(BadInput, match=f"overwrite={stage} would remove files .* that other runs use: theirs"):
+            forget(used, "mine", SLUG, stage, SILENT)
+        return None
+
+    def test_published_checkpoint_does_not_end_the_run(self, request_for, checkpoint, monkeypatch):
+        monkeypatch.setattr(resolving, "_published", lambda *_: "/published/x")
+        assert resolve(request_for(), SILENT)["published"] == "/published/x"
+        assert resolve(request_for(overwrite="convert"), SILENT)["published"] is None

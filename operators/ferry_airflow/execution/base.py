@@ -28,19 +28,20 @@ class StageCommand:
 
     Attributes:
         arguments: Of the command line; the first is the name of the command.
-        module: FERRY or STEPS.
+        module: FERRY, REDO (ferry, which makes changed output again), or STEPS.
     """
 
     arguments: tuple[str, ...]
     module: str = "conversion_lib"
 
     FERRY: ClassVar[str] = "conversion_lib"
+    REDO: ClassVar[str] = "ferry_airflow.steps.redo"
     STEPS: ClassVar[str] = "ferry_airflow.steps"
 
     @property
     def name(self) -> str:
         """The program and the command, such as `ferry convert`."""
-        program = "ferry" if self.module == StageCommand.FERRY else f"python -m {self.module}"
+        program = "ferry" if self.module in (StageCommand.FERRY, StageCommand.REDO) else f"python -m {self.module}"
         return f"{program} {self.arguments[0]}"
 
     def __str__(self) -> str:

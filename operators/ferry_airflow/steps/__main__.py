@@ -12,7 +12,7 @@ from conversion_lib.cli.options import TARGET, Model
 from conversion_lib.program import Outcome
 from conversion_lib.progress import Reporter
 from conversion_lib.record import Target
-from ferry_airflow.choices import DEQUANTIZE_MODES, POLICIES, STAGED
+from ferry_airflow.choices import DEQUANTIZE_MODES, OVERWRITE, POLICIES, STAGED
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -26,13 +26,16 @@ def resolve(
     run: Annotated[str, typer.Option("--run", help="Id of the run that uses it.")],
     revision: Annotated[str, typer.Option("--revision", help="Branch, tag or commit.")] = "main",
     dequantize: Annotated[str, typer.Option("--dequantize", metavar="|".join(DEQUANTIZE_MODES))] = STAGED,
+    overwrite: Annotated[str | None, typer.Option("--overwrite", metavar="|".join(OVERWRITE))] = None,
     model: Model = None,
 ) -> Outcome:
     """Pins the commit, plans, and says what the run needs."""
     from ferry_airflow.steps.resolve import Request
     from ferry_airflow.steps.resolve import resolve as resolve_source
 
-    request = Request(repo, revision, target, model, destination, staged=dequantize == STAGED, run=run)
+    request = Request(
+        repo, revision, target, model, destination, staged=dequantize == STAGED, run=run, overwrite=overwrite
+    )
     return Outcome(resolve_source(request, reporter))
 
 

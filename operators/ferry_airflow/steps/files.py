@@ -10,10 +10,13 @@ from typing import Any
 
 from conversion_lib.errors import BadInput
 from conversion_lib.progress import Reporter, format_bytes
+from conversion_lib.record import REPORT_DIR_NAME
+from conversion_lib.runs.trees import hf_staging, maxtext_staging
+from conversion_lib.runs.workspace import exclusively
 from conversion_lib.storage.files import disk_error, one_at_a_time, write_atomically
 from conversion_lib.storage.names import safe_part
-from ferry_airflow.choices import KEEP, REMOVE
-from ferry_airflow.layout import DEQUANTIZED, DOWNLOADED, RUNS, file_name
+from ferry_airflow.choices import KEEP, OVERWRITE, REMOVE
+from ferry_airflow.layout import DEQUANTIZED, DOWNLOADED, RUNS, file_name, note_of
 
 
 def begin(work_dir: Path, run: str, target: str, reporter: Reporter) -> None:
@@ -61,13 +64,48 @@ def clean_up(
                 if path.is_symlink():
                     raise BadInput(f"{path} is a symbolic link among ferry's own files: remove it")
                 freed += used_bytes(path)
-                shutil.rmtree(path)
+                _remove(path)
                 removed.append(str(path))
                 reporter.say(f"removed {path}")
         if not any(path for path in work_dir.iterdir() if path.name != RUNS):
             shutil.rmtree(work_dir)
     reporter.say(f"{format_bytes(freed)} freed; {format_bytes(used_bytes(work_dir))} stay in {work_dir}")
     return {"removed": removed, "bytes_freed": freed}
+
+
+def forget(work_dir: Path, run: str, target: str, stage: str, reporter: Reporter) -> None:
+    """Removes what a stage and those after it made earlier.
+
+    Args:
+        work_dir: The working directory of the run's source.
+        run: The run's id.
+        target: The name of the target that the run writes.
+        stage: One of OVERWRITE in ferry_airflow.choices.
+        reporter: Says what is removed.
+
+    Raises:
+        BadInput: Another run uses what is to be removed.
+        OutsideFailure: Another run is at work there.
+    """
+    step = list(OVERWRITE).index(stage)
+    names = [DOWNLOADED, DEQUANTIZED, target, f"{target}/{REPORT_DIR_NAME}"][step:]
+    with _runs(work_dir, reporter) as runs:
+        others = [path for path in runs.iterdir() if path.name not in (".lock", file_name(run))]
+        shared = [path for path in others if step < 2 or path.read_text() == target]
+        if shared:
+            who = ", ".join(sorted(path.name for path in shared))
+            raise BadInput(
+                f"overwrite={stage} would remove files in {work_dir} that other runs use: {who}. Let them succeed, "
+                f"or, if they are given up, remove the files of their names in {runs}"
+            )
+        for path in (work_dir / name for name in names):
+            if path.is_dir():
+                if path.name in (DEQUANTIZED, target):
+                    staging = hf_staging(path) if path.name == DEQUANTIZED else maxtext_staging(path)
+                    with exclusively(staging):  # nobody is at work there; who may begin was looked for above
+                        staging.clear()
+                _remove(path)
+                reporter.say(f"overwrite={stage}: removed {path}")
 
 
 def used_bytes(directory: Path) -> int:
@@ -83,6 +121,11 @@ def _not_needed(work_dir: Path, target: str, keep: str, others: set[str]) -> lis
     if keep == REMOVE and not others:
         names.append(DOWNLOADED)
     return [work_dir / name for name in names if name not in others and (work_dir / name).is_dir()]
+
+
+def _remove(path: Path) -> None:
+    note_of(path).unlink(missing_ok=True)
+    shutil.rmtree(path)
 
 
 @contextmanager

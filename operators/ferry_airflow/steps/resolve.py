@@ -27,7 +27,7 @@ from conversion_lib.sources.files import Files
 from conversion_lib.storage.disk import free_bytes, same_disk
 from conversion_lib.storage.files import existing_parent
 from ferry_airflow.layout import DEQUANTIZED, DOWNLOADED, hub_work_dir, local_work_dir
-from ferry_airflow.steps.files import begin, used_bytes
+from ferry_airflow.steps.files import begin, forget, used_bytes
 
 NETWORK_RATE = 100e6
 """Expected bytes per second of a download: a guess, for the time that the plan shows."""
@@ -45,6 +45,7 @@ class Request:
         model: A name of `ferry models`. None: found from the config.
         staged: Whether a quantized source is first written in bf16.
         run: The run's id.
+        overwrite: The stage from which on earlier results are removed. None: they are used.
     """
 
     repo: str
@@ -54,6 +55,7 @@ class Request:
     destination: str
     staged: bool
     run: str
+    overwrite: str | None = None
 
 
 @dataclass(frozen=True)
@@ -95,11 +97,13 @@ def resolve(request: Request, reporter: Reporter) -> dict[str, Any]:
     plan = _plan(request, source, job, copy=quantized and request.staged)
     model = model_of_job(job)
     _say(plan, job, model, reporter)
-    if published:
+    if published and request.overwrite is None:
         reporter.say(f"{published} is already published and checked: nothing to do")
     else:
         _require_space(request, source, job, plan["disk_bytes"])
         begin(source.work_dir, request.run, request.target.slug, reporter)
+        if request.overwrite is not None:
+            forget(source.work_dir, request.run, request.target.slug, request.overwrite, reporter)
     return {
         "repo": source.repo,
         "commit": source.commit,
@@ -108,7 +112,7 @@ def resolve(request: Request, reporter: Reporter) -> dict[str, Any]:
         "work_dir": str(source.work_dir),
         "quantized": quantized,
         "model": job.plan.model_name,
-        "published": published,
+        "published": published if request.overwrite is None else None,
         "plan": plan,
         "maxtext": {"settings": model.run_settings, "differs": model.reason} if model else None,
     }

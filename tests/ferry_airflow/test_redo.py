@@ -1,0 +1,105 @@
+"""Stages that are cleared: changed output is made again, and missing input is told with the task that makes it."""
+
+import json
+
+import pytest
+
+from conversion_lib.errors import BadInput
+from ferry_airflow.check import CheckOperator
+from ferry_airflow.convert import ConvertOperator
+from ferry_airflow.dequantize import DequantizeOperator
+from ferry_airflow.finalize import FinalizeOperator
+from ferry_airflow.publish import PublishOperator
+from tests.support.checkpoints import DEEPSEEK_V3, LLAMA, random_tensors, write_checkpoint
+from tests.support.sparse_checkpoints import deepseek_tensors, llama_tensors
+
+pytestmark = pytest.mark.timeout(600)  # each stage is a process, on a machine that has other work
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return write_checkpoint(tmp_path_factory.mktemp("model"), LLAMA, random_tensors(llama_tensors(LLAMA)))
+
+
+@pytest.fixture(scope="module")
+def quantized(tmp_path_factory):
+    return write_checkpoint(tmp_path_factory.mktemp("fp8"), DEEPSEEK_V3, random_tensors(deepseek_tensors(DEEPSEEK_V3)))
+
+
+HARM = b"not what was written"
+
+
+def damage(path):
+    with path.open("r+b") as file:
+        file.write(HARM)
+
+
+def remove(path):
+    path.unlink()
+
+
+def largest(folder):
+    return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+@pytest.mark.parametrize("harm", [damage, remove])
+def test_converted_again(context, source, tmp_path, harm):
+    """In one part, and once nothing is wrong any more it is done already."""
+
+    def convert():
+        return ConvertOperator(task_id="convert", source=str(source), destination=str(tmp_path / "x")).execute(context)
+
+    assert convert()["already"] is False
+    harm(largest(tmp_path / "x" / "0"))
+    assert convert()["already"] is False
+    assert not largest(tmp_path / "x" / "0").read_bytes().startswith(HARM)
+    assert convert()["already"] is True
+
+
+def test_converted_again_in_parts(context, source, tmp_path):
+    def convert():
+        parts = [
+            ConvertOperator(
+                task_id="convert", source=str(source), destination=str(tmp_path / "x"), part=f"{i}/2"
+            ).execute(context)
+            for i in range(2)
+        ]
+        FinalizeOperator(task_id="finalize", parts=parts).execute(context)
+        return [part["already"] for part in parts]
+
+    assert convert() == [False, False]
+    damage(largest(tmp_path / "x" / "0"))
+    assert convert() == [False, False]
+    assert convert() == [True, True]
+
+
+def test_dequantized_again(context, quantized, tmp_path):
+    def dequantize():
+        operator = DequantizeOperator(task_id="t", source=str(quantized), destination=str(tmp_path / "bf16"))
+        return operator.execute(context)["already"]
+
+    assert dequantize() is False
+    damage(largest(tmp_path / "bf16"))
+    assert (dequantize(), dequantize()) == (False, True)
+
+
+GONE = {"path": "/gone/x", "work_dir": "/w"}
+
+
+@pytest.mark.parametrize(
+    ("operator", "arguments", "maker"),
+    [
+        (ConvertOperator, {"source": {**GONE, "stage": "dequantize"}}, "dequantize"),
+        (ConvertOperator, {"source": {**GONE, "stage": "dequantize", "skipped": True}}, "download"),
+        (DequantizeOperator, {"source": {**GONE, "stage": "download"}}, "download"),
+        (FinalizeOperator, {"parts": [{**GONE, "stage": "convert"}]}, "convert"),
+        (CheckOperator, {"checkpoint": {**GONE, "stage": "finalize"}, "reference": "/"}, "convert"),
+        (CheckOperator, {"checkpoint": "/", "reference": {**GONE, "stage": "dequantize"}}, "dequantize"),
+        (PublishOperator, {"checkpoint": {**GONE, "stage": "check"}, "destination": "/d"}, "convert"),
+    ],
+)
+def test_input_that_is_gone(context, operator, arguments, maker):
+    with pytest.raises(BadInput) as error:
+        operator(task_id="t", **arguments).execute(context)
+    assert str(error.value) == f"/gone/x is gone: clear the task `{maker}` as well"
+    assert json.loads(json.dumps(context["ti"].pushed["failure"]))["exit_code"] == 2
