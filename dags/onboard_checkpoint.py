@@ -45,6 +45,7 @@ from ferry_airflow.dequantize import DequantizeOperator
 from ferry_airflow.download import DownloadOperator
 from ferry_airflow.finalize import FinalizeOperator
 from ferry_airflow.form import MODEL_NAMES, REPOSITORIES, max_model_kl_param, target_params
+from ferry_airflow.links import report_of, tab_of
 from ferry_airflow.publish import PublishOperator
 from ferry_airflow.resolve import ResolveOperator
 from ferry_airflow.retries import stage_defaults
@@ -171,7 +172,7 @@ APPROVAL_BODY = """
 | MaxText's model | {{ check.get("model", {}).get("differs") or "computes what the original does" }} |
 | largest KL that this makes | {{ check.get("model", {}).get("max_kl") }} nats |
 | share of tokens with the same first choice | {{ check.get("top1") }} |
-| report | {{ check.get("report") }} |
+| report | [alone]({{ report_of(dag.dag_id, run_id) }}), or [with the stages]({{ tab_of(dag.dag_id, run_id) }}) |
 | destination | {{ params.destination }} |
 """
 
@@ -197,6 +198,7 @@ with StagesDag(
     on_success_callback=on_success,
     on_failure_callback=on_failure,
     default_args=stage_defaults(),
+    user_defined_macros={"report_of": report_of, "tab_of": tab_of},
 ) as dag:
     hub = {"hf_conn_id": os.environ.get("FERRY_HF_CONN_ID") or None}
     target = {name: dag.param(name) for name in TARGET}
@@ -232,6 +234,7 @@ with StagesDag(
         reference=dequantize.output,  # bf16 if staged; the check dequantizes a quantized source itself
         max_kl=dag.param("max_kl"),
         max_model_kl=dag.param("max_model_kl"),
+        destination=dag.param("destination"),
         pool=MEMORY_POOL,
     )
     approval = OptionalApprovalOperator(

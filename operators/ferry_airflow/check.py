@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from conversion_lib.record import MAX_MODEL_KL, REPORT_DIR_NAME
 from ferry_airflow.base import StageManifest, StageOperator, handed_on, path_in, picked
 from ferry_airflow.execution.base import CommandResult, StageCommand
+from ferry_airflow.layout import run_report
 
 FIGURES = (
     *("verdict", "weights", "model", "max_kl", "mean_kl", "max_abs_diff", "top1", "top10"),
@@ -31,6 +32,8 @@ class CheckOperator(StageOperator):
     :param max_model_kl: how far MaxText's function may be from the original's on the same weights: the largest
         Kullback-Leibler divergence of a token, in nats (templated); default 1e-3
     :param report_dir: directory for the report (templated); default None: `report` in the checkpoint's directory
+    :param destination: where the run publishes, `gs://bucket/prefix` or an absolute directory: the check leaves its
+        report there until then, so that the run's page shows it (templated); default None: it is shown once published
     :param execution: as in StageOperator
     :param hf_conn_id: as in StageOperator
     :returns: manifest with `verdict`, its parts `weights` (pass or fail) and `model` (`verdict`, `max_kl`, `threshold`,
@@ -41,7 +44,7 @@ class CheckOperator(StageOperator):
     """
 
     stage: ClassVar[str] = "check"
-    template_fields: Sequence[str] = ("checkpoint", "reference", "max_kl", "max_model_kl", "report_dir")
+    template_fields: Sequence[str] = ("checkpoint", "reference", "max_kl", "max_model_kl", "report_dir", "destination")
 
     def __init__(
         self,
@@ -51,6 +54,7 @@ class CheckOperator(StageOperator):
         max_kl: float | None = None,
         max_model_kl: float = MAX_MODEL_KL,
         report_dir: str | None = None,
+        destination: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -59,6 +63,7 @@ class CheckOperator(StageOperator):
         self.max_kl = max_kl
         self.max_model_kl = max_model_kl
         self.report_dir = report_dir
+        self.destination = destination
 
     def command(self) -> StageCommand:
         path = path_in(self.checkpoint)
@@ -67,6 +72,8 @@ class CheckOperator(StageOperator):
         if self.max_kl is not None:
             options += ["--max-kl", str(self.max_kl)]
         options += ["--max-model-kl", str(self.max_model_kl)]
+        if self.destination:
+            options += ["--run-report", run_report(self.destination, self.dag_id, self.run_id)]
         return StageCommand(("check", path, *options), StageCommand.REDO)
 
     def inputs(self) -> list[object]:

@@ -59,6 +59,15 @@ def local_work_dir(source: Path) -> Path:
     return work_root() / "local" / f"{source.name}-{digest[:12]}"
 
 
+def run_report(destination: str, dag_id: str, run_id: str) -> str:
+    """Returns where a run's check leaves its report until the run has published: under the run's destination.
+
+    Workers and the API server share the destination, and no disk.
+    """
+    name = hashlib.sha256(json.dumps([dag_id, run_id]).encode()).hexdigest()[:32]
+    return f"{destination.rstrip('/')}/.ferry-reports/{name}.html"
+
+
 def note_of(output: Path) -> Path:
     """Returns the file, beside a stage's output, that has the sizes and times of the output's files."""
     return output.with_name(f".{output.name}.written.json")

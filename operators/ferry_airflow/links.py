@@ -22,6 +22,11 @@ def tab_of(dag_id: str, run_id: str) -> str:
     return ui_path(f"/dags/{quote(dag_id)}/runs/{quote(run_id, safe='')}/plugin/{TAB_ROUTE}")
 
 
+def report_of(dag_id: str, run_id: str) -> str:
+    """Returns the path of the page with a run's report alone, for a browser."""
+    return ui_path(f"/ferry/runs/{quote(dag_id)}/{quote(run_id, safe='')}/report")
+
+
 def browsable(location: str) -> str:
     """Returns a link to an absolute path, a gs:// URL or an hf:// repository; anything else unchanged."""
     if location.startswith("gs://"):

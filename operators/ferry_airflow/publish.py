@@ -10,6 +10,7 @@ from airflow.sdk import Asset, AssetAlias
 from conversion_lib.publish.location import PublishedPath
 from ferry_airflow.base import StageManifest, StageOperator, handed_on, path_in, picked
 from ferry_airflow.execution.base import CommandResult, StageCommand
+from ferry_airflow.layout import run_report
 from ferry_airflow.links import browsable
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class PublishOperator(StageOperator):
     def command(self) -> StageCommand:
         report_dir = self.report_dir or self._checked().get("report_dir")
         options = ["--report", report_dir] if report_dir else []
+        options += ["--run-report", run_report(self.destination, self.dag_id, self.run_id)]
         return StageCommand(("publish", path_in(self.checkpoint), self.destination, *options), StageCommand.REDO)
 
     def inputs(self) -> list[object]:

@@ -28,7 +28,9 @@ def approved(standalone):
     standalone.wait_until(
         lambda: standalone.tasks(DAG, run_id)["approval"]["state"] == "awaiting_input", 900, "question to a person"
     )
-    assert not (standalone.directory / "approved").exists()
+    assert [path.name for path in (standalone.directory / "approved").iterdir()] == [".ferry-reports"]
+    report = standalone.fetch("GET", f"/ferry/runs/{DAG}/{run_id}/report")
+    assert (report[0], b"pass" in report[2]) == (200, True)
     path = f"/dags/{DAG}/dagRuns/{run_id}/taskInstances/approval/-1/hitlDetails"
     question = standalone.api("GET", path)
     standalone.wait_until(lambda: answered(standalone, run_id, path), 900, "end of the approved run")
@@ -48,6 +50,7 @@ def test_a_person_is_told_the_verdict(approved):
     assert question["subject"] == f"Publish {REPO} for MaxText?"
     assert "| verdict | **pass** |" in question["body"]
     assert SLUG in question["body"]
+    assert f"](/ferry/runs/{DAG}/approved/report)" in question["body"]
 
 
 def test_parts_have_names_and_pools(standalone, approved):

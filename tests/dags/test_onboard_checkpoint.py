@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 import pytest
 
+from ferry_airflow.layout import run_report
 from tests.support.airflow.environment import airflow_environment
 from tests.support.airflow.onboarding import Onboarding, manifests
 from tests.support.paths import ROOT
@@ -116,13 +117,14 @@ def test_stages_in_order(onboarding, calls, source):
     layout = ["--scan-layers", "--save-dtype", "bfloat16", "--ocdbt", "--zarr3", "--maxtext", "0.2.5"]
     run = ["--run", answer["run_id"]]
     resolved = ["--revision", "main", "--destination", "/published", *run, "--dequantize", "staged", *layout]
+    left = ["--run-report", run_report("/published", "onboard_checkpoint", answer["run_id"])]
     assert calls.commands() == [
         ["resolve", str(source), *resolved],
         ["dequantize", str(source), f"{work}/bf16"],
         ["convert", f"{work}/bf16", target, *layout],
         ["finalize", target],
-        ["check", target, "--reference", f"{work}/bf16", "--report", f"{target}/report"],
-        ["publish", target, "/published", "--report", f"{target}/report"],
+        ["check", target, "--reference", f"{work}/bf16", "--report", f"{target}/report", *left],
+        ["publish", target, "/published", "--report", f"{target}/report", *left],
         ["clean-up", work, *run, "--target", slug, "--keep", "keep_on_failure", "--succeeded"],
     ]
     assert answer["tasks"]["approval"]["state"] == "skipped"
@@ -145,7 +147,7 @@ def test_fused_and_other_params(onboarding, calls, source):
     options = "--model deepseek3-tiny --no-scan-layers --save-dtype float32 --no-ocdbt --no-zarr3 --maxtext main"
     assert convert[3:] == options.split()
     assert check[3] == str(source)
-    assert check[-1] == "0.5"
+    assert check[check.index("--max-kl") + 1] == "0.5"
     assert publish[2] == "gs://models/x"
     assert clean_up[-2:] == ["keep", "--succeeded"]
 

@@ -1,6 +1,7 @@
 """Stages that are cleared: changed output is made again, and missing input is told with the task that makes it."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -9,7 +10,9 @@ from ferry_airflow.check import CheckOperator
 from ferry_airflow.convert import ConvertOperator
 from ferry_airflow.dequantize import DequantizeOperator
 from ferry_airflow.finalize import FinalizeOperator
+from ferry_airflow.layout import run_report
 from ferry_airflow.publish import PublishOperator
+from ferry_airflow.steps import redo
 from tests.support.checkpoints import DEEPSEEK_V3, LLAMA, random_tensors, write_checkpoint
 from tests.support.sparse_checkpoints import deepseek_tensors, llama_tensors
 
@@ -103,3 +106,35 @@ def test_input_that_is_gone(context, operator, arguments, maker):
         operator(task_id="t", **arguments).execute(context)
     assert str(error.value) == f"/gone/x is gone: clear the task `{maker}` as well"
     assert json.loads(json.dumps(context["ti"].pushed["failure"]))["exit_code"] == 2
+
+
+def checked(tmp_path, code, page="<h1>the report</h1>"):
+    """Leaves a page as `ferry check` does, and ends with that code."""
+    report = tmp_path / "report"
+    report.mkdir(exist_ok=True)
+    (report / "report.html").write_text(page)
+    return code, report
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_report_is_left_at_the_destination_until_it_is_published(tmp_path, monkeypatch, code):
+    url = run_report(str(tmp_path / "published"), "d", "r")
+    ran = []
+    monkeypatch.setattr(redo, "_run", lambda arguments: ran.append(arguments) or code)
+    _, report = checked(tmp_path, code)
+    check = ["check", str(tmp_path), "--reference", str(tmp_path), "--report", str(report)]
+    assert redo.main([*check, "--run-report", url, "--json"]) == code
+    assert ran == [[*check, "--json"]]
+    assert Path(url).read_bytes() == (report / "report.html").read_bytes()
+    redo.main(["publish", str(tmp_path), str(tmp_path / "published"), "--run-report", url])
+    assert Path(url).exists() == (code != 0)  # what was not published is still shown
+
+
+def test_destination_that_takes_no_report_leaves_the_verdict(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(redo, "_run", lambda arguments: 1)
+    _, report = checked(tmp_path, 1)
+    blocked = tmp_path / "file"
+    blocked.touch()
+    check = ["check", str(tmp_path), "--reference", str(tmp_path), "--report", str(report)]
+    assert redo.main([*check, "--run-report", run_report(str(blocked), "d", "r")]) == 1
+    assert "the report cannot be shown before publishing" in capsys.readouterr().err

@@ -24,7 +24,7 @@ from ferry_airflow.download import DownloadOperator
 from ferry_airflow.execution.base import ExecutionMode, StageFailed
 from ferry_airflow.export import ExportOperator
 from ferry_airflow.finalize import FinalizeOperator
-from ferry_airflow.layout import save_manifest
+from ferry_airflow.layout import run_report, save_manifest
 from ferry_airflow.publish import PublishOperator
 from ferry_airflow.resolve import ResolveOperator
 from ferry_airflow.retries import LONGEST, StageRetryPolicy
@@ -216,7 +216,8 @@ def test_publish(context, source, root, link, uri):
     checked = {**source, "path": "/w/x", "report_dir": "/w/r", "verdict": "pass", "max_kl": 1e-9}
     operator = PublishOperator(task_id="t", checkpoint=checked, destination=root, execution=recorder, outlets=[alias])
     manifest = operator.execute(context)
-    assert recorder.arguments == ["publish", "/w/x", root, "--report", "/w/r"]
+    left = ["--run-report", run_report(root, operator.dag_id, "manual__1")]  # which publishing removes
+    assert recorder.arguments == ["publish", "/w/x", root, "--report", "/w/r", *left]
     assert (manifest["url"], manifest["verdict"]) == (f"{root}/m/c/t", "pass")
     assert OutputLink().get_link(operator, ti_key=KEY) == link
     extra = {

@@ -54,7 +54,7 @@ def make_app() -> FastAPI:
 
     @app.get("/runs/{dag_id}/{run_id}/report", dependencies=[may_read_run()])
     def show_report(dag_id: str, run_id: str) -> Response:
-        """The report that the run published."""
+        """The report that the run published, or that its check left."""
         run = read_run(dag_id, run_id)
         if run is None:
             raise HTTPException(404, "no such run")

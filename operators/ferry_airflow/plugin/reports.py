@@ -1,4 +1,4 @@
-"""The report of a published checkpoint, read only from where it was published."""
+"""The report of a run: of what it published, or, before that and after a failed check, what the check left."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from conversion_lib.publish.location import Marker
 from conversion_lib.publish.manifest import Manifest
 from conversion_lib.record import REPORT_DIR_NAME, REPORT_PAGE_NAME
 from conversion_lib.storage.checksums import encode_crc32c
+from conversion_lib.storage.locations import location
+from ferry_airflow.layout import run_report
 from ferry_airflow.plugin.runs import Run
 from ferry_airflow.scheduling.catalog import DESTINATION_VARIABLE
 
@@ -28,32 +30,32 @@ class NoReport(Exception):
 
 
 def read_report(run: Run) -> bytes:
-    """Reads the check's report as the run published it.
+    """Reads the check's report as the run published it, or else as the check left it under the run's destination.
 
-    The report must be three levels under the destination that the run was started with. The marker and the manifest
-    there must belong together, and the manifest must list the report with its size and CRC32C. So a person who can
-    change a task's XCom cannot make the page show another file.
+    A published report must be three levels under the destination that the run was started with. The marker and the
+    manifest there must belong together, and the manifest must list the report with its size and CRC32C. So a person who
+    can change a task's XCom cannot make the page show another file.
 
     Returns:
         The HTML page.
 
     Raises:
-        NoReport: Nothing is published, the location is wrong or cannot be read, or the report is missing, changed or
+        NoReport: Neither is there, the location is wrong or cannot be read, or the report is missing, changed or
             larger than 32 MiB.
     """
     url = published_url(run)
-    if not url:
-        raise NoReport("this run has not published anything: the report is shown only after publishing")
     root = run.conf.get("destination") or os.environ.get(DESTINATION_VARIABLE)
+    if not url:
+        return _left_by_check(root, run)
     if not isinstance(root, str) or not _lies_under(url, root):
         raise NoReport(f"{url} is not under the destination of this run")
     try:
-        location = open_destination(url)
-        marker, manifest = location.read(MARKER_NAME), location.read(MANIFEST_NAME)
+        published = open_destination(url)
+        marker, manifest = published.read(MARKER_NAME), published.read(MANIFEST_NAME)
         if marker is None or manifest is None:
             raise NoReport(f"the API server finds no checkpoint at {url}: it was removed, or is not mounted there")
         entry = _entry(marker, manifest)
-        content = location.read(REPORT)
+        content = published.read(REPORT)
     except FerryError as error:
         raise NoReport(str(error)) from error
     except ValidationError as error:
@@ -62,6 +64,24 @@ def read_report(run: Run) -> bytes:
         raise NoReport(f"the checkpoint at {url} was published without a report")
     if content is None or (len(content), _crc32c(content)) != entry:
         raise NoReport(f"the report at {url} is not the one that was published")
+    return content
+
+
+def _left_by_check(root: object, run: Run) -> bytes:
+    """The page that the check left. Its place follows from the run: no XCom is asked."""
+    if run.manifest("check") is None:
+        raise NoReport("no check has ended in this run: there is no report yet")
+    if not isinstance(root, str):
+        raise NoReport("this run has no destination: the report is where the stages run")
+    url = run_report(root, run.dag_id, run.run_id)
+    try:
+        content = location(url).read()
+    except (FerryError, OSError) as error:
+        raise NoReport(f"{url}: {error}") from error
+    if content is None:
+        raise NoReport(f"the API server finds no report at {url}: the check left none, or it is not mounted there")
+    if len(content) > LARGEST_BYTES:
+        raise NoReport(f"the report has {len(content)} bytes; this page shows at most {LARGEST_BYTES}")
     return content
 
 

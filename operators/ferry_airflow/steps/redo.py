@@ -3,6 +3,9 @@
 After the command has made its output, sizes and times of the output's files are noted beside it. If the stage is
 cleared later and a file is missing or was changed since, the output is made again. If the command's input is gone, the
 result names it, so that the stage can say which task makes it.
+
+`--run-report URL` is the one option that ferry itself does not have: `check` leaves its page there, whatever the
+verdict, and `publish` removes it, since it publishes the report.
 """
 
 from __future__ import annotations
@@ -13,16 +16,19 @@ from pathlib import Path
 
 from conversion_lib.cli.main import main as ferry
 from conversion_lib.core.process import leave
-from conversion_lib.errors import BadInput, FerryError
+from conversion_lib.errors import BadInput, CheckFailed, FerryError
 from conversion_lib.program import fail
-from conversion_lib.record import STEP_NAME
+from conversion_lib.record import REPORT_PAGE_NAME, STEP_NAME
 from conversion_lib.storage.files import write_atomically
+from conversion_lib.storage.locations import location
 from ferry_airflow.layout import note_of
 
 INPUTS = {"check": ("--reference",)}
 """Options that name an input, by command. The first argument of each command is one."""
 MAKERS = ("convert", "dequantize")
 """Commands whose second argument is their output."""
+
+RUN_REPORT = "--run-report"
 
 Noted = dict[str, list[int]]
 
@@ -41,6 +47,7 @@ class InputGone(BadInput):
 
 def main(arguments: list[str]) -> int:
     """Runs the command and returns its exit code."""
+    arguments, report = _run_report(arguments)
     try:
         command, output = arguments[0], _output(arguments)
         _require_inputs(command, arguments)
@@ -50,6 +57,8 @@ def main(arguments: list[str]) -> int:
     except FerryError as error:
         return fail(error, "--json" in arguments)
     code = _run(arguments)
+    if report is not None:
+        _place_report(arguments, code, report)
     if code == 0 and output is not None and "--part" not in arguments:
         write_atomically(note_of(output), json.dumps(_files(output)).encode())
     return code
@@ -85,6 +94,29 @@ def _run(arguments: list[str]) -> int:
     except SystemExit as ended:
         return ended.code if isinstance(ended.code, int) else int(bool(ended.code))
     return 0
+
+
+def _run_report(arguments: list[str]) -> tuple[list[str], str | None]:
+    """The arguments without --run-report, and its value."""
+    if RUN_REPORT not in arguments:
+        return arguments, None
+    index = arguments.index(RUN_REPORT)
+    return [*arguments[:index], *arguments[index + 2 :]], arguments[index + 1]
+
+
+def _place_report(arguments: list[str], code: int, url: str) -> None:
+    """Leaves or removes the page. A failure is only told: the verdict stands without it."""
+    try:
+        place = location(url)
+        if arguments[0] == "publish" and code == 0:
+            place.parent.remove([url.rsplit("/", 1)[1]])
+        elif arguments[0] == "check" and code in (0, CheckFailed.exit_code):
+            page = location(arguments[arguments.index("--report") + 1]) / REPORT_PAGE_NAME
+            if content := page.read():
+                place.parent.make()
+                place.write(content)
+    except (FerryError, OSError) as error:
+        print(f"the report cannot be shown before publishing: {url}: {error}", file=sys.stderr, flush=True)
 
 
 def _output(arguments: list[str]) -> Path | None:

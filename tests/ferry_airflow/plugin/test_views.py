@@ -7,6 +7,7 @@ import sys
 import tempfile
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 from tests.support.paths import ROOT
 
@@ -20,6 +21,7 @@ from google.auth.credentials import AnonymousCredentials
 from google.cloud import storage
 
 from conversion_lib.storage.checksums import encode_crc32c
+from ferry_airflow.layout import run_report
 from ferry_airflow.plugin.figures import view_models, view_run
 from ferry_airflow.plugin.pages import templates
 from ferry_airflow.plugin.reports import NoReport, read_report
@@ -140,8 +142,23 @@ def test_location_without_a_marker_or_manifest(tmp_path, gone):
 
 
 def test_run_that_has_published_nothing(tmp_path):
-    with pytest.raises(NoReport, match="has not published anything"):
+    with pytest.raises(NoReport, match="no check has ended in this run"):
         read_report(run_of("", tmp_path))
+
+
+@pytest.mark.parametrize("verdict", ["pass", "fail"])
+def test_report_before_publishing_and_after_a_failed_check(tmp_path, verdict):
+    """What the check left for this run and no other, whatever an XCom says of it."""
+    checked = [stage("check", {"verdict": verdict, "report": "/etc/passwd"}, state="failed")]
+    run = replace(run_of("", tmp_path), stages=checked)
+    with pytest.raises(NoReport, match="the check left none"):
+        read_report(run)
+    left = Path(run_report(str(tmp_path), DAG, "r"))
+    left.parent.mkdir()
+    left.write_bytes(REPORT)
+    assert read_report(run) == REPORT
+    with pytest.raises(NoReport, match="the check left none"):
+        read_report(replace(run, run_id="other"))
 
 
 def test_stages_with_their_figures():
