@@ -25,7 +25,7 @@ from ferry_airflow.execution.base import (
     StageFailed,
     TaskIdentity,
 )
-from ferry_airflow.layout import save_manifest
+from ferry_airflow.layout import run_name, save_manifest
 from ferry_airflow.links import browsable, tab_of
 from ferry_airflow.params import StableParam
 from ferry_airflow.retries import StageRetryPolicy, final
@@ -101,7 +101,7 @@ class StageOperator(BaseOperator):
         self.execution = execution
         self.hf_conn_id = hf_conn_id
         self.link_target: str | None = None
-        self.run_id = ""
+        self.run_name = self.run_id = ""
         self._running: ExecutionMode | None = None
 
     @classmethod
@@ -161,8 +161,13 @@ class StageOperator(BaseOperator):
     ) -> StageManifest:
         started = time.monotonic()
         self.run_id = context["run_id"]
+        self.run_name = run_name(context["ti"].dag_id, self.run_id)
         manifest: StageManifest = {"stage": self.stage, "bytes_in": 0, "bytes_out": 0, "peak_bytes": None}
         try:
+            if None in self.inputs():
+                raise BadInput(
+                    "a task before this one left no result, as one that is marked successful by hand: clear that one"
+                )
             command = self.command()
             if isinstance(command, StageCommand):
                 where = Configured(self.execution) if self.execution else configured(self.stage)
@@ -216,7 +221,7 @@ class StageOperator(BaseOperator):
     def _save(self, context: Context, manifest: StageManifest) -> None:
         identity = task(context)
         name = self.task_id if identity.map_index < 0 else f"{self.task_id}-{identity.map_index}"
-        self.log.info("Manifest: %s", save_manifest(identity.run_id, name, manifest))
+        self.log.info("Manifest: %s", save_manifest(self.run_name, name, manifest))
 
 
 def hub_token(conn_id: str | None) -> str:

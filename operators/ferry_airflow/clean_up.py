@@ -53,7 +53,7 @@ class CleanUpOperator(TargetOperator):
             return {"removed": [], "bytes_freed": 0}
         self.link_target = str(self.source["work_dir"])
         ended = "--succeeded" if self.published else "--failed"
-        options = ["--run", self.run_id, "--target", self.target.slug, "--keep", self.keep_files, ended]
+        options = ["--run", self.run_name, "--target", self.target.slug, "--keep", self.keep_files, ended]
         return StageCommand(("clean-up", self.link_target, *options), StageCommand.STEPS)
 
     def manifest(self, result: CommandResult) -> StageManifest:

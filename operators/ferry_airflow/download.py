@@ -35,5 +35,8 @@ class DownloadOperator(StageOperator):
             return {"path": path, **handed_on(self.source)}
         return StageCommand(("download", self.source["repo"], path, "--revision", self.source["commit"]))
 
+    def inputs(self) -> list[object]:
+        return [self.source]
+
     def manifest(self, result: CommandResult) -> StageManifest:
         return {**picked(result, "path", "files", "bytes", "bytes_downloaded"), **handed_on(self.source)}

@@ -34,7 +34,7 @@ class FinalizeOperator(StageOperator):
         return StageCommand(("finalize", self.link_target), StageCommand.REDO)
 
     def inputs(self) -> list[object]:
-        return [*self.parts]
+        return [*self.parts] if self.parts else [None]
 
     def manifest(self, result: CommandResult) -> StageManifest:
         manifests = self._manifests()

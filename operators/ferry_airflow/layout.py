@@ -7,8 +7,8 @@ Layout of `FERRY_WORK_DIR` (an environment variable of the workers; default `~/f
     <repo, with -- for />/<commit>/<target>    converted, such as scanned-bf16-ocdbt-zarr3-maxtext0.2.5
     local/<name>-<hash>/...                    the same for a source that is a directory
     <...>/.<name>.written.json                 sizes and times of the files of bf16 and <target>, as written
-    <...>/.runs/<run id>                       one file for each run that works there, with the name of its target
-    runs/<run id>/<task id>.json               the manifest of each stage
+    <...>/.runs/<DAG id>@<run id>              one file for each run that works there, with the name of its target
+    runs/<DAG id>@<run id>/<task id>.json      the manifest of each stage
     exports/<name>-<hash>                      an export to upload; it stays, for another destination
 
 The paths depend on commit and target only, so a retry, a second run and another target find what is already there.
@@ -73,14 +73,19 @@ def note_of(output: Path) -> Path:
     return output.with_name(f".{output.name}.written.json")
 
 
+def run_name(dag_id: str, run_id: str) -> str:
+    """Returns the name of a run among those of all DAGs: two DAGs may have runs of one id, such as scheduled ones."""
+    return f"{dag_id}@{run_id}"  # no DAG's id has an @
+
+
 def file_name(run_id: str) -> str:
     """Returns the name of a run in the file system: its id, with `_` for `/`. Raises BadInput if that is no name."""
     return safe_part(run_id.replace("/", "_"), "the run")
 
 
-def save_manifest(run_id: str, task_name: str, manifest: dict[str, Any]) -> Path:
-    """Writes a stage's manifest to `runs/<run id>/<task name>.json`, atomically, and returns the path."""
-    path = work_root() / "runs" / file_name(run_id) / f"{task_name}.json"
+def save_manifest(run: str, task_name: str, manifest: dict[str, Any]) -> Path:
+    """Writes a stage's manifest to `runs/<run>/<task name>.json`, atomically, and returns the path."""
+    path = work_root() / "runs" / file_name(run) / f"{task_name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".tmp")
     unfinished.write_text(to_json(manifest, indent=2))

@@ -71,7 +71,7 @@ class ResolveOperator(TargetOperator):
 
     def command(self) -> StageCommand:
         arguments = ["resolve", self.repo, "--revision", self.revision, "--destination", self.destination]
-        arguments += ["--run", self.run_id, "--dequantize", self.dequantize]
+        arguments += ["--run", self.run_name, "--dequantize", self.dequantize]
         arguments += ["--model", self.model_name] if self.model_name else []
         if self.overwrite is not None and self.overwrite not in OVERWRITE:
             raise BadInput(f"overwrite is {self.overwrite!r}: expected one of {', '.join(OVERWRITE)}")

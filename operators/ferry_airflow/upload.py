@@ -45,5 +45,8 @@ class UploadOperator(StageOperator):
         options = ["--private" if self.private else "--public", "--message", self.message]
         return StageCommand(("upload", str(self.source["path"]), destination, *options), StageCommand.STEPS)
 
+    def inputs(self) -> list[object]:
+        return [self.source]
+
     def manifest(self, result: CommandResult) -> StageManifest:
         return picked(result, "url", "commit", "files")

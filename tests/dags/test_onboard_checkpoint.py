@@ -115,7 +115,7 @@ def test_stages_in_order(onboarding, calls, source):
     slug = "scanned-bf16-ocdbt-zarr3-maxtext0.2.5"
     target = f"{work}/{slug}"
     layout = ["--scan-layers", "--save-dtype", "bfloat16", "--ocdbt", "--zarr3", "--maxtext", "0.2.5"]
-    run = ["--run", answer["run_id"]]
+    run = ["--run", f"onboard_checkpoint@{answer['run_id']}"]
     resolved = ["--revision", "main", "--destination", "/published", *run, "--dequantize", "staged", *layout]
     left = ["--run-report", run_report("/published", "onboard_checkpoint", answer["run_id"])]
     assert calls.commands() == [

@@ -1,5 +1,7 @@
 """What lies in deploy/ is what Kubernetes and the operators take."""
 
+import re
+
 import kubernetes_validate
 import pytest
 import yaml
@@ -47,3 +49,13 @@ def test_pods_use_what_the_manifests_make():
     assert ("PersistentVolumeClaim", settings["work_claim"]) in made
     assert ("ServiceAccount", settings["service_account"]) in made
     assert ("Namespace", settings["namespace"]) in made
+
+
+def test_settings_name_only_what_the_image_has():
+    """Its Dockerfile makes the link to the DAGs, and keeps nothing else in /opt/ferry."""
+    lines = (DEPLOY / "airflow.env").read_text().splitlines()
+    active = "\n".join(line for line in lines if not line.startswith("#"))
+    assert set(re.findall(r"/opt/ferry[\w./-]*", active)) == {"/opt/ferry/dags"}
+    dockerfile = (DEPLOY / "image" / "Dockerfile").read_text()
+    assert "WORKDIR /opt/ferry\n" in dockerfile
+    assert re.search(r"ln -s .* dags\n", dockerfile)

@@ -4,15 +4,18 @@ import json
 from pathlib import Path
 
 import pytest
+from airflow.sdk.exceptions import AirflowFailException
 
 from conversion_lib.errors import BadInput
 from ferry_airflow.check import CheckOperator
 from ferry_airflow.convert import ConvertOperator
 from ferry_airflow.dequantize import DequantizeOperator
+from ferry_airflow.download import DownloadOperator
 from ferry_airflow.finalize import FinalizeOperator
 from ferry_airflow.layout import run_report
 from ferry_airflow.publish import PublishOperator
 from ferry_airflow.steps import redo
+from ferry_airflow.upload import UploadOperator
 from tests.support.checkpoints import DEEPSEEK_V3, LLAMA, random_tensors, write_checkpoint
 from tests.support.sparse_checkpoints import deepseek_tensors, llama_tensors
 
@@ -138,3 +141,23 @@ def test_destination_that_takes_no_report_leaves_the_verdict(tmp_path, monkeypat
     check = ["check", str(tmp_path), "--reference", str(tmp_path), "--report", str(report)]
     assert redo.main([*check, "--run-report", run_report(str(blocked), "d", "r")]) == 1
     assert "the report cannot be shown before publishing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("operator", "arguments"),
+    [
+        (DownloadOperator, {"source": None}),
+        (DequantizeOperator, {"source": None}),
+        (ConvertOperator, {"source": None}),
+        (FinalizeOperator, {"parts": None}),
+        (FinalizeOperator, {"parts": [{"path": "/x"}, None]}),
+        (CheckOperator, {"checkpoint": None, "reference": "/r"}),
+        (CheckOperator, {"checkpoint": "/x", "reference": None}),
+        (PublishOperator, {"checkpoint": None, "destination": "/d"}),
+        (UploadOperator, {"source": None}),
+    ],
+)
+def test_task_before_was_marked_successful_by_hand(context, operator, arguments):
+    """One line, and no retries: it left no manifest."""
+    with pytest.raises(AirflowFailException, match=r"^a task before this one left no result, .*: clear that one$"):
+        operator(task_id="t", **arguments).execute(context)

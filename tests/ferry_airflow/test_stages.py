@@ -70,7 +70,7 @@ def test_resolve(context):
     manifest = ResolveOperator(task_id="t", repo="a/b", destination="/d", model_name="m", execution=recorder).execute(
         context
     )
-    given = "resolve a/b --revision main --destination /d --run manual__1 --dequantize staged --model m"
+    given = "resolve a/b --revision main --destination /d --run dag@manual__1 --dequantize staged --model m"
     assert recorder.arguments == [*given.split(), *TARGET_OPTIONS.split()]
     assert (manifest["commit"], manifest["plan"], manifest["published"]) == ("c", plan, None)
 
@@ -256,7 +256,7 @@ def test_clean_up(context, source, published, ended):
     recorder = RecordingMode(removed=["/w/bf16"], bytes_freed=5)
     operator = CleanUpOperator(task_id="t", source=source, published=published, keep_files="remove", execution=recorder)
     manifest = operator.execute(context)
-    options = ["--run", "manual__1", "--target", "scanned-bf16-ocdbt-zarr3-maxtext0.2.5", "--keep", "remove", ended]
+    options = ["--run", "dag@manual__1", "--target", "scanned-bf16-ocdbt-zarr3-maxtext0.2.5", "--keep", "remove", ended]
     assert recorder.arguments == ["clean-up", "/w", *options]
     assert (manifest["removed"], manifest["bytes_freed"]) == (["/w/bf16"], 5)
 
@@ -305,7 +305,7 @@ def test_exit_codes(context, source, fake, work_dir, code, kind):
     )
     with pytest.raises(kind, match=r"^ferry: model\.safetensors: no such tensor$") as caught:
         operator.execute(context)
-    saved = json.loads((work_dir / "runs" / "manual__1" / "download.json").read_text())
+    saved = json.loads((work_dir / "runs" / "dag@manual__1" / "download.json").read_text())
     assert saved["error"] == str(caught.value)
     assert (saved["exit_code"], saved["max_kl"]) == (code, 0.5)
     assert {"stage": "download", "exit_code": code, "max_kl": 0.5}.items() <= context["ti"].pushed["failure"].items()
@@ -327,7 +327,7 @@ def test_check_that_finds_no_number_tells_its_verdict(context, source, work_dir,
         operator.execute(context)
     left = json.loads(json.dumps(context["ti"].pushed["failure"], allow_nan=False))
     assert (left["verdict"], float(left["max_kl"]), left["top1"]) == ("fail", pytest.approx(number, nan_ok=True), 0.0)
-    assert json.loads((work_dir / "runs" / "manual__1" / "check.json").read_text())["max_kl"] == left["max_kl"]
+    assert json.loads((work_dir / "runs" / "dag@manual__1" / "check.json").read_text())["max_kl"] == left["max_kl"]
     recorder = RecordingMode(max_kl=number, report="/w/x/report/report.html")
     passed = CheckOperator(task_id="t", checkpoint="/w/x", reference="/r", execution=recorder).execute(context)
     assert passed["max_kl"] == left["max_kl"]
@@ -387,10 +387,22 @@ class TestPolicy:
 def test_manifest_is_saved(context, source, work_dir):
     operator = DownloadOperator(task_id="t", source=source, execution=RecordingMode(path="/w/hf"))
     manifest = operator.execute(context)
-    assert json.loads((work_dir / "runs" / "manual__1" / "t.json").read_text()) == manifest
+    assert json.loads((work_dir / "runs" / "dag@manual__1" / "t.json").read_text()) == manifest
     context["ti"].map_index = 0
     operator.execute(context)
-    assert (work_dir / "runs" / "manual__1" / "t-0.json").exists()
+    assert (work_dir / "runs" / "dag@manual__1" / "t-0.json").exists()
+
+
+def test_runs_of_two_dags_are_two(context, source, work_dir):
+    """Scheduled runs of two DAGs have one id."""
+    given = []
+    for dag_id in ("daily", "nightly"):
+        context["ti"].dag_id = dag_id
+        recorder = RecordingMode(removed=[], bytes_freed=0)
+        CleanUpOperator(task_id="t", source=source, published=None, execution=recorder).execute(context)
+        given.append(recorder.arguments[recorder.arguments.index("--run") + 1])
+    assert given == ["daily@manual__1", "nightly@manual__1"]
+    assert {path.name for path in (work_dir / "runs").iterdir()} == set(given)
 
 
 def test_saving_stays_in_its_directory(work_dir):

@@ -13,7 +13,7 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 from conversion_lib.progress import Reporter
 from conversion_lib.shown import one_line
 from ferry_airflow.base import hub_token
-from ferry_airflow.layout import save_manifest
+from ferry_airflow.layout import run_name, save_manifest
 from ferry_airflow.scheduling.catalog import Entry, load_catalog
 from ferry_airflow.scheduling.finding import ROWS, Finding
 from ferry_airflow.scheduling.looking import ONBOARDING, look, needs_a_person, settled, summary_lines, triggers
@@ -108,7 +108,7 @@ def summarize(entries: list[dict[str, Any]], log: TaskLog) -> str:
         log.info("%s", one_line(line))
     rows = [finding.model_dump() for finding in findings]
     _push(ROWS, rows)
-    path = save_manifest(run_id, "summary", {"models": rows, "problems": problems})
+    path = save_manifest(run_name(ti.dag_id, run_id), "summary", {"models": rows, "problems": problems})
     if lines := needs_a_person(findings, problems):
         raise AirflowFailException(f"{len(lines)} in need of attention: {'; '.join(lines)}")
     return str(path)

@@ -342,7 +342,7 @@ def test_operator_from_execute_to_manifest(cluster, execution_file, context, wor
     again = DownloadOperator(task_id="t", source=source)  # Airflow makes it anew
     with Kubelet(cluster, tmp_path, HF_HUB_OFFLINE="1"), pytest.raises(BadInput, match="HF_HUB_OFFLINE is set"):
         again.resume(context, event_of(deferred.value.trigger))
-    saved = json.loads((work_dir / "runs" / "manual__1" / "t.json").read_text())
+    saved = json.loads((work_dir / "runs" / "dag@manual__1" / "t.json").read_text())
     assert (saved["exit_code"], saved["error"][:7]) == (2, "ferry: ")
 
 
