@@ -267,5 +267,6 @@ class TestForget:
 
     def test_published_checkpoint_does_not_end_the_run(self, request_for, checkpoint, monkeypatch):
         monkeypatch.setattr(resolving, "_published", lambda *_: "/published/x")
-        assert resolve(request_for(), SILENT)["published"] == "/published/x"
-        assert resolve(request_for(overwrite="convert"), SILENT)["published"] is None
+        source = str(checkpoint)
+        assert resolve(request_for(source), SILENT)["published"] == "/published/x"
+        assert resolve(request_for(source, overwrite="convert"), SILENT)["published"] is None
