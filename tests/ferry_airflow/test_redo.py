@@ -7,6 +7,7 @@ import pytest
 from airflow.sdk.exceptions import AirflowFailException
 
 from conversion_lib.errors import BadInput
+from conversion_lib.storage.locations import location
 from ferry_airflow.check import CheckOperator
 from ferry_airflow.convert import ConvertOperator
 from ferry_airflow.dequantize import DequantizeOperator
@@ -17,6 +18,7 @@ from ferry_airflow.publish import PublishOperator
 from ferry_airflow.steps import redo
 from ferry_airflow.upload import UploadOperator
 from tests.support.checkpoints import DEEPSEEK_V3, LLAMA, random_tensors, write_checkpoint
+from tests.support.fakes.cloud_storage import FakeCloudStorage
 from tests.support.sparse_checkpoints import deepseek_tensors, llama_tensors
 
 pytestmark = pytest.mark.timeout(600)  # each stage is a process, on a machine that has other work
@@ -131,6 +133,19 @@ def test_report_is_left_at_the_destination_until_it_is_published(tmp_path, monke
     assert Path(url).read_bytes() == (report / "report.html").read_bytes()
     redo.main(["publish", str(tmp_path), str(tmp_path / "published"), "--run-report", url])
     assert Path(url).exists() == (code != 0)  # what was not published is still shown
+
+
+def test_report_is_left_in_a_bucket(tmp_path, monkeypatch):
+    monkeypatch.setattr(redo, "_run", lambda arguments: 0)
+    _, report = checked(tmp_path, 0)
+    url = run_report("gs://bucket/models", "d", "r")
+    check = ["check", str(tmp_path), "--reference", str(tmp_path), "--report", str(report)]
+    with FakeCloudStorage(["bucket"]) as fake:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", fake.endpoint)
+        redo.main([*check, "--run-report", url])
+        assert location(url).read() == (report / "report.html").read_bytes()
+        redo.main(["publish", str(tmp_path), "gs://bucket/models", "--run-report", url])
+        assert location(url).read() is None
 
 
 def test_destination_that_takes_no_report_leaves_the_verdict(tmp_path, monkeypatch, capsys):
