@@ -49,6 +49,9 @@ GOLDEN_FREE_BYTES = 64 << 20
 GOLDEN_LINE_BYTES = 1 << 30
 """A line of MaxText's .jsonl: its JSON has about 20 bytes for each logit."""
 
+HEADER_BYTES = 100_000_000
+"""Of a safetensors file: the limit of the safetensors package."""
+
 NPY_HEADER_BYTES = 10_000
 """The header of an array, as numpy limits it."""
 

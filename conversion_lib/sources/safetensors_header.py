@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import json
 import struct
-from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from conversion_lib.core.documents import parse_json
 from conversion_lib.core.dtypes import SAFETENSORS_DTYPES, itemsize
 from conversion_lib.core.tensors import TensorInfo
 from conversion_lib.errors import BadInput
+from conversion_lib.limits import HEADER_BYTES
 
-MAX_HEADER = 100_000_000
-"""Bytes; the limit of the safetensors package."""
 FIRST_BYTES = 128 << 10
 """Bytes of the first request for a header. Almost every header is smaller, so one request is enough."""
 MAX_ELEMENTS = 1 << 63
@@ -48,7 +47,7 @@ def header_bytes(size: int, first_bytes: Callable[[int], bytes]) -> bytes:
     if len(start) < 8:
         return start
     length: int = 8 + struct.unpack("<Q", start[:8])[0]
-    if len(start) < length <= min(8 + MAX_HEADER, size):
+    if len(start) < length <= min(8 + HEADER_BYTES, size):
         start = first_bytes(length)
     return start[:length]
 
@@ -69,41 +68,21 @@ def parse_header(file: str, size: int, start: bytes) -> list[Entry]:
             wrong, tensors overlap, or bytes belong to no tensor.
     """
     length = struct.unpack("<Q", start[:8])[0] if len(start) >= 8 else 0
-    if MAX_HEADER < length <= size - 8:
-        raise BadInput(f"{file} has no whole header: it would take {length} bytes, and {MAX_HEADER} are allowed")
+    if HEADER_BYTES < length <= size - 8:
+        raise BadInput(f"{file} has no whole header: it would take {length} bytes, and {HEADER_BYTES} are allowed")
     if not 0 < length <= size - 8 or len(start) < 8 + length:
         raise BadInput(
             f"{file} is truncated or not a safetensors file: {size} bytes, no whole header. Download it again"
         )
     try:
-        header = strict_json(start[8:])
-    except ValueError as error:
+        header = parse_json(start[8:], "it", strict=True, limit=HEADER_BYTES)
+    except BadInput as error:
         raise _no_header(file, str(error)) from None
     _check_metadata(file, header.pop("__metadata__", None))
     room = size - 8 - length
     entries = [_entry(file, name, entry, 8 + length) for name, entry in header.items()]
     _require_tiles(file, entries, 8 + length, room)
     return entries
-
-
-def strict_json(content: bytes) -> dict[str, Any]:
-    """Parses a JSON object as the safetensors package does. Raises ValueError if it is none, or has a key twice."""
-    try:
-        found = json.loads(content.decode("utf-8"), object_pairs_hook=_unique_keys)
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"it holds {type(found).__name__}, expected an object")
-    return found
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-        raise ValueError(f"{twice} is there twice")
-    "".join(found).encode("utf-8")  # half of a surrogate pair is no text
-    return found
 
 
 def _no_header(file: str, why: str) -> BadInput:

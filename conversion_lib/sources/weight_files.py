@@ -6,8 +6,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from conversion_lib.core.documents import parse_json
 from conversion_lib.errors import BadInput
-from conversion_lib.sources.safetensors_header import strict_json
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
@@ -62,9 +62,8 @@ def weight_files(checkpoint: str, there: Collection[str], index: bytes | None) -
 def read_index(path: str, content: bytes) -> dict[str, str]:
     """Returns an index's weight_map: the file of each tensor. Raises BadInput if it is malformed."""
     try:
-        weight_map = strict_json(content)["weight_map"]
-        items = list(weight_map.items())
-    except (ValueError, KeyError, AttributeError) as error:
+        items = list(parse_json(content, "it", strict=True)["weight_map"].items())
+    except (BadInput, KeyError, AttributeError) as error:
         raise BadInput(f"{path} is not a safetensors index: {error}") from None
     bad = [file for _, file in items if not _is_beside(file)]
     if bad or not items:
