@@ -15,7 +15,8 @@ from conversion_lib.plan.chunking import run_length, run_shape
 from conversion_lib.plan.pieces import cut, whole_arrays
 from conversion_lib.plan.plan import ArrayPlan, Plan
 from conversion_lib.sinks.safetensors import SafetensorsSink
-from conversion_lib.sources.safetensors import SINGLE_NAME, SafetensorsSource
+from conversion_lib.sources.safetensors import SafetensorsSource
+from conversion_lib.sources.weight_files import SINGLE_NAME
 
 SHAPES = st.lists(st.integers(1, 6), min_size=0, max_size=4).map(tuple)
 
