@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +21,16 @@ from conversion_lib.logits.reference.reference import Reference
 from conversion_lib.maxtext.arguments import _settings_in
 from conversion_lib.models.hf_config import ModelConfig, config_of
 from conversion_lib.plan.plan import ArrayPlan, Plan
+from conversion_lib.publish.location import Marker
+from conversion_lib.publish.manifest import Manifest
 from conversion_lib.publish.verdict import parse_verdict
-from conversion_lib.record import CheckpointRecord, Origin, Target, record_in
+from conversion_lib.record import CheckpointRecord, Origin, Provenance, RemoteFile, Target, parsed, record_in
 from conversion_lib.runs.journal import Journal
 from conversion_lib.shown import one_line
 from conversion_lib.sources.quantization import compressed_tensors
+from conversion_lib.sources.safetensors_header import parse_header
+from conversion_lib.sources.weight_files import read_index
+from conversion_lib.storage.checksums import FileEntry
 from ferry_airflow.scheduling.catalog import load_catalog
 from tests.fuzz.mutations import mutated
 
@@ -85,6 +91,27 @@ PLAN = Plan(
     exact=True,
 )
 
+TENSORS = b'{"a": {"dtype": "F32", "shape": [5], "data_offsets": [0, 20]}, "__metadata__": {"format": "pt"}}'
+HEADER = struct.pack("<Q", len(TENSORS)) + TENSORS
+INDEX = b'{"metadata": {"total_size": 20}, "weight_map": {"a": "model-00001-of-00001.safetensors"}}'
+FILE = FileEntry(path="0/items/_METADATA", size=2, crc32c="AAAAAA==")
+MANIFEST = Manifest(digest="sha256:0", checked=True, ferry="1", files=[FILE])
+MARKER = Marker(
+    digest="sha256:0", checked=True, manifest_crc32c="AAAAAA==", published="2026-01-01T00:00:00+00:00", ferry="1"
+)
+DOWNLOAD = Provenance(
+    repo="a/b",
+    revision="main",
+    commit="0" * 40,
+    endpoint="https://huggingface.co",
+    files=[RemoteFile(path="config.json", size=2, sha256=None, blob_id="0" * 40)],
+    modified={"config.json": 1},
+    started="2026-01-01T00:00:00+00:00",
+    finished="2026-01-01T00:00:00+00:00",
+    huggingface_hub="2",
+    ferry="1",
+)
+
 
 @dataclass(frozen=True, repr=False)
 class Input:
@@ -125,7 +152,7 @@ def inputs(directory: Path) -> dict[str, Input]:
 
     def config(content: bytes) -> object:
         found = config_of(content, "config.json")
-        return family_of(found).dims(found)
+        return family_of(found).sizes(found)
 
     def quantization(content: bytes) -> object:
         found = config_of(content, "config.json")
@@ -150,6 +177,11 @@ def inputs(directory: Path) -> dict[str, Input]:
             through("settings.yml", lambda path: _settings_in(path, ["scan_layers", "steps"])),
         ),
         "record": Input(RECORD.model_dump_json().encode(), lambda c: record_in({"ferry.json": c}.get, "x")),
+        "header": Input(HEADER, lambda c: parse_header("x.safetensors", len(c) + 20, c)),
+        "index": Input(INDEX, lambda c: read_index("index.json", c)),
+        "marker": Input(MARKER.model_dump_json().encode(), lambda c: parsed(Marker, c, "x", "marker")),
+        "manifest": Input(MANIFEST.model_dump_json().encode(), lambda c: parsed(Manifest, c, "x", "manifest")),
+        "download": Input(DOWNLOAD.model_dump_json().encode(), lambda c: parsed(Provenance, c, "x", "record")),
         "verdict": Input(b'{"verdict": "pass", "digest": "sha256:0", "max_kl": 0.1}', lambda c: parse_verdict(c, "x")),
         "journal": Input(journal * 3, lambda content: Journal(OneLine(content), PLAN).count),
         "npz": Input((directory / "valid.npz").read_bytes(), through("golden.npz", golden)),

@@ -11,6 +11,7 @@ from tests.fuzz.targets import inputs, is_refused, variant
 NAMES = [
     *("config", "quantization", "pattern", "yaml", "catalog", "maxtext_settings", "record", "verdict", "journal"),
     *("npz", "jsonl", "pickle", "pickle_2", "pickle_lists"),
+    *("header", "index", "marker", "manifest", "download"),
 ]
 
 
