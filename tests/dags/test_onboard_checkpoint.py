@@ -118,12 +118,13 @@ def test_stages_in_order(onboarding, calls, source):
     run = ["--run", f"onboard_checkpoint@{answer['run_id']}"]
     resolved = ["--revision", "main", "--destination", "/published", *run, "--dequantize", "staged", *layout]
     left = ["--run-report", run_report("/published", "onboard_checkpoint", answer["run_id"])]
+    limit = ["--max-model-kl", "0.001"]
     assert calls.commands() == [
         ["resolve", str(source), *resolved],
         ["dequantize", str(source), f"{work}/bf16"],
         ["convert", f"{work}/bf16", target, *layout],
         ["finalize", target],
-        ["check", target, "--reference", f"{work}/bf16", "--report", f"{target}/report", *left],
+        ["check", target, "--reference", f"{work}/bf16", "--report", f"{target}/report", *limit, *left],
         ["publish", target, "/published", "--report", f"{target}/report", *left],
         ["clean-up", work, *run, "--target", slug, "--keep", "keep_on_failure", "--succeeded"],
     ]
