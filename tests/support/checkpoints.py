@@ -29,6 +29,9 @@ Tensors = dict[str, Array]
 BF16, FP8 = np.dtype(ml_dtypes.bfloat16), np.dtype(ml_dtypes.float8_e4m3fn)
 INDEX = "model.safetensors.index.json"
 
+WRITTEN = ["0", "ferry.json", "hf", "maxtext_settings.yml", "models"]
+"""What a conversion leaves at a destination of its own."""
+
 QWEN3 = {
     "architectures": ["Qwen3ForCausalLM"],
     "model_type": "qwen3",

@@ -16,7 +16,7 @@ import pytest
 from conversion_lib.runs.trees import maxtext_staging
 from conversion_lib.runs.workspace import unfinished
 from tests.conversion_lib.conversions.test_parts_together import deepseek, refused, same
-from tests.support.checkpoints import QWEN3, answer, command, ferry_here, random_tensors, write_checkpoint
+from tests.support.checkpoints import QWEN3, WRITTEN, answer, command, ferry_here, random_tensors, write_checkpoint
 from tests.support.sparse_checkpoints import llama_tensors
 
 
@@ -145,7 +145,7 @@ def test_a_kill_at_any_moment_of_finalize(tmp_path, source, replacing, first):
         assert ended.returncode == -signal.SIGKILL, ended.stderr
         assert ferry_here("finalize", out).returncode == 0
         assert same(out, tmp_path / "whole")
-        assert sorted(path.name for path in out.iterdir()) == ["0", "ferry.json", "hf"]
+        assert sorted(path.name for path in out.iterdir()) == WRITTEN
         assert not json.loads((out / "ferry.json").read_text())["target"]["zarr3"]
         assert (out / "hf/config.json").exists()
     assert calls >= (12 if replacing else 9)

@@ -23,7 +23,7 @@ from conversion_lib.runs.workspace import Workspace, unfinished
 from conversion_lib.sinks import ocdbt
 from conversion_lib.sinks.orbax import OrbaxSink
 from conversion_lib.storage.local import LocalLocation
-from tests.support.checkpoints import DEEPSEEK_V3, Result, answer, ferry_here, random_tensors, write_checkpoint
+from tests.support.checkpoints import DEEPSEEK_V3, WRITTEN, Result, answer, ferry_here, random_tensors, write_checkpoint
 from tests.support.checkpoints import refused as refused_whatever_else_is_said
 from tests.support.orbax_reader import restore
 from tests.support.sparse_checkpoints import deepseek_tensors
@@ -116,7 +116,7 @@ def test_a_finished_part_and_a_finished_checkpoint_are_left_alone(tmp_path, sour
     assert (again["already"], again["fingerprint"]) == (True, first.fingerprint)
     assert convert_part(source, tmp_path / "out", "1/2").already
     assert convert(source, tmp_path / "out", Target()).already
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0", "ferry.json", "hf"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == WRITTEN
 
 
 def test_one_part_is_the_whole_without_its_commit(tmp_path, source):

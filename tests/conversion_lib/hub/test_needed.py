@@ -103,7 +103,7 @@ def test_only_the_weights_that_are_read_are_fetched(
     request.getfixturevalue("hub")
     assert needed() == SMALL | weights
     result = download(REPO, tmp_path / "out", backoff=QUICK, reporter=Reporter())
-    assert {path.name for path in (tmp_path / "out").iterdir()} == SMALL | weights | {"provenance.json"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == SMALL | weights | {".ferry_provenance.json"}
     assert result.files == len(SMALL | weights)
     err = " ".join(capsys.readouterr().err.split())
     assert told in err and ("not read" in err) == bool(told)
@@ -130,7 +130,7 @@ def test_files_of_another_tool_may_be_those_that_are_not_needed(
     shutil.copytree(repo, tmp_path / "clone")
     assert download(REPO, tmp_path / "clone", backoff=QUICK).bytes_downloaded == 0
     (tmp_path / "clone" / "other.safetensors").write_bytes(b"of nobody")
-    (tmp_path / "clone" / "provenance.json").unlink()
+    (tmp_path / "clone" / ".ferry_provenance.json").unlink()
     with pytest.raises(BadInput, match=r"other\.safetensors"):
         download(REPO, tmp_path / "clone", backoff=QUICK)
 

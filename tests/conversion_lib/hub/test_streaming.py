@@ -25,7 +25,7 @@ from conversion_lib.hub.streaming import StreamedFiles, streamed
 from conversion_lib.record import Origin, Target
 from conversion_lib.runs.options import Options
 from conversion_lib.sources.orbax import open_orbax, record_of
-from tests.support.checkpoints import DEEPSEEK_V3, QWEN3, answer, ferry_here, random_tensors, write_checkpoint
+from tests.support.checkpoints import DEEPSEEK_V3, QWEN3, WRITTEN, answer, ferry_here, random_tensors, write_checkpoint
 from tests.support.sparse_checkpoints import deepseek_tensors, llama_tensors
 
 REPO = "acme/Tiny-V3"
@@ -85,7 +85,7 @@ def test_the_same_as_after_a_download(hub: LocalHub, tmp_path: Path) -> None:
         assert (tmp_path / "out/hf" / name).read_bytes() == (tmp_path / "plain/hf" / name).read_bytes()
     record, commit = record_of(tmp_path / "out"), hub.repos[REPO].commit
     assert record is not None and record.origin == Origin(path=f"{REPO}@{commit}", repo=REPO, commit=commit)
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0", "ferry.json", "hf"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == WRITTEN
     again = ferry_here("convert", REPO, tmp_path / "out", "--stream-download", "--json")
     assert json.loads(again.stdout)["already"]
 
@@ -260,7 +260,7 @@ def test_a_head_is_compared_before_anything_is_written(
     assert compare(tmp_path / "plain", tmp_path / "out").same
     assert result.fingerprint == planned["fingerprint"]
     assert (HEAD in open_orbax(tmp_path / "out").tensors) == own
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0", "ferry.json", "hf"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == WRITTEN
 
 
 def test_a_server_that_gives_no_parts_of_files_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

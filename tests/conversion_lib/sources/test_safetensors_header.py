@@ -115,7 +115,7 @@ REFUSED = {
     ),
     "a number of 400 digits": (
         b'{"a": {"dtype": "F32", "shape": [' + b"9" * 400 + b'], "data_offsets": [0, 8]}}',
-        "shape",
+        "an integer has 400 digits",
     ),
     "a number of 5000 digits": (b'{"a": {"dtype": "F32", "shape": [' + b"9" * 5000 + b"]}}", "header"),
     "a dtype that is not known": ({"a": A | {"dtype": "F99"}, "b": B}, "dtype F99"),
