@@ -111,7 +111,7 @@ def test_plan_is_told(first):
     plan, converted = manifests(first)["resolve"]["plan"], manifests(first)
     assert plan["bytes_out"] == converted["convert-0"]["bytes_out"] + converted["convert-1"]["bytes_out"]
     assert plan["disk_bytes"] < plan["free_bytes"]
-    assert "plan: tiny-deepseek-v3 (deepseek_v3)" in first["log"]
+    assert "plan: acme--tiny-deepseek-v3 (deepseek_v3)" in first["log"]
 
 
 def test_only_the_download_stays(first):
@@ -121,7 +121,7 @@ def test_only_the_download_stays(first):
 
 def test_checkpoint_is_published_with_what_belongs_to_it(first, directory, hub):
     published = Path(manifests(first)["publish"]["url"])
-    expected = directory / "published" / "tiny-deepseek-v3" / hub.repos[REPO].commit
+    expected = directory / "published" / "acme--tiny-deepseek-v3" / hub.repos[REPO].commit
     assert published == expected / "scanned-bf16-ocdbt-zarr3-maxtext0.2.5"
     for name in ("0/items/_METADATA", "manifest.json", "provenance.json", "report/report.html"):
         assert (published / name).is_file(), name

@@ -30,7 +30,7 @@ def test_new_model_is_onboarded(standalone, standalone_hub, scheduled):
         scheduled.failed: "failed",
     }
     commit = standalone_hub.repos[REPO].commit
-    published = standalone.directory / "published" / "tiny-deepseek-v3" / commit / SLUG
+    published = standalone.directory / "published" / "acme--tiny-deepseek-v3" / commit / SLUG
     assert (published / "ferry_commit.json").exists()
 
 

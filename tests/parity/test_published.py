@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 from conversion_lib.conversions.convert import convert
+from conversion_lib.logits.by_maxtext.settings import EXACT, model_settings
+from conversion_lib.models.hf_config import load_config
 from conversion_lib.publish.publish import publish
 from conversion_lib.record import Target
 from tests.parity.harness import MAXTEXT_PYTHON
@@ -58,13 +60,10 @@ def answers(fake: FakeCloudStorage, work: Path) -> Answers:
         for where, checkpoint in {"local": str(work / name), "published": published}.items():
             jobs[name, where] = {
                 "kind": "logits",
-                "source": str(source),
                 "checkpoint": checkpoint,
+                "settings": [*model_settings(load_config(source), True, target.ocdbt, target.zarr3), *EXACT],
                 "tokens": f"{source}/tokens.npy",
                 "out": str(work / f"{name}-{where}.npy"),
-                "scan": True,
-                "ocdbt": target.ocdbt,
-                "zarr3": target.zarr3,
             }
     (work / "jobs.json").write_text(json.dumps(list(jobs.values())))
     command = [MAXTEXT_PYTHON, Path(__file__).with_name("maxtext_worker.py"), work / "jobs.json", work / "results.json"]
