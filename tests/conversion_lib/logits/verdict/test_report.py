@@ -52,6 +52,7 @@ def result(**changes):
         "not_finite": None,
         "engine": "ferry",
         "digest": "sha256:abc",
+        "covers": {},
         "notes": ["no token went to 3 experts"],
         "report": "report/report.html",
         "reference": "0",
