@@ -190,7 +190,9 @@ def test_a_size_that_the_config_omits_is_named_where_the_class_has_another(key, 
     config = {name: value for name, value in published_config.items() if name != key}
     config |= {key: None} if change == "null" else {}
     tensors = tensors_of(published_config)
-    with pytest.raises(BadInput, match=rf"; config\.json omits {key}, so the default of its class holds(\. There are|$)"):
+    with pytest.raises(
+        BadInput, match=rf"; config\.json omits {key}, so the default of its class holds(\. There are|$)"
+    ):
         plan_of(config, tensors)
 
 
