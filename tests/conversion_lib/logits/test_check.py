@@ -39,7 +39,7 @@ def write_record(root, *, exact, save_dtype="float32", maxtext="0.2.5", family="
         identity={},
         family=family,
         model_name="tiny",
-        origin=Origin(path="somewhere", repo="some/model", commit="c0ffee"),
+        origin=Origin(path="somewhere", repo="some/model", commit="c0ffee" * 6 + "c0de"),
         target=Target(save_dtype=save_dtype, maxtext=maxtext),
         arrays=1,
         bytes_in=1,
