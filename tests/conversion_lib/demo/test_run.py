@@ -109,7 +109,7 @@ def test_interrupted_demo_leaves_no_process(tmp_path):
     command = [sys.executable, "-m", "conversion_lib", "demo"]
     demo = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL)
     try:
-        until(lambda: [pid for pid in processes_of(tmp_path) if "conversion_lib check" in command_line(pid)])
+        until(lambda: [pid for pid in processes_of(tmp_path) if "steps.redo check" in command_line(pid)])
         demo.send_signal(signal.SIGINT)
         assert demo.wait(30) != 0
         until(lambda: not processes_of(tmp_path))
