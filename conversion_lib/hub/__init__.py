@@ -1,7 +1,6 @@
 """Looks up, downloads and streams repositories of the Hugging Face Hub."""
 
 from conversion_lib.hub.downloading import (
-    WORK_NAME,
     DownloadResult,
     cache_directory,
     cached_download,
@@ -11,6 +10,7 @@ from conversion_lib.hub.downloading import (
 )
 from conversion_lib.hub.files import Resolved, hub_endpoint
 from conversion_lib.hub.needed import needed_files, side_files
+from conversion_lib.record import WORK_NAME
 
 __all__ = [
     "WORK_NAME",

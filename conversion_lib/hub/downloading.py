@@ -29,6 +29,7 @@ from conversion_lib.progress import SILENT, Reporter
 from conversion_lib.record import (
     DOWNLOAD_RECORD_NAME,
     NOT_OF_A_SOURCE,
+    WORK_NAME,
     Commit,
     Provenance,
     RemoteFile,
@@ -42,8 +43,6 @@ from conversion_lib.storage.links import refuse_links_in
 from conversion_lib.storage.locations import local_path
 from conversion_lib.storage.names import is_hidden, is_safe, path_below, require_distinct, shown
 
-WORK_NAME = ".ferry"
-"""Directory for work in progress in the destination; removed when the download is complete."""
 THREADS = 4
 SHOWN = 4
 """Names in a message, of many."""

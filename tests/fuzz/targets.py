@@ -33,23 +33,9 @@ from conversion_lib.sources.weight_files import read_index
 from conversion_lib.storage.checksums import FileEntry
 from ferry_airflow.scheduling.catalog import load_catalog
 from tests.fuzz.mutations import mutated
+from tests.support.checkpoints import QWEN3
 
-CONFIG = {
-    "architectures": ["Qwen3ForCausalLM"],
-    "model_type": "qwen3",
-    "head_dim": 8,
-    "hidden_size": 24,
-    "intermediate_size": 40,
-    "num_attention_heads": 4,
-    "num_hidden_layers": 3,
-    "num_key_value_heads": 2,
-    "rms_norm_eps": 1e-06,
-    "rope_theta": 1000000,
-    "tie_word_embeddings": False,
-    "torch_dtype": "bfloat16",
-    "vocab_size": 5,
-    "max_position_embeddings": 4096,
-}
+CONFIG = QWEN3 | {"vocab_size": 5, "max_position_embeddings": 4096}
 QUANTIZED = {
     "quant_method": "compressed-tensors",
     "format": "pack-quantized",
